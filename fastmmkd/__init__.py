@@ -1,0 +1,1 @@
+"""fastmmkd: fast training of multimodal sentiment models that survive missing modalities."""

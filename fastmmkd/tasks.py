@@ -1,0 +1,109 @@
+"""What is predicted: a task fixes the head's width, the training target, the loss and how logits become predictions.
+
+Shape legend: G groups (independent models), N samples, O outputs of the head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fastmmkd.data.store import EMOTIONS
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of
+
+    ================== ============ ======= ==========================================================
+    name               labels       outputs predictions
+    ================== ============ ======= ==========================================================
+    regression         score        1       `[N]` score
+    classification-2   score        2       `[N, 2]` probabilities of negative (< 0), non-negative (>= 0)
+    classification-3   score        3       `[N, 3]` probabilities of negative, zero, positive
+    classification-7   score        7       `[N, 7]` probabilities of the rounded scores -3 .. 3
+    emotions-binary    emotions     8       `[N, 4]` probability that each emotion holds (4 problems x 2 logits)
+    emotions-4way      emotions     4       `[N, 4]` probabilities of the single label
+    ================== ============ ======= ==========================================================
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in TASKS:
+            raise ValueError(f"task {self.name!r} is not one of {', '.join(TASKS)}")
+
+    @property
+    def label_kind(self) -> str:
+        return "emotions" if self.name.startswith("emotions") else "score"
+
+    @property
+    def is_regression(self) -> bool:
+        return self.name == "regression"
+
+    @property
+    def outputs(self) -> int:
+        """Width O of the head."""
+        return TASKS[self.name]
+
+    @property
+    def problems(self) -> int:
+        """Independent softmax problems the logits hold: 4 for `emotions-binary`, else 1."""
+        return len(EMOTIONS) if self.name == "emotions-binary" else 1
+
+    def targets(self, labels: np.ndarray) -> np.ndarray:
+        """Labels `[N]` or `[N, 4]` -> float32 `[N]` for regression, else int64 class indices `[N, problems]`."""
+        if self.name == "regression":
+            return labels.astype(np.float32)
+        if self.name == "emotions-binary":
+            return (labels > 0.5).astype(np.int64)
+        if self.name == "emotions-4way":
+            return labels.argmax(axis=1).astype(np.int64)[:, None]
+        return score_classes(labels, self.outputs)[:, None]
+
+    def loss(self, logits_gno: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Task loss per group `[G]`: MSE, or cross-entropy averaged over samples and summed over problems.
+
+        Args:
+            logits_gno: `[G, N, O]`; computed in float32.
+            targets: `[G, N]` float for regression, `[G, N, problems]` int64 otherwise.
+        """
+        logits_gno = logits_gno.float()
+        if self.is_regression:
+            return (logits_gno.squeeze(-1) - targets.float()).square().mean(-1)
+        log_p = F.log_softmax(self.split_problems(logits_gno), dim=-1)
+        return -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1).sum(-1).mean(-1)
+
+    def split_problems(self, logits: torch.Tensor) -> torch.Tensor:
+        """`[..., O]` -> `[..., problems, O / problems]`."""
+        return logits.unflatten(-1, (self.problems, -1))
+
+    def predictions(self, logits_no: torch.Tensor) -> np.ndarray:
+        """Logits `[N, O]` -> float64 predictions as the table above says."""
+        logits = logits_no.detach().double().cpu()
+        if self.is_regression:
+            return logits.squeeze(-1).numpy()
+        p = torch.softmax(self.split_problems(logits), dim=-1)
+        return p[..., 1].numpy() if self.name == "emotions-binary" else p.squeeze(-2).numpy()
+
+
+TASKS = {
+    "regression": 1,
+    "classification-2": 2,
+    "classification-3": 3,
+    "classification-7": 7,
+    "emotions-binary": 8,
+    "emotions-4way": 4,
+}
+
+
+def score_classes(scores: np.ndarray, classes: int) -> np.ndarray:
+    """Bin sentiment scores: 2 = (< 0, >= 0), 3 = (< 0, 0, > 0), 7 = rounded half to even and clipped to +-3."""
+    if classes == 2:
+        return (scores >= 0).astype(np.int64)
+    if classes == 3:
+        return np.sign(scores).astype(np.int64) + 1
+    return np.clip(np.round(scores), -3, 3).astype(np.int64) + 3
