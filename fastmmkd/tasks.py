@@ -11,7 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastmmkd.data.store import EMOTIONS
+from fastmmkd.data.dataset import EMOTIONS
+
+SCORE_CLASS_NAMES = {
+    2: ("negative", "nonnegative"),
+    3: ("negative", "zero", "positive"),
+    7: ("-3", "-2", "-1", "0", "1", "2", "3"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,11 @@ class Task:
     def outputs(self) -> int:
         """Width O of the head."""
         return TASKS[self.name]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the columns of the predicted probabilities; empty for regression."""
+        return EMOTIONS if self.label_kind == "emotions" else SCORE_CLASS_NAMES.get(self.outputs, ())
 
     @property
     def problems(self) -> int:

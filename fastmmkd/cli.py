@@ -1,0 +1,140 @@
+"""The command line: `fastmmkd train|eval|predict|report|data|env`, and what `train.py` runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fastmmkd.errors import Interrupted, UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code (2 for bad input, 130 when interrupted and saved)."""
+    parser = argparse.ArgumentParser(
+        prog="fastmmkd", description="Multimodal sentiment models that survive missing modalities."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_train_arguments(commands.add_parser("train", help="train and evaluate a config (as train.py does)"))
+
+    from fastmmkd.data import commands as data_commands
+    from fastmmkd.evaluation import commands as report_commands
+
+    data_commands.register(commands)
+    report_commands.register(commands)
+    _register_eval(commands)
+    _register_predict(commands)
+    environment = commands.add_parser("env", help="versions, devices, and which implementation each operation uses")
+    environment.set_defaults(run=_run_env)
+    args = parser.parse_args(argv)
+    return _guarded(lambda: args.run(args))
+
+
+def train_main(argv: Sequence[str] | None = None) -> int:
+    """What `train.py` runs, alone or under the deepspeed launcher."""
+    parser = argparse.ArgumentParser(prog="train.py", description="Train and evaluate a config.")
+    add_train_arguments(parser)
+    args = parser.parse_args(argv)
+    return _guarded(lambda: args.run(args))
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of training."""
+    parser.add_argument("--config", required=True, type=Path, help="a config file, for example configs/umdf_mosi.json")
+    parser.add_argument("--data", metavar="FILE", help="data file in place of the config's data.path")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, train.epochs=2")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/<config name>)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder; finished seeds stay")
+    parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the config's train.seeds")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
+    parser.set_defaults(run=_run_train)
+
+
+def _run_train(args: argparse.Namespace) -> int:
+    from fastmmkd.config import load_config
+
+    overrides = list(args.set)
+    if args.data:
+        overrides.append(f'data.path="{args.data}"')
+    if args.seeds:
+        overrides.append(f"train.seeds=[{args.seeds}]")
+    config = load_config(args.config, overrides)
+    from fastmmkd.engine.run import train_run
+
+    train_run(config, args.output or Path("runs") / args.config.stem, args.resume)
+    return 0
+
+
+def _register_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("eval", help="evaluate a trained run: seven conditions, sweep, tables and plots")
+    parser.add_argument("--run", dest="folder", required=True, type=Path, metavar="DIR", help="the run's folder")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="data file in place of the run's")
+    parser.set_defaults(run=_run_eval)
+
+
+def _run_eval(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from fastmmkd.engine.run import read_data
+    from fastmmkd.evaluation.run_results import write_run_results
+    from fastmmkd.predictor import load_all
+
+    predictors = load_all(args.folder)
+    config = predictors[0].config
+    path = args.data or Path(config.data.path)
+    dataset = read_data(path)
+    test = dataset.splits["test"]
+    evaluations = [p.evaluator(test, str(path)).evaluate(p.module.predict, p.seed) for p in predictors]
+    write_run_results(args.folder, config, dataset, evaluations, Console())
+    return 0
+
+
+def _register_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("predict", help="predict every sample of a data file, complete or not, into a CSV")
+    parser.add_argument("--run", dest="folder", required=True, type=Path, metavar="DIR", help="a trained run's folder")
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="a store file")
+    parser.add_argument("--out", required=True, type=Path, metavar="CSV", help="predictions, one row per sample")
+    parser.add_argument("--seed", type=int, help="which of the run's seeds (default: the first)")
+    parser.set_defaults(run=_run_predict)
+
+
+def _run_predict(args: argparse.Namespace) -> int:
+    from fastmmkd.data import store
+    from fastmmkd.predictor import load, write_predictions
+
+    predictor = load(args.folder, args.seed)
+    rows = write_predictions(predictor, store.read(args.data), args.out)
+    print(f"{args.out}: {rows} predictions of {predictor.config.method} seed {predictor.seed}")
+    return 0
+
+
+def _run_env(args: argparse.Namespace) -> int:
+    from fastmmkd.environment import print_environment
+
+    print_environment()
+    return 0
+
+
+def _guarded(command: Callable[[], int]) -> int:
+    """Turn the exceptions that users are meant to see into one line and an exit code."""
+    try:
+        return command()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":  # the other processes of a run would only repeat it
+            print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Interrupted:
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted; everything is saved, continue with --resume", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

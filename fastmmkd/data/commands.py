@@ -1,0 +1,120 @@
+"""`fastmmkd data import | inspect | synth`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from fastmmkd.data import store
+from fastmmkd.data.importers import FORMATS, import_dataset
+from fastmmkd.data.inspect import describe
+from fastmmkd.errors import UserError
+from fastmmkd.modalities import MODALITIES
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `data` and its three commands; each sets `run`, a function from parsed arguments to an exit code."""
+    data = subparsers.add_parser("data", help="import, inspect or synthesise data sets")
+    commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+
+    imported = commands.add_parser("import", help="turn a published data set into one HDF5 store")
+    imported.add_argument("--format", required=True, choices=list(FORMATS), help="the layout of SRC")
+    imported.add_argument("source", type=Path, metavar="SRC", help="pickle (mmsa, mult) or folder (csd, mfn)")
+    imported.add_argument(
+        "--resplit",
+        type=int,
+        metavar="SEED",
+        help="pool all splits and divide them again, stratified by label sign and existing modalities",
+    )
+    _add_output(imported)
+    imported.set_defaults(run=run_import)
+
+    inspected = commands.add_parser("inspect", help="print a quality report of a store")
+    inspected.add_argument("file", type=Path, metavar="FILE")
+    inspected.set_defaults(run=run_inspect)
+
+    synthetic = commands.add_parser("synth", help="make a synthetic data set shaped like a real one")
+    synthetic.add_argument("--like", required=True, choices=["mosi", "mosei", "iemocap"])
+    synthetic.add_argument(
+        "--fraction", type=float, default=1.0, metavar="F", help="of the real set's size (default 1)"
+    )
+    synthetic.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
+    _add_output(synthetic)
+    synthetic.set_defaults(run=run_synth)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.h5", help="replaced if it is there")
+    parser.add_argument("--dtype", choices=list(store.DTYPES), default="float32", help="of features on disk")
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """`fastmmkd data import`: import, write, say what was written and cleaned."""
+    _make_folder(args.out)
+    console = Console()
+    with console.status(f"reading {args.source}"):
+        dataset = import_dataset(args.format, args.source, args.resplit)
+    _write(console, dataset, args)
+    return 0
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    """`fastmmkd data inspect`: check the hash and print the report."""
+    Console().print(describe(store.read(args.file, verify=True)))
+    return 0
+
+
+def run_synth(args: argparse.Namespace) -> int:
+    """`fastmmkd data synth`: generate and write."""
+    from fastmmkd.data.synthetic import synthesize  # only this command needs the generator
+
+    _make_folder(args.out)
+    console = Console()
+    with console.status(f"drawing a data set like {args.like}"):
+        dataset = synthesize(args.like, args.fraction, args.seed)
+    _write(console, dataset, args)
+    return 0
+
+
+def _make_folder(out: Path) -> None:
+    """Before the long part, not after it."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out.parent}: cannot be made ({error.strerror or error})") from error
+
+
+def _write(console: Console, dataset: store.Dataset, args: argparse.Namespace) -> None:
+    with console.status(f"writing {args.out}"):
+        written = store.write(dataset, args.out, args.dtype)
+    sizes = "/".join(str(len(split)) for split in written.splits.values())
+    shapes = ", ".join(f"{m} {x.shape[1]} x {x.shape[2]}" for m, x in written.splits["train"].features.items())
+    console.print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)", soft_wrap=True, highlight=False)
+    console.print(f"  {sizes} samples (train/valid/test); frames x features: {shapes}", soft_wrap=True, highlight=False)
+    for line in cleaned(written):
+        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+
+
+def cleaned(dataset: store.Dataset) -> list[str]:
+    """What the importer changed or missed, one line per finding; empty if nothing."""
+    report, lines = dataset.report, []
+    for m in MODALITIES:
+        counts = [sum(split.get(m, {}).values()) for split in report.get("nonfinite", {}).values()]
+        if total := sum(counts):
+            lines.append(f"{m}: {total} NaN or infinite values set to 0")
+    if dataset.label_map != "identity":
+        lines.append(f"labels stored as {dataset.label_map}")
+    for i, m in enumerate(MODALITIES):
+        absent = {name: int((~split.present[:, i]).sum()) for name, split in dataset.splits.items()}
+        parts = [f"{n} of {len(dataset.splits[name])} samples of {name}" for name, n in absent.items() if n]
+        if parts:
+            lines.append(f"{m} is absent from {', '.join(parts)}")
+    if repeated := report.get("ids", {}).get("repeated"):
+        lines.append(f"{repeated} repeated ids renamed")
+    if "resplit" in report:
+        lines.append(f"re-split with seed {report['resplit']['seed']}")
+        if shared := report["resplit"]["videos_in_several_splits"]:
+            lines.append(f"warning: {shared} videos now have segments in several splits")
+    return [*lines, *report.get("notes", [])]

@@ -1,0 +1,246 @@
+"""What every importer does with the arrays it found: clean, detect padding and absence, left-pad, name, count.
+
+Shape legend: N samples, T_m frames and d_m features of modality m.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastmmkd.data.importers.padding import Span, given_span, occupied_span, pad_left, side_counts, union_span
+from fastmmkd.data.integrity import SCORE_LIMIT
+from fastmmkd.data.store import SPLITS, Dataset, Split
+from fastmmkd.errors import UserError
+from fastmmkd.modalities import MODALITIES
+
+COUNTED = ("nonfinite", "absent", "padding", "length_misfits")
+"""What the report counts per split, and in it per modality (padding of an aligned set: for all, as `shared`)."""
+
+
+@dataclass
+class RawSplit:
+    """One split as a source gives it. `assemble` takes the arrays over and may change them in place."""
+
+    features: dict[str, np.ndarray]
+    """Modality -> `[N, T_m, d_m]` of any number dtype, padded on any side; a modality the split lacks has no key."""
+    labels: np.ndarray
+    """`[N]` scores or `[N, 4]` emotions, already in the store's order and scale."""
+    ids: Sequence[str] | None = None
+    lengths: dict[str, np.ndarray] = field(default_factory=dict)
+    """Modality -> `[N]` lengths that the source gives; they are believed where they leave only zeros outside."""
+    tokens: np.ndarray | None = None
+    """`[N, T_language]` token mask of the language sequence, where the source has one; frames outside are not real."""
+
+
+def assemble(
+    raw: Mapping[str, RawSplit], *, source: str, importer: str, label_kind: str = "score", label_map: str = "identity"
+) -> Dataset:
+    """Turn the splits of a source into a data set of the store's layout.
+
+    Padding: a modality's frames are real from its first to its last frame that is not all zero, or as `lengths` or
+    `tokens` say. In an aligned set (one T for all modalities, no lengths) the present modalities of a sample share
+    the smallest span that covers all of theirs, so that a zero frame inside or at the end of one modality is a missing
+    frame. A modality that is all zero in a sample, or that its split lacks, is absent (length 0).
+
+    NaN and infinities become 0, repeated ids get a suffix, missing ids are made; all of it is counted in `report`.
+
+    Raises:
+        UserError: arrays disagree in their number of samples or, between splits, in T or d; no modality exists at all;
+            a score lies outside [-3, 3].
+    """
+    shapes = _common_shapes(raw, source)
+    if label_kind == "score":
+        _check_scores(raw, source)
+    # Lengths of its own for one modality say that the modalities have different time axes.
+    aligned = len({shape[0] for shape in shapes.values()}) == 1 and not any(split.lengths for split in raw.values())
+    report: dict[str, Any] = {"aligned": aligned, **{key: {} for key in COUNTED}}
+    splits = {}
+    for name in SPLITS:
+        counted: dict[str, dict[str, Any]] = {key: {} for key in COUNTED}
+        splits[name] = _assemble_split(raw[name], shapes, aligned, counted)
+        for key in COUNTED:
+            report[key][name] = counted[key]
+    report["ids"] = _name_samples(raw, splits)
+    report["notes"] = _notes(raw, shapes)
+    return Dataset(
+        splits=splits, label_kind=label_kind, source=source, importer=importer, label_map=label_map, report=report
+    )
+
+
+def _check_scores(raw: Mapping[str, RawSplit], source: str) -> None:
+    for name, split in raw.items():
+        if (beyond := np.abs(split.labels) > SCORE_LIMIT).any():
+            i = int(np.argmax(beyond))
+            raise UserError(f"{source}: {name} label {i} is {split.labels[i]:g}, expected a score in [-3, 3]")
+
+
+def _notes(raw: Mapping[str, RawSplit], shapes: Mapping[str, Any]) -> list[str]:
+    nowhere = [f"the source has no {modality} at all" for modality in MODALITIES if modality not in shapes]
+    return nowhere + [
+        f"the source's {name} split has no {modality}"
+        for name in SPLITS
+        for modality in shapes
+        if modality not in raw[name].features
+    ]
+
+
+def _common_shapes(raw: Mapping[str, RawSplit], source: str) -> dict[str, tuple[int, int]]:
+    """Modality -> (T_m, d_m), the same in every split that has it."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for name in SPLITS:
+        split = raw[name]
+        if len(split.labels) == 0:
+            raise UserError(f"{source}: {name} has no samples")
+        if split.ids is not None and len(split.ids) != len(split.labels):
+            raise UserError(f"{source}: {name} has {len(split.ids)} ids for {len(split.labels)} labels")
+        for modality, x in split.features.items():
+            if x.ndim != 3:
+                raise UserError(f"{source}: {name} {modality} is {list(x.shape)}, expected [N, T, d]")
+            if len(x) != len(split.labels):
+                raise UserError(f"{source}: {name} {modality} has {len(x)} samples, its labels {len(split.labels)}")
+            if shapes.setdefault(modality, x.shape[1:]) != x.shape[1:]:
+                raise UserError(
+                    f"{source}: {name} {modality} is {list(x.shape)}, expected [N, {shapes[modality][0]}, "
+                    f"{shapes[modality][1]}] as in the other splits"
+                )
+    if not shapes:
+        raise UserError(f"{source}: has none of the modalities {', '.join(MODALITIES)}")
+    return shapes
+
+
+def _assemble_split(
+    split: RawSplit, shapes: dict[str, tuple[int, int]], aligned: bool, counted: dict[str, dict[str, Any]]
+) -> Split:
+    samples = len(split.labels)
+    features: dict[str, np.ndarray] = {}
+    spans: dict[str, Span] = {}
+    present = np.zeros((samples, len(MODALITIES)), bool)
+    for m, modality in enumerate(MODALITIES):
+        if modality not in split.features:
+            steps, width = shapes.get(modality, (next(iter(shapes.values()))[0] if aligned else 1, 1))
+            features[modality] = np.zeros((samples, steps, width), np.float32)
+            counted["absent"][modality] = samples
+            continue
+        x, counts = finite_float32(split.features[modality])
+        if counts:
+            counted["nonfinite"][modality] = counts
+        if modality == "language" and split.tokens is not None:
+            # BERT gives padding tokens a vector too.
+            x[~split.tokens & split.tokens.any(1, keepdims=True)] = 0
+        occupied = (x != 0).any(-1)
+        present[:, m] = occupied.any(1)
+        if absent := int((~present[:, m]).sum()):
+            counted["absent"][modality] = absent
+        features[modality] = x
+        spans[modality] = _own_span(split, modality, occupied, counted["length_misfits"])
+    spans = {m: _emptied(span, present[:, MODALITIES.index(m)]) for m, span in spans.items()}
+    if aligned and spans:
+        shared = union_span(list(spans.values()))
+        counted["padding"]["shared"] = side_counts(shared, next(iter(shapes.values()))[0])
+        spans = {m: _emptied(shared, present[:, MODALITIES.index(m)]) for m in spans}
+    lengths = np.zeros((samples, len(MODALITIES)), np.int32)
+    for modality, span in spans.items():
+        if not aligned:
+            counted["padding"][modality] = side_counts(span, shapes[modality][0])
+        pad_left(features[modality], span)
+        lengths[:, MODALITIES.index(modality)] = span[1] - span[0]
+    return Split(features=features, lengths=lengths, present=present, labels=split.labels.astype(np.float32), ids=[])
+
+
+def _own_span(split: RawSplit, modality: str, occupied: np.ndarray, misfits: dict[str, Any]) -> Span:
+    if modality == "language" and split.tokens is not None:
+        start, stop = occupied_span(occupied)
+        first, last = occupied_span(split.tokens)
+        none = last == first  # a mask without tokens says nothing
+        return np.where(none, start, first), np.where(none, stop, last)
+    if modality in split.lengths:
+        span, misfit = given_span(occupied, split.lengths[modality])
+        if count := int((misfit & occupied.any(1)).sum()):
+            misfits[modality] = count
+        return span
+    return occupied_span(occupied)
+
+
+def _emptied(span: Span, present: np.ndarray) -> Span:
+    return np.where(present, span[0], 0), np.where(present, span[1], 0)
+
+
+def finite_float32(x: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+    """`x` as float32 with NaN and infinities replaced by 0 (in place where it is float32), and their numbers:
+    keys `nan`, `inf`, absent when 0."""
+    with np.errstate(over="ignore"):
+        x = np.require(x, np.float32, ["C", "W"])  # a copy only where it must be
+    if (finite := np.isfinite(x)).all():
+        return x, {}
+    nan = int(np.isnan(x).sum())
+    counts = {"nan": nan, "inf": int((~finite).sum()) - nan}
+    x[~finite] = 0
+    return x, {kind: count for kind, count in counts.items() if count}
+
+
+def _name_samples(raw: Mapping[str, RawSplit], splits: Mapping[str, Split]) -> dict[str, Any]:
+    """Fill in ids, unique over all splits; say which were made or renamed."""
+    taken: set[str] = set()
+    repeats: Counter[str] = Counter()
+    generated = []
+    for name, split in splits.items():
+        ids = raw[name].ids
+        if ids is None:
+            generated.append(name)
+            ids = [f"{name}-{i:05d}" for i in range(len(split))]
+        for wanted in ids:
+            unique = wanted
+            while unique in taken:
+                repeats[wanted] += 1
+                unique = f"{wanted}#{repeats[wanted] + 1}"
+            taken.add(unique)
+            split.ids.append(unique)
+    return {"generated": generated, "repeated": repeats.total(), "repeated_examples": sorted(repeats)[:5]}
+
+
+def require_scores(labels: np.ndarray, where: str) -> np.ndarray:
+    """`[N]`, `[N, 1]` or `[N, 1, 1]` numbers -> `[N]` float64; all finite, N >= 1.
+
+    Raises:
+        UserError: another shape or dtype, no label, or one that is not finite.
+    """
+    labels = np.asarray(labels)
+    if labels.size == 0 or labels.ndim == 0 or labels.size != len(labels) or labels.dtype.kind not in "iuf":
+        raise UserError(f"{where} are {labels.dtype} {list(labels.shape)}, expected one number per sample")
+    labels = labels.reshape(-1).astype(np.float64)
+    if not np.isfinite(labels).all():
+        raise UserError(f"{where}[{int(np.argmin(np.isfinite(labels)))}] is not finite, expected a score")
+    return labels
+
+
+def numeric(x: object, where: str) -> np.ndarray:
+    """An array of numbers, whatever holds them.
+
+    Raises:
+        UserError: ragged, empty or not numbers.
+    """
+    try:
+        array = np.asarray(x)
+    except ValueError:
+        raise UserError(f"{where} is ragged, expected one array [N, T, d]") from None
+    if array.dtype.kind not in "iuf":
+        raise UserError(f"{where} is {array.dtype} {list(array.shape)}, expected numbers [N, T, d]")
+    return array
+
+
+def text_ids(ids: Iterable[object]) -> list[str]:
+    """Ids of any spelling as text: bytes are decoded, the parts of a tuple or row joined with `_`."""
+    return [_as_text(entry) for entry in ids]
+
+
+def _as_text(entry: object) -> str:
+    if isinstance(entry, bytes):
+        return entry.decode("utf-8", "replace")
+    if isinstance(entry, (list, tuple, np.ndarray)):
+        return "_".join(_as_text(part) for part in entry)
+    return str(entry)

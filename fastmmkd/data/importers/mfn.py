@@ -1,0 +1,87 @@
+"""MFN's `{text,audio,video}_{train,valid,test}[_emb].h5` and `y_*.h5` (ICT-MMMO, MOSI, YouTube)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from fastmmkd.data.importers.assemble import RawSplit, assemble, require_scores
+from fastmmkd.data.store import SPLITS, Dataset
+from fastmmkd.errors import UserError
+
+PREFIXES = {"language": "text", "audio": "audio", "visual": "video"}
+DATASET_NAMES = ("d1", "data")
+STAR_CENTRE = 3.0
+"""ICT-MMMO's reviews have 1 to 5 stars; 3 is neutral."""
+
+
+def load(source: Path) -> Dataset:
+    """Import a folder of MFN files.
+
+    Each file has one data set, `d1` or `data`: features `[N, T, d]`, labels `[N]`. `text_train_emb.h5` wins over
+    `text_train.h5`. A modality whose file a split lacks is absent in that split.
+
+    Labels: when no label of any split is below 1 or above 5 and one is above 3, they are stars, stored as `label - 3`;
+    when all lie in [-3, 3] they are kept; anything else is refused.
+
+    Raises:
+        UserError: not such a folder, a split without labels or without any features, or labels of another scale.
+    """
+    if not source.is_dir():
+        raise UserError(
+            f"{source}: {'is a file' if source.exists() else 'no such folder'}, expected a folder of .h5 files"
+        )
+    raw = {name: _raw_split(source, name) for name in SPLITS}
+    label_map = _map_labels(raw, source)
+    return assemble(raw, source=f"MFN {source.resolve().name}", importer="mfn", label_map=label_map)
+
+
+def _raw_split(folder: Path, name: str) -> RawSplit:
+    labels_file = folder / f"y_{name}.h5"
+    if not labels_file.is_file():
+        raise UserError(f"{labels_file}: no such file, expected the labels of {name}")
+    files = {modality: _feature_file(folder, prefix, name) for modality, prefix in PREFIXES.items()}
+    features = {modality: _features(file) for modality, file in files.items() if file is not None}
+    if not features:
+        wanted = ", ".join(f"{prefix}_{name}.h5" for prefix in PREFIXES.values())
+        raise UserError(f"{folder}: no features for {name}, expected at least one of {wanted} (or with _emb)")
+    return RawSplit(features=features, labels=require_scores(_only_dataset(labels_file), f"{labels_file}: labels"))
+
+
+def _feature_file(folder: Path, prefix: str, name: str) -> Path | None:
+    candidates = (folder / f"{prefix}_{name}_emb.h5", folder / f"{prefix}_{name}.h5")
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _features(file: Path) -> np.ndarray:
+    x = _only_dataset(file)
+    if x.ndim != 3 or x.dtype.kind not in "iuf":
+        raise UserError(
+            f"{file}: holds {x.dtype} {list(x.shape)}, expected features [N, T, d] (word vectors, not indices)"
+        )
+    return x
+
+
+def _only_dataset(file: Path) -> np.ndarray:
+    try:
+        with h5py.File(file, "r") as h5:
+            for name in DATASET_NAMES:
+                if isinstance(h5.get(name), h5py.Dataset):
+                    return np.asarray(h5[name])
+            raise UserError(f"{file}: no data set {' or '.join(DATASET_NAMES)}, found {', '.join(h5) or 'nothing'}")
+    except OSError as error:
+        raise UserError(f"{file}: not a readable HDF5 file ({error})") from error
+
+
+def _map_labels(raw: dict[str, RawSplit], source: Path) -> str:
+    labels = np.concatenate([split.labels for split in raw.values()])
+    low, high = labels.min(), labels.max()
+    if low >= 1 and 3 < high <= 5:
+        for split in raw.values():
+            split.labels = split.labels - STAR_CENTRE
+        return "label - 3"
+    if low < -3 or high > 3:
+        raise UserError(f"{source}: labels run from {low:g} to {high:g}, expected [-3, 3] or 1 to 5 stars")
+    return "identity"

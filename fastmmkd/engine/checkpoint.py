@@ -1,0 +1,126 @@
+"""State that survives: resumable checkpoints, and the exported model.
+
+A seed's folder holds `checkpoints/latest.json`, which names the one complete checkpoint, and `model.safetensors`, the
+best model so far with the normalisation statistics it was trained under.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fastmmkd.data.batches import Normalisation
+from fastmmkd.distributed import rank, world_size
+from fastmmkd.errors import UserError
+from fastmmkd.files import read_json, replacing, write_json
+from fastmmkd.modalities import MODALITIES
+
+MODEL_FILE = "model.safetensors"
+NORMALISATION = "normalisation"
+
+
+@dataclass
+class Progress:
+    """Where a training run stands, besides what DeepSpeed keeps (weights, optimiser, loss scale)."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    step: int = 0
+    """Steps completed within the current epoch."""
+    best: float | None = None
+    """Selection metric of the exported model."""
+    best_epoch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Loss parts summed over this epoch's steps so far."""
+    seconds: float = 0.0
+    """Time spent in this epoch so far."""
+    finished: bool = False
+
+
+def save_checkpoint(engine: Any, folder: Path, progress: Progress, global_step: int) -> None:
+    """Save everything; the old checkpoint goes only when the new one is complete."""
+    tag = f"step_{global_step}" + ("_end" if progress.finished else "")
+    engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    _barrier()
+    if rank() == 0:
+        write_json(
+            folder / "latest.json", {"tag": tag, "world_size": world_size(), "step": global_step} | asdict(progress)
+        )
+        for other in folder.iterdir():
+            if other.is_dir() and other.name != tag:
+                shutil.rmtree(other)
+    _barrier()
+
+
+def read_progress(folder: Path) -> tuple[Progress, dict[str, Any]] | None:
+    """What `latest.json` says, or None where nothing was saved yet."""
+    pointer = folder / "latest.json"
+    if not pointer.exists():
+        return None
+    saved = read_json(pointer, "a checkpoint's latest.json")
+    try:
+        return Progress(**{name: saved[name] for name in Progress.__dataclass_fields__}), saved
+    except (KeyError, TypeError):
+        raise UserError(f"{pointer}: not a checkpoint's latest.json; expected the keys of this version") from None
+
+
+def load_checkpoint(engine: Any, folder: Path, saved: dict[str, Any]) -> None:
+    """Restore weights, optimiser and loss scale.
+
+    Raises:
+        UserError: it was written by another number of processes.
+    """
+    if saved["world_size"] != world_size():
+        raise UserError(
+            f"{folder}: written by {saved['world_size']} processes, this run has {world_size()}; "
+            "resume with the same number"
+        )
+    engine.load_checkpoint(str(folder), tag=saved["tag"])
+
+
+def export_model(module: torch.nn.Module, normalisation: Normalisation, directory: Path, facts: dict[str, str]) -> None:
+    """Write `model.safetensors`: the module's parameters under their names, and `normalisation.<modality>.mean|std`."""
+    if rank() == 0:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+        for modality in MODALITIES:
+            for name, value in zip(("mean", "std"), normalisation[modality], strict=True):
+                tensors[f"{NORMALISATION}.{modality}.{name}"] = torch.from_numpy(np.asarray(value, np.float64))
+        with replacing(directory / MODEL_FILE) as temporary:
+            save_file(tensors, str(temporary), metadata=facts)
+    _barrier()
+
+
+def import_model(directory: Path) -> tuple[dict[str, torch.Tensor], Normalisation]:
+    """Read `model.safetensors`: parameters and normalisation statistics.
+
+    Raises:
+        UserError: missing, or not such a file.
+    """
+    path = directory / MODEL_FILE
+    if not path.exists():
+        raise UserError(f"{path}: no such file; expected a trained model")
+    try:
+        tensors = load_file(str(path))
+        normalisation = {
+            m: (
+                tensors.pop(f"{NORMALISATION}.{m}.mean").numpy(),
+                tensors.pop(f"{NORMALISATION}.{m}.std").numpy(),
+            )
+            for m in MODALITIES
+        }
+    except (SafetensorError, KeyError, OSError) as error:
+        raise UserError(f"{path}: not an exported model: {error}") from None
+    return tensors, normalisation
+
+
+def _barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,153 @@
+"""Where and in which precision a run computes, and how DeepSpeed is brought up quietly on it."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastmmkd.config import Config
+from fastmmkd.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Device and precision of a run, and the DeepSpeed config that says so to DeepSpeed."""
+
+    device: torch.device
+    precision: str
+    deepspeed: dict[str, Any]
+    note: str | None
+    """What was changed from the config, and why; None when nothing was."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+
+def place(config: Config) -> Placement:
+    """Resolve `train.device` and the precision of the `deepspeed` block against the hardware at hand.
+
+    fp16 is what a V100 needs. Where it cannot run (CPU) or bf16 is the better choice of the same width (compute
+    capability 8.0 and later), the run falls back to fp32 or bf16 and `note` says so.
+
+    Raises:
+        UserError: `train.device` is "cuda" and there is none.
+    """
+    cuda = torch.cuda.is_available()
+    if config.train.device == "cuda" and not cuda:
+        raise UserError("train.device: cuda, but torch sees no CUDA device; expected auto or cpu on this machine")
+    block = copy.deepcopy(config.deepspeed)
+    use_cuda = cuda and config.train.device != "cpu"
+    precision = next((p for p in ("fp16", "bf16") if block.get(p, {}).get("enabled")), "fp32")
+    note = None
+    if precision == "fp16" and not use_cuda:
+        block.pop("fp16")
+        precision, note = "fp32", "deepspeed.fp16 needs a GPU: training in fp32 on the CPU"
+    elif precision == "fp16" and torch.cuda.get_device_capability() >= (8, 0):
+        block.pop("fp16")
+        block["bf16"] = {"enabled": True}
+        precision, note = "bf16", f"deepspeed.fp16: {torch.cuda.get_device_name()} has bf16, which needs no loss scale"
+    elif precision == "bf16" and use_cuda and torch.cuda.get_device_capability() < (8, 0):
+        block.pop("bf16")
+        block["fp16"] = {"enabled": True}
+        stage = block.setdefault("zero_optimization", {})
+        stage["stage"] = max(1, stage.get("stage", 0))
+        precision, note = "fp16", f"deepspeed.bf16: {torch.cuda.get_device_name()} has none; training in fp16"
+    block["train_batch_size"] = config.train.batch_size
+    block.setdefault("steps_per_print", sys.maxsize)
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    return Placement(torch.device("cuda", local) if use_cuda else torch.device("cpu"), precision, block, note)
+
+
+def prepare_process(config: Config) -> None:
+    """Set what DeepSpeed reads at import: its accelerator, and a one-process world where no launcher made one."""
+    if config.train.device == "cpu" or not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        world = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in world.items()})
+    _keep_freed_memory()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def start_deepspeed(placement: Placement, log_file: Path) -> Any:
+    """Import DeepSpeed, join the processes, and return the module; what it prints goes to `log_file`, errors do not."""
+    with output_to(log_file):
+        import deepspeed
+        from deepspeed.utils import logger
+
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        to_file = logging.FileHandler(log_file)
+        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        to_screen = logging.StreamHandler(sys.__stderr__)
+        to_screen.setLevel(logging.ERROR)
+        logger.addHandler(to_file)
+        logger.addHandler(to_screen)
+        logger.setLevel(logging.INFO)
+        if placement.device.type == "cpu":
+            _skip_shared_memory_build()
+        else:
+            torch.cuda.set_device(placement.device)
+        if not torch.distributed.is_initialized():
+            deepspeed.init_distributed("gloo" if placement.device.type == "cpu" else "nccl", verbose=False)
+    return deepspeed
+
+
+@contextmanager
+def output_to(path: Path) -> Iterator[None]:
+    """Send stdout and stderr of this process, native code included, to the end of a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    saved = os.dup(1), os.dup(2)
+    with path.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for fd, copy_of in zip((1, 2), saved, strict=True):
+                os.dup2(copy_of, fd)
+                os.close(copy_of)
+
+
+def _skip_shared_memory_build() -> None:
+    """Leave DeepSpeed's shared-memory collectives uncompiled: it takes a minute and a compiler, and gloo does."""
+    try:
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    except (ImportError, AttributeError, KeyError):
+        pass  # another DeepSpeed version: it then builds what it wants
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed blocks: each step takes the same memory again, and page faults cost up to a third of it."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_TOP_PAD, 64 << 20)
+    except OSError:
+        pass  # not glibc: nothing to tune

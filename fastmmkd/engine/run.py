@@ -1,0 +1,222 @@
+"""A run: every seed trained, evaluated as the papers do, and written down."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from fastmmkd.config import Config
+from fastmmkd.data import store
+from fastmmkd.data.dataset import Dataset
+from fastmmkd.distributed import rank, world_size
+from fastmmkd.engine.device import Placement, place, prepare_process, start_deepspeed
+from fastmmkd.engine.interruption import InterruptionWatch
+from fastmmkd.engine.trainer import Session, Trainer
+from fastmmkd.errors import Interrupted, UserError
+from fastmmkd.evaluation.results import Outcome, SeedEvaluation
+from fastmmkd.evaluation.run_results import write_run_results
+from fastmmkd.files import make_directory, read_json, write_json
+from fastmmkd.predictor import load, seed_directory
+
+RUN_FILE = "run.json"
+PACKAGES = ("fastmmkd", "torch", "deepspeed", "numpy", "h5py", "triton")
+
+
+def train_run(config: Config, output: Path, resume: bool) -> Path:
+    """Train every seed of a config, evaluate, and write the result set into `output`.
+
+    Args:
+        config: the run.
+        output: its folder; holds `run.json`, the results, `deepspeed.log` and one `seed_<s>` folder per seed.
+        resume: continue what is there; finished seeds are kept.
+
+    Raises:
+        UserError: a missing data file, an existing run without `resume`, a run of another config or data.
+        Interrupted: a signal asked to stop; everything is saved.
+    """
+    prepare_process(config)
+    placement = place(config)
+    dataset = read_data(Path(config.data.path))
+    make_directory(output)
+    console = Console(quiet=os.environ.get("RANK", "0") != "0")
+    with InterruptionWatch() as watch:
+        deepspeed = start_deepspeed(placement, output / "deepspeed.log")
+        _open_run(output, config, placement, dataset, resume)
+        if placement.note:
+            console.print(f"[yellow]{placement.note}[/]", highlight=False)
+        console.print(
+            f"{config.method} on {dataset.source} ({config.task.name}), {placement.precision} on {placement.device}, "
+            f"{world_size()} process{'es' if world_size() > 1 else ''}, seeds {', '.join(map(str, config.train.seeds))}"
+            f" -> {output}",
+            highlight=False,
+        )
+        session = Session(config, placement, deepspeed, dataset, console, watch)
+        evaluations = [_train_seed(session, seed, output) for seed in config.train.seeds]
+        if rank() == 0:
+            write_run_results(output, config, dataset, evaluations, console)
+    return output
+
+
+def read_data(path: Path) -> Dataset:
+    """Read a config's data file.
+
+    Raises:
+        UserError: it is not there, with the two ways to get it.
+    """
+    if not path.exists():
+        like = next((name for name in ("mosei", "iemocap", "mosi") if name in path.name.lower()), "mosi")
+        raise UserError(
+            f"{path}: no such data file; import the real features with `fastmmkd data import --format mult SRC --out "
+            f"{path}` (see the README), or make a synthetic stand-in with `fastmmkd data synth --like {like} "
+            f"--fraction 1.0 --seed 1 --out {path}`"
+        )
+    dataset = store.read(path)
+    for name in store.SPLITS:
+        if name not in dataset.splits or len(dataset.splits[name]) == 0:
+            raise UserError(f"{path}: split {name} is empty; training needs train, valid and test samples")
+    return dataset
+
+
+def _open_run(output: Path, config: Config, placement: Placement, dataset: Dataset, resume: bool) -> None:
+    """Write `run.json`, or check that the one that is there belongs to the same run; all processes agree."""
+    verdict: list[str | None] = [None]
+    if rank() == 0:
+        try:
+            _check_or_write(output / RUN_FILE, config, placement, dataset, resume)
+        except UserError as error:
+            verdict = [str(error)]
+    if world_size() > 1:
+        dist.broadcast_object_list(verdict)
+    if verdict[0]:
+        raise UserError(verdict[0])
+
+
+def _check_or_write(path: Path, config: Config, placement: Placement, dataset: Dataset, resume: bool) -> None:
+    if path.exists():
+        if not resume:
+            raise UserError(
+                f"{path.parent}: already holds a run; expected --resume to continue it, or another --output"
+            )
+        former = read_json(path, "a training run's run.json")
+        changed = _difference(former["config"], config.model_dump(mode="json"))
+        if changed:
+            raise UserError(f"{path}: --resume with another config: {changed}")
+        if former["data_hash"] != dataset.content_hash:
+            raise UserError(f"{path}: --resume with other data: {dataset.path} is not the file this run was trained on")
+    write_json(
+        path,
+        {
+            "version": 1,
+            "config": config.model_dump(mode="json"),
+            "data_hash": dataset.content_hash,
+            "data_source": dataset.source,
+            "device": torch.cuda.get_device_name() if placement.device.type == "cuda" else platform.machine() + " CPU",
+            "precision": placement.precision,
+            "deepspeed": {key: value for key, value in placement.deepspeed.items() if key != "steps_per_print"},
+            "note": placement.note,
+            "world_size": world_size(),
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "versions": {name: package_version(name) for name in PACKAGES},
+            "commit": commit(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    )
+
+
+def _difference(former: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:
+    """The first key whose value changed; more seeds may be added to a run."""
+    for key in sorted(former.keys() | now.keys()):
+        a, b, name = former.get(key), now.get(key), prefix + key
+        if isinstance(a, dict) and isinstance(b, dict):
+            found = _difference(a, b, name + ".")
+            if found:
+                return found
+        elif a != b and not (name == "train.seeds" and set(a or ()) <= set(b or ())) and name != "data.path":
+            return f"{name} was {a}, is {b}"
+    return None
+
+
+def _train_seed(session: Session, seed: int, output: Path) -> SeedEvaluation:
+    directory = seed_directory(output, seed)
+    evaluation_file = directory / "evaluation.json"
+    if evaluation_file.exists():
+        return evaluation_from_json(read_json(evaluation_file, "a seed's evaluation"))
+    trainer = Trainer(session, seed, directory)
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+    if session.watch.agreed(session.placement.device, at_agreement=True):
+        raise Interrupted
+    session.console.print(f"seed {seed}: evaluating the epoch {trainer.progress.best_epoch} model", highlight=False)
+    predictor = load(output, seed, str(session.placement.device))
+    evaluator = predictor.evaluator(session.dataset.splits["test"], str(session.dataset.path))
+    evaluation = evaluator.evaluate(predictor.module.predict, seed)
+    if rank() == 0:
+        write_json(evaluation_file, evaluation_to_json(evaluation))
+    return evaluation
+
+
+def evaluation_to_json(evaluation: SeedEvaluation) -> dict[str, Any]:
+    """A seed's evaluation as JSON; NaN becomes null."""
+
+    def finite(values: dict[str, float]) -> dict[str, float | None]:
+        return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+    return {
+        "seed": evaluation.seed,
+        "conditions": {
+            name: {"samples": outcome.samples, "metrics": finite(outcome.metrics)}
+            for name, outcome in evaluation.conditions.items()
+        },
+        "sweep": [{"p": p, "metrics": finite(found)} for p, found in evaluation.sweep],
+        "sweep_samples": evaluation.sweep_samples,
+    }
+
+
+def evaluation_from_json(saved: dict[str, Any]) -> SeedEvaluation:
+    """The inverse of `evaluation_to_json`."""
+
+    def with_nan(values: dict[str, float | None]) -> dict[str, float]:
+        return {key: math.nan if value is None else value for key, value in values.items()}
+
+    return SeedEvaluation(
+        seed=saved["seed"],
+        conditions={
+            name: Outcome(outcome["samples"], with_nan(outcome["metrics"]))
+            for name, outcome in saved["conditions"].items()
+        },
+        sweep=[(entry["p"], with_nan(entry["metrics"])) for entry in saved["sweep"]],
+        sweep_samples=saved["sweep_samples"],
+    )
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit of the checkout this code runs from, `+changes` where it has some; None outside a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,0 +1,84 @@
+"""What a run tells: a progress bar for people, TensorBoard and `metrics.jsonl` for tools."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from fastmmkd.files import write_text
+
+
+class Telemetry:
+    """Reports of one seed's training. Other processes than the first hold a silent one."""
+
+    def __init__(
+        self, directory: Path, title: str, total_steps: int, done: int, console: Console, silent: bool
+    ) -> None:
+        self.silent = silent
+        self.path = directory / "metrics.jsonl"
+        self.console = console
+        self._started, self._first = time.monotonic(), done
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=silent or not console.is_terminal,
+            transient=True,
+        )
+        self._bar = self._progress.add_task(title, total=total_steps, completed=done, status="")
+        self._title = title
+        self._writer = None if silent else SummaryWriter(str(directory / "tensorboard"), purge_step=done or None)
+
+    def __enter__(self) -> Telemetry:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        if self._writer:
+            self._writer.close()
+
+    def step(self, step: int, batch_size: int, parts: dict[str, float]) -> None:
+        """Show where training is: `step` of all steps, the running means of the loss parts."""
+        rate = (step - self._first) * batch_size / max(time.monotonic() - self._started, 1e-9)
+        status = "  ".join(f"{name} {value:.3f}" for name, value in parts.items())
+        self._progress.update(self._bar, completed=step, status=f"{status}  {rate:,.0f} samples/s")
+
+    def epoch(self, record: dict[str, Any], line: str) -> None:
+        """Keep one epoch's record, and show its line."""
+        if self.silent:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_without_nan(record)) + "\n")
+        assert self._writer is not None
+        for group in ("train", "valid", "engine"):
+            for name, value in record.get(group, {}).items():
+                self._writer.add_scalar(f"{group}/{name}", value, record["step"])
+        self._writer.flush()
+        self.console.print(f"[bold]{self._title}[/] {line}", highlight=False)
+
+    def rewind(self, epochs: int) -> None:
+        """Forget what was recorded after the first `epochs` epochs: a resumed run will record it again."""
+        if not self.silent and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
+            write_text(self.path, "".join(kept))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,242 @@
+"""The one training loop: one seed of one method, under DeepSpeed."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from fastmmkd.config import Config
+from fastmmkd.data.batches import ResidentSplit, resident_splits
+from fastmmkd.data.store import Dataset
+from fastmmkd.distributed import rank, world_size
+from fastmmkd.engine.checkpoint import (
+    Progress,
+    export_model,
+    load_checkpoint,
+    read_progress,
+    save_checkpoint,
+)
+from fastmmkd.engine.device import Placement, output_to
+from fastmmkd.engine.interruption import InterruptionWatch
+from fastmmkd.engine.telemetry import Telemetry
+from fastmmkd.errors import Interrupted, UserError
+from fastmmkd.evaluation import metrics
+from fastmmkd.evaluation.protocol import Evaluator, mean_over_conditions
+from fastmmkd.evaluation.results import Outcome
+from fastmmkd.methods import build_method
+from fastmmkd.modalities import MODALITIES
+
+
+@dataclass
+class Session:
+    """What the seeds of a run share."""
+
+    config: Config
+    placement: Placement
+    deepspeed: Any
+    dataset: Dataset
+    console: Console
+    watch: InterruptionWatch
+
+    def __post_init__(self) -> None:
+        splits = resident_splits(
+            self.dataset,
+            self.config.task,
+            self.config.data.clip,
+            self.config.model.attention_mask,
+            self.placement.device,
+            self.placement.dtype,
+        )
+        self.train: ResidentSplit = splits["train"]
+        valid = self.dataset.splits["valid"]
+        self.valid = Evaluator(splits["valid"], valid.labels, valid.present, self.config.task, self.config.eval)
+        if self.train.size < self.config.train.batch_size:
+            raise UserError(
+                f"train.batch_size: {self.config.train.batch_size}, but {self.dataset.path} has "
+                f"{self.train.size} training samples; expected at most that"
+            )
+        if self.config.train.batch_size % world_size():
+            raise UserError(
+                f"train.batch_size: {self.config.train.batch_size} does not divide by {world_size()} processes"
+            )
+
+    @property
+    def feature_dims(self) -> tuple[int, ...]:
+        train = self.dataset.splits["train"]
+        return tuple(train.features[modality].shape[-1] for modality in MODALITIES)
+
+    @property
+    def select(self) -> str:
+        """The metric that chooses the checkpoint."""
+        key = self.config.train.select or metrics.primary(self.config.task)
+        if key not in metrics.keys(self.config.task):
+            valid = ", ".join(metrics.keys(self.config.task))
+            raise UserError(f"train.select: {key!r} is no metric of {self.config.task.name}; expected one of {valid}")
+        return key
+
+
+def epoch_order(samples: int, batch_size: int, seed: int, epoch: int) -> torch.Tensor:
+    """Batches of one epoch, `[steps, batch_size]` int64: a permutation that depends on (seed, epoch) alone."""
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    steps = samples // batch_size
+    return torch.randperm(samples, generator=generator)[: steps * batch_size].view(steps, batch_size)
+
+
+class Trainer:
+    """Trains one seed in its folder, from the start or from where a former run stopped."""
+
+    def __init__(self, session: Session, seed: int, directory: Path) -> None:
+        self.session, self.seed, self.directory = session, seed, directory
+        self.config = session.config
+        self.checkpoints = directory / "checkpoints"
+        module = build_method(self.config, session.feature_dims, seed)
+        with output_to(directory.parent / "deepspeed.log"):
+            self.engine, *_ = session.deepspeed.initialize(
+                model=module, model_parameters=module.parameters(), config=dict(session.placement.deepspeed)
+            )
+        self.progress = Progress()
+        found = read_progress(self.checkpoints)
+        if found:
+            self.progress, saved = found
+            with output_to(directory.parent / "deepspeed.log"):
+                load_checkpoint(self.engine, self.checkpoints, saved)
+        self.steps_per_epoch = session.train.size // self.config.train.batch_size
+
+    def close(self) -> None:
+        """Let DeepSpeed's engine go."""
+        self.engine.destroy()
+
+    @property
+    def global_step(self) -> int:
+        return self.progress.epoch * self.steps_per_epoch + self.progress.step
+
+    def fit(self) -> None:
+        """Train to the end.
+
+        Raises:
+            Interrupted: a signal asked to stop; the state is saved.
+            UserError: the loss is no longer finite.
+        """
+        train = self.config.train
+        title = f"{self.config.method} seed {self.seed}"
+        total = train.epochs * self.steps_per_epoch
+        with Telemetry(
+            self.directory, title, total, self.global_step, self.session.console, silent=rank() > 0
+        ) as telemetry:
+            telemetry.rewind(self.progress.epoch)
+            while not self._done():
+                self._epoch(telemetry)
+        if not self.progress.finished:
+            self.progress.finished = True
+            self._save()
+
+    def _done(self) -> bool:
+        train, progress = self.config.train, self.progress
+        stale = progress.epoch - progress.best_epoch
+        return progress.epoch >= train.epochs or (train.patience is not None and stale >= train.patience)
+
+    def _epoch(self, telemetry: Telemetry) -> None:
+        self._train_epoch(telemetry)
+        progress = self.progress
+        record: dict[str, Any] = {
+            "epoch": progress.epoch + 1,
+            "step": self.global_step,
+            "train": {name: total / self.steps_per_epoch for name, total in progress.sums.items()},
+        }
+        seconds = progress.seconds
+        self.engine.eval()
+        conditions = self.session.valid.conditions(self.engine.module.predict)
+        progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, {}, 0.0
+        record["valid"] = self._select(conditions)
+        record["engine"] = self._engine_state() | {"seconds": seconds, "samples_per_second": self._rate(seconds)}
+        telemetry.epoch(record, self._line(record))
+        self._save()
+
+    def _train_epoch(self, telemetry: Telemetry) -> None:
+        session, train, progress = self.session, self.config.train, self.progress
+        device = session.placement.device
+        order = epoch_order(session.train.size, train.batch_size, self.seed, progress.epoch)
+        local = train.batch_size // world_size()
+        mine = order[:, rank() * local : (rank() + 1) * local].to(device)
+        seed = torch.tensor([self.seed], device=device)
+        epoch = torch.tensor(progress.epoch, device=device)
+        sums: dict[str, torch.Tensor] = {}
+        started = time.monotonic()
+        self.engine.train()
+        for step in range(progress.step, self.steps_per_epoch):
+            batch = session.train.training_batch(
+                mine[step : step + 1], seed, epoch, self.engine.module.versions, self.config.missing
+            )
+            loss, parts = self.engine(batch.features, batch.masks, batch.targets)
+            self.engine.backward(loss)
+            self.engine.step()
+            for name, part in parts.items():
+                sums[name] = sums[name] + part if name in sums else part.double()
+            progress.step = step + 1
+            at_report = progress.step % train.log_every == 0 or progress.step == self.steps_per_epoch
+            stop = session.watch.agreed(device, at_report)
+            if at_report or stop:
+                self._collect(sums)
+                progress.seconds += time.monotonic() - started
+                started = time.monotonic()
+                means = {name: total / progress.step for name, total in progress.sums.items()}
+                telemetry.step(self.global_step, train.batch_size, means)
+            if stop:
+                self._save()
+                raise Interrupted
+
+    def _collect(self, sums: dict[str, torch.Tensor]) -> None:
+        """Move the sums on the device into the progress, averaged over processes; check that they are finite."""
+        names = list(sums)
+        values = torch.stack([sums.pop(name).sum() for name in names])
+        if world_size() > 1:
+            dist.all_reduce(values)
+            values /= world_size()
+        for name, value in zip(names, values.tolist(), strict=True):
+            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+        if not math.isfinite(self.progress.sums["loss"]):
+            raise UserError(
+                f"{self.directory}: the loss is not finite in epoch {self.progress.epoch + 1}; expected a lower "
+                "deepspeed.optimizer.params.lr, or deepspeed.gradient_clipping"
+            )
+
+    def _select(self, conditions: dict[str, Outcome]) -> dict[str, float]:
+        """Export the model if it is the best so far under missingness; the validation record."""
+        key, progress = self.session.select, self.progress
+        valid = {name: mean_over_conditions(conditions, name) for name in metrics.keys(self.config.task)}
+        score = valid[key]
+        sign = 1 if metrics.higher_is_better(key) else -1
+        if progress.best is None or sign * (score - progress.best) > 0:
+            progress.best, progress.best_epoch = score, progress.epoch
+            facts = {"epoch": str(progress.epoch), "select": key, "score": f"{score:.6f}", "seed": str(self.seed)}
+            export_model(self.engine.module, self.session.dataset.normalisation, self.directory, facts)
+        return valid
+
+    def _engine_state(self) -> dict[str, float]:
+        state = {"lr": float(self.engine.get_lr()[0]), "skipped_steps": float(self.engine.skipped_steps)}
+        if self.session.placement.precision == "fp16":
+            state["loss_scale"] = float(self.engine.optimizer.loss_scale)
+        return state
+
+    def _rate(self, seconds: float) -> float:
+        return self.steps_per_epoch * self.config.train.batch_size / max(seconds, 1e-9)
+
+    def _line(self, record: dict[str, Any]) -> str:
+        key = self.session.select
+        parts = "  ".join(f"{name} {value:.3f}" for name, value in record["train"].items())
+        mark = " *" if self.progress.best_epoch == self.progress.epoch else ""
+        return (
+            f"epoch {record['epoch']}/{self.config.train.epochs}  {parts}  "
+            f"valid {key} {record['valid'][key]:.2f}{mark}  {record['engine']['samples_per_second']:,.0f} samples/s"
+        )
+
+    def _save(self) -> None:
+        with output_to(self.directory.parent / "deepspeed.log"):
+            save_checkpoint(self.engine, self.checkpoints, self.progress, self.global_step)

@@ -1,0 +1,158 @@
+"""What a model is measured against: the floor (predictors that see no features) and the ideal (the true posterior).
+
+Both return the same keys as `metrics.compute`, so tables can print *floor, ours, ideal* under each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fastmmkd.data.store import EMOTIONS
+from fastmmkd.evaluation import metrics
+from fastmmkd.tasks import Task
+
+
+def floor(task: Task, test_labels: np.ndarray, train_labels: np.ndarray) -> dict[str, float]:
+    """Per metric, the best value that any of the `trivial` predictors reaches on the test labels.
+
+    Taking the best one per metric makes the floor hard on purpose: a model above it has learned from features.
+    On a test split with 379 negative and 277 positive labels, as MOSI has, the F1 non0 floor is at least 42.3.
+
+    Args:
+        test_labels: `[N]` or `[N, 4]` as stored, of the samples that are evaluated.
+        train_labels: `[M]` or `[M, 4]`, M >= 1, from which majority, mean and median are taken.
+
+    Returns:
+        `metrics.keys(task)` -> value; all NaN for N = 0.
+
+    Raises:
+        ValueError: `train_labels` is empty.
+    """
+    return best(task, trivial(task, test_labels, train_labels))
+
+
+def best(task: Task, predictors: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Per metric, the best value over several predictors; NaN where none has one."""
+    chosen = {}
+    for key in metrics.keys(task):
+        values = [v[key] for v in predictors.values() if not np.isnan(v[key])]
+        pick = max if metrics.higher_is_better(key) else min
+        chosen[key] = pick(values) if values else float("nan")
+    return chosen
+
+
+def trivial(task: Task, test_labels: np.ndarray, train_labels: np.ndarray) -> dict[str, dict[str, float]]:
+    """Each trivial predictor's metrics; NaN for a metric the predictor says nothing about.
+
+    Scores: `always-negative` (signs), `always-majority` (for each class metric the most frequent of that metric's own
+    classes in the training labels), `always-mean` and `always-median` (that training score for every sample; the
+    median is the constant with the least absolute error). Emotions: `always-negative` (the emotion does not hold) and
+    `always-majority`, per emotion or of the single label.
+
+    Arguments and errors as in `floor`.
+    """
+    test = np.asarray(test_labels, dtype=np.float64)
+    train = np.asarray(train_labels, dtype=np.float64)
+    if len(train) == 0:
+        raise ValueError("the floor needs at least one training label")
+    by_kind = {"emotions-binary": _trivial_emotions, "emotions-4way": _trivial_single_label}
+    made = by_kind.get(task.name, _trivial_scores)(train)
+    n = len(test)
+    return {
+        name: metrics.score_all(task, test, {key: np.repeat(np.asarray(c)[None], n, 0) for key, c in constants.items()})
+        for name, constants in made.items()
+    }
+
+
+def ideal(task: Task, labels: np.ndarray, posterior: np.ndarray, support: np.ndarray) -> dict[str, float]:
+    """Metrics of the classifier that knows the posterior and decides optimally for each metric.
+
+    MAE: posterior median. Correlation: posterior mean. Acc-7, Acc-5, Acc-3: the most probable bin. *non0*: positive
+    where P(y > 0) > P(y < 0); *has0*: non-negative where P(y >= 0) >= P(y < 0). Emotions: an emotion holds where its
+    probability exceeds one half; the single label is the most probable one. (These maximise accuracy; for F1, which has
+    no per-sample optimum, they are the standard choice.)
+
+    Args:
+        labels: `[N]` or `[N, 4]` as stored.
+        posterior: `[N, C]`, rows sum to 1.
+        support: `[C]` the label values that the columns stand for: scores, or indices into `EMOTIONS`.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    labels = np.asarray(labels, dtype=np.float64)
+    posterior = np.asarray(posterior, dtype=np.float64)
+    support = np.asarray(support, dtype=np.float64)
+    if posterior.shape != (len(labels), len(support)):
+        raise ValueError(f"posterior has shape {posterior.shape}, expected {(len(labels), len(support))}")
+    decide = _ideal_scores if task.label_kind == "score" else _ideal_emotions
+    return metrics.score_all(task, labels, decide(posterior, support))
+
+
+def _trivial_scores(train: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    nonzero = train[train != 0]
+    majority = metrics.sign_decisions(
+        nonnegative=np.asarray((train >= 0).mean() >= 0.5),
+        positive=np.asarray(len(nonzero) == 0 or (nonzero > 0).mean() >= 0.5),
+    )
+    as_decisions = metrics.score_decisions(train)
+    majority |= {key: _mode(as_decisions[key]) for key in ("acc7", "acc5", "acc3")}
+    never = np.asarray(False)
+    return {
+        "always-negative": metrics.sign_decisions(nonnegative=never, positive=never),
+        "always-majority": majority,
+        "always-mean": metrics.score_decisions(train.mean()),
+        "always-median": metrics.score_decisions(np.median(train)),
+    }
+
+
+def _trivial_emotions(train: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    majority = (train > 0.5).mean(axis=0) > 0.5
+    constants = {"always-negative": np.zeros_like(majority), "always-majority": majority}
+    return {
+        name: {key: made[0] for key, made in metrics.emotion_decisions(holds[None]).items()}
+        for name, holds in constants.items()
+    }
+
+
+def _trivial_single_label(train: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    majority = metrics.single_label_decisions(_mode(train.argmax(axis=1)))
+    never = {key: np.asarray(False) for key in majority if key.endswith("_ovr")}
+    return {"always-negative": never, "always-majority": majority}
+
+
+def _mode(values: np.ndarray) -> np.ndarray:
+    found, counts = np.unique(values, return_counts=True)
+    return found[counts.argmax()]
+
+
+def _ideal_scores(posterior: np.ndarray, support: np.ndarray) -> dict[str, np.ndarray]:
+    order = np.argsort(support)
+    posterior, support = posterior[:, order], support[order]
+    negative, positive = posterior[:, support < 0].sum(axis=1), posterior[:, support > 0].sum(axis=1)
+    zero = posterior[:, support == 0].sum(axis=1)
+    total = posterior.sum(axis=1, keepdims=True)
+    bins = metrics.score_decisions(support)
+    made = {key: _most_probable(posterior, bins[key]) for key in ("acc7", "acc5", "acc3")}
+    made |= {
+        "mae": support[(posterior.cumsum(axis=1) >= total / 2).argmax(axis=1)],
+        "corr": posterior @ support,
+    }
+    return made | metrics.sign_decisions(nonnegative=positive + zero >= negative, positive=positive > negative)
+
+
+def _most_probable(posterior: np.ndarray, bins: np.ndarray) -> np.ndarray:
+    """The bin with the most posterior mass; `bins` `[C]` says into which bin each column falls."""
+    values = np.unique(bins)
+    mass = np.stack([posterior[:, bins == value].sum(axis=1) for value in values], axis=1)
+    return values[mass.argmax(axis=1)]
+
+
+def _ideal_emotions(posterior: np.ndarray, support: np.ndarray) -> dict[str, np.ndarray]:
+    by_emotion = np.stack([posterior[:, support == i].sum(axis=1) for i in range(len(EMOTIONS))], axis=1)
+    made = metrics.emotion_decisions(by_emotion > 0.5) | metrics.single_label_decisions(by_emotion.argmax(axis=1))
+    for i, emotion in enumerate(EMOTIONS):
+        made |= {f"acc_{emotion}_ovr": by_emotion[:, i] > 0.5, f"f1_{emotion}_ovr": by_emotion[:, i] > 0.5}
+    return made

@@ -1,0 +1,103 @@
+"""Running a model under the testing conditions of the papers.
+
+Conditions: the seven subsets of modalities, and a sweep over the frame ratio p with all modalities. A condition is
+evaluated on the samples that have the modalities it asks for. Masks depend on (evaluation seed, sample, condition).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fastmmkd.config import EvalBlock
+from fastmmkd.data.batches import ResidentSplit
+from fastmmkd.distributed import rank, world_size
+from fastmmkd.evaluation import metrics
+from fastmmkd.evaluation.results import Outcome, SeedEvaluation
+from fastmmkd.modalities import CONDITIONS, condition_modalities
+from fastmmkd.tasks import Task
+
+Predict = Callable[[list[torch.Tensor], list[torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
+"""Features and masks of one batch, S = 1 -> logits `[1, B, O]` and joint representations `[1, B, D]`."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One thing to evaluate: the modalities that stay, a frame ratio, and the index that keys its draws."""
+
+    kept: tuple[bool, bool, bool]
+    p: float = 0.0
+    index: int = 0
+
+
+@dataclass
+class Evaluator:
+    """A split with its labels, ready to be predicted under any scenario."""
+
+    resident: ResidentSplit
+    labels: np.ndarray
+    """`[N]` or `[N, 4]`, as stored."""
+    present: np.ndarray
+    """`[N, 3]` bool."""
+    task: Task
+    block: EvalBlock
+
+    def rows(self, kept: Sequence[bool]) -> np.ndarray:
+        """`[n]` int64, the samples that have every modality a scenario keeps."""
+        return np.flatnonzero(self.present[:, np.asarray(kept)].all(axis=1))
+
+    @torch.no_grad()
+    def run(self, predict: Predict, scenario: Scenario, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Predictions (see `Task`) and joint representations `[n, D]` float32 of some samples under a scenario."""
+        device = self.resident.present.device
+        logits, representations = [], []
+        for start in range(0, len(rows), self.block.batch_size):
+            sample = torch.from_numpy(rows[start : start + self.block.batch_size]).to(device)
+            exact = self.block.ratio == "exact"
+            features, masks = self.resident.evaluation_batch(
+                sample, scenario.kept, scenario.p, self.block.seed, scenario.index, exact
+            )
+            batch_logits, batch_representations = predict(features, masks)
+            logits.append(batch_logits[0].float().cpu())
+            representations.append(batch_representations[0].float().cpu())
+        return self.task.predictions(torch.cat(logits)), torch.cat(representations).numpy()
+
+    def outcomes(self, predict: Predict, scenarios: Sequence[Scenario]) -> list[Outcome]:
+        """Metrics of every scenario. Several processes share the scenarios out and all get every result."""
+        mine: dict[int, Outcome] = {}
+        for i in range(rank(), len(scenarios), world_size()):
+            rows = self.rows(scenarios[i].kept)
+            found = {}
+            if len(rows):
+                found = metrics.compute(self.task, self.labels[rows], self.run(predict, scenarios[i], rows)[0])
+            mine[i] = Outcome(len(rows), found)
+        if world_size() > 1:
+            parts: list[dict[int, Outcome] | None] = [None] * world_size()
+            dist.all_gather_object(parts, mine)
+            mine = {i: outcome for part in parts if part for i, outcome in part.items()}
+        return [mine[i] for i in range(len(scenarios))]
+
+    def conditions(self, predict: Predict) -> dict[str, Outcome]:
+        """The seven conditions at p = 0."""
+        scenarios = [Scenario(condition_modalities(condition)) for condition in CONDITIONS]
+        return dict(zip(CONDITIONS, self.outcomes(predict, scenarios), strict=True))
+
+    def evaluate(self, predict: Predict, seed: int) -> SeedEvaluation:
+        """Everything that `results.json` needs of one trained model."""
+        sweep = [Scenario((True, True, True), p, index) for index, p in enumerate(self.block.sweep)]
+        outcomes = self.outcomes(predict, sweep)
+        return SeedEvaluation(
+            seed=seed,
+            conditions=self.conditions(predict),
+            sweep=[(s.p, outcome.metrics) for s, outcome in zip(sweep, outcomes, strict=True)],
+            sweep_samples=outcomes[0].samples if outcomes else 0,
+        )
+
+
+def mean_over_conditions(conditions: dict[str, Outcome], key: str) -> float:
+    """The mean of a metric over the seven conditions that have samples: what checkpoints are selected by."""
+    return float(np.nanmean([outcome.metrics[key] for outcome in conditions.values() if outcome.samples]))

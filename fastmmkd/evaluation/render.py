@@ -1,0 +1,109 @@
+"""One run's results as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from fastmmkd.evaluation import metrics, tables
+from fastmmkd.modalities import CONDITIONS, condition_label
+from fastmmkd.tasks import Task
+
+SCORE_LEGEND = (
+    "*non0*: samples labelled 0 are dropped, positive against negative. *has0*: all samples, >= 0 against < 0. "
+    "F1 is weighted F1. "
+)
+EMOTION_LEGEND = "F1 is weighted F1 of each binary problem. "
+FLOOR_LEGEND = (
+    "*floor*: the best value of predictors that see no features (always the majority class, always negative, always "
+    "the mean or median of the training labels). "
+)
+IDEAL_LEGEND = (
+    "*ideal*: the classifier that knows the process that generated the data and decides for what is most probable (no "
+    "classifier is expected to be more accurate; on F1 of a rare class one may be). "
+)
+SAMPLES_LEGEND = (
+    "*samples*: a condition is evaluated on the samples that have the modalities it asks for; Avg. is the mean of the "
+    "six incomplete conditions"
+)
+
+
+def results_markdown(results: dict[str, Any]) -> str:
+    """`results.md`: one table per metric in the papers' layout, then the sweep over p."""
+    task = Task(results["task"])
+    shown = tables.shown_metrics(task)
+    parts = [f"# {results['method']} on {results['data']}\n", facts(results), legend(results)]
+    for key in shown:
+        table = tables.metric_table(key, [(results["method"], results)])
+        parts += [f"## {table.title}\n", tables.markdown_metric(table)]
+    if results["sweep"]:
+        parts += [
+            "## Frames missing at ratio p\n",
+            f"All modalities present, {results['sweep'][0]['samples']} samples.\n",
+            tables.markdown_table(
+                ["p", *map(metrics.title, shown)],
+                [
+                    [f"{point['p']:g}", *(_cell(key, point["metrics"][key]) for key in shown)]
+                    for point in results["sweep"]
+                ],
+            ),
+        ]
+    if results.get("trivial"):
+        parts += [
+            "## Predictors that see no features\n",
+            f"On {condition_label('lav')}; the floor is the best of these per metric.\n",
+            tables.markdown_table(
+                ["", *map(metrics.title, shown)],
+                [
+                    [name, *(tables.format_number(key, values.get(key)) for key in shown)]
+                    for name, values in results["trivial"].items()
+                ],
+            ),
+        ]
+    return "\n".join(parts)
+
+
+def facts(results: dict[str, Any]) -> str:
+    """One line: task, seeds, data hash."""
+    seeds = results["seeds"]
+    count = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
+    return f"Task {results['task']}; {count} ({', '.join(map(str, seeds))}); data {results['data_hash'][:12]}.\n"
+
+
+def legend(results: dict[str, Any]) -> str:
+    """What the rows and metric names mean, and which conditions "Avg." had to leave out."""
+    score = Task(results["task"]).label_kind == "score"
+    text = (SCORE_LEGEND if score else EMOTION_LEGEND) + FLOOR_LEGEND
+    if results["average"]["ideal"] is not None:
+        text += IDEAL_LEGEND
+    text += SAMPLES_LEGEND
+    empty = tables.empty_conditions(results)
+    if empty:
+        text += f" (here without {', '.join(map(condition_label, empty))}, which no sample can be tested under)"
+    return text + ".\n"
+
+
+def results_csv(results: dict[str, Any]) -> str:
+    """`results.csv`: one line per (condition, average or sweep point) and metric, empty where there is no value.
+
+    Columns: part, condition, p, metric, samples, mean, std, floor, ideal, then one `seed_<n>` per seed.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ["part", "condition", "p", "metric", "samples", "mean", "std", "floor", "ideal"]
+    writer.writerow([*head, *(f"seed_{s}" for s in results["seeds"])])
+    entries = [("condition", c, 0.0, results["conditions"][c]) for c in CONDITIONS]
+    entries += [("average", "average", 0.0, results["average"])]
+    entries += [("sweep", "lav", point["p"], point) for point in results["sweep"]]
+    for part, condition, p, entry in entries:
+        for key, s in entry["metrics"].items():
+            references = [(entry.get(name) or {}).get(key) for name in ("floor", "ideal")]
+            writer.writerow(
+                [part, condition, p, key, entry["samples"], s["mean"], s["std"], *references, *s["per_seed"]]
+            )
+    return out.getvalue()
+
+
+def _cell(key: str, statistic: dict[str, Any]) -> str:
+    return tables.format_cell(key, statistic["mean"], statistic["std"])

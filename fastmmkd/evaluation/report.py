@@ -1,0 +1,235 @@
+"""Several runs side by side: `fastmmkd report RUN [RUN ...] --out DIR`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation import metrics, plots, render, results, tables
+from fastmmkd.evaluation.files import make_directory, write_text
+from fastmmkd.evaluation.latex import escape, latex_metric
+from fastmmkd.evaluation.significance import MIN_T_PAIRS, MIN_WILCOXON_PAIRS, PairedTest, paired_test
+from fastmmkd.tasks import Task
+
+Run = tuple[str, dict[str, Any]]
+"""Display name and the contents of its results.json."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs on the same data (by hash) with the same task: the only ones that may share a table."""
+
+    runs: list[Run]
+
+    @property
+    def reference(self) -> dict[str, Any]:
+        """Data, task, floor and ideal, which all runs of the group share."""
+        return self.runs[0][1]
+
+    @property
+    def task(self) -> Task:
+        return Task(self.reference["task"])
+
+    @property
+    def title(self) -> str:
+        return f"{self.reference['data']}, {self.reference['task']}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    first: str
+    second: str
+    key: str
+    test: PairedTest
+
+
+def report(runs: Sequence[Path], out: Path) -> tuple[list[Group], list[Path]]:
+    """Compare finished runs; writes report.md, report.csv, report.tex and curves.png into `out` (created if missing).
+
+    Runs with different data hashes or tasks never share a table: each (data, task) gets its own tables and its own
+    curves (curves.png, curves-2.png, ...).
+
+    Args:
+        runs: run folders, or their results.json.
+
+    Returns:
+        The groups, in order of first appearance, and the files that were written.
+
+    Raises:
+        UserError: a run without readable results, the same run twice, or an `out` that cannot be written.
+    """
+    groups = group(load(runs))
+    make_directory(out)
+    pictures = [out / ("curves.png" if i == 0 else f"curves-{i + 1}.png") for i in range(len(groups))]
+    for found, picture in zip(groups, pictures, strict=True):
+        plots.curves(picture, found.runs)
+    texts = {
+        "report.md": markdown(groups, [p.name for p in pictures]),
+        "report.csv": as_csv(groups),
+        "report.tex": as_latex(groups),
+    }
+    for name, text in texts.items():
+        write_text(out / name, text)
+    return groups, [out / name for name in texts] + pictures
+
+
+def load(paths: Sequence[Path]) -> list[Run]:
+    """Read every run and give each a name of its own: the method, else with its folder, else with its whole path.
+
+    Raises:
+        UserError: a run without readable results, or given twice.
+    """
+    files = [(p / results.FILE_NAME if p.is_dir() else p) for p in paths]
+    twice = [str(p) for p, n in Counter(f.resolve() for f in files).items() if n > 1]
+    if twice:
+        raise UserError(f"{twice[0]}: given more than once, each run can be listed only once")
+    contents = [results.read(p) for p in paths]
+    folders = [f.resolve().parent for f in files]
+    methods = [c["method"] for c in contents]
+    named = [f"{m} ({folder.name})" for m, folder in zip(methods, folders, strict=True)]
+    full = [f"{m} ({file})" for m, file in zip(methods, files, strict=True)]
+    names = [next((c[i] for c in (methods, named) if c.count(c[i]) == 1), full[i]) for i in range(len(contents))]
+    return list(zip(names, contents, strict=True))
+
+
+def group(runs: Sequence[Run]) -> list[Group]:
+    """Split runs by (data hash, task), keeping their order."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for name, content in runs:
+        found.setdefault((content["data_hash"], content["task"]), []).append((name, content))
+    return [Group(members) for members in found.values()]
+
+
+def compare(members: Group) -> list[Comparison]:
+    """Paired tests on "Avg." for each two runs of a group: the headline metric, and MAE for regression."""
+    keys = [metrics.primary(members.task)] + (["mae"] if members.task.is_regression else [])
+    return [
+        Comparison(a_name, b_name, key, _test(a, b, key))
+        for key in keys
+        for (a_name, a), (b_name, b) in combinations(members.runs, 2)
+    ]
+
+
+def markdown(groups: Sequence[Group], pictures: Sequence[str]) -> str:
+    """`report.md`."""
+    parts = ["# Comparison of runs\n"]
+    if len(groups) > 1:
+        parts.append("Runs on different data or tasks cannot be compared; each has its own section.\n")
+    for members, picture in zip(groups, pictures, strict=True):
+        parts += [f"## {members.title}\n", _runs_table(members), render.legend(members.reference)]
+        for key in tables.shown_metrics(members.task):
+            table = tables.metric_table(key, members.runs)
+            parts += [f"### {table.title}\n", tables.markdown_metric(table)]
+        parts += ["### Frames missing at ratio p\n", f"![Metrics against the ratio of missing frames]({picture})\n"]
+        if len(members.runs) > 1:
+            parts += ["### Significance on Avg.\n", _significance(members)]
+    return "\n".join(parts)
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """`report.csv`: one line per metric and row; the papers' columns (`l` ... `lav`), then `<column>_std`."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ["data", "data_hash", "task", "metric", "run", "seeds"]
+    writer.writerow([*head, *tables.COLUMNS, *(f"{c}_std" for c in tables.COLUMNS)])
+    for members in groups:
+        facts = [members.reference[k] for k in ("data", "data_hash", "task")]
+        seeds = {name: len(content["seeds"]) for name, content in members.runs}
+        for key in metrics.keys(members.task):
+            table = tables.metric_table(key, members.runs)
+            for row in table.runs + table.references:
+                count = seeds[row.name] if row in table.runs else ""
+                cells = [*(c.mean for c in row.cells), *(c.std for c in row.cells)]
+                writer.writerow([*facts, key, row.name, count, *cells])
+    return out.getvalue()
+
+
+def as_latex(groups: Sequence[Group]) -> str:
+    """`report.tex`: tables to be `\\input` into a document that loads booktabs."""
+    parts = ["% Needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}.\n"]
+    for members in groups:
+        for key in tables.shown_metrics(members.task):
+            table = tables.metric_table(key, members.runs)
+            parts.append(latex_metric(table, f"{table.title} on {members.title}."))
+        if len(members.runs) > 1:
+            rows = [" & ".join(map(escape, row)) + r" \\" for row in _significance_rows(members)]
+            head = " & ".join(rf"\textbf{{{escape(h)}}}" for h in _SIGNIFICANCE_HEADER) + r" \\"
+            parts.append(
+                "\n".join(
+                    [
+                        r"\begin{table*}[t]",
+                        r"\centering",
+                        rf"\caption{{Paired tests on Avg., {escape(members.title)}.}}",
+                        r"\begin{tabular}{llcccc}",
+                        *(r"\toprule", head, r"\midrule", *rows, r"\bottomrule"),
+                        r"\end{tabular}",
+                        r"\end{table*}",
+                    ]
+                )
+                + "\n"
+            )
+    return "\n".join(parts)
+
+
+_SIGNIFICANCE_HEADER = ("runs (first - second)", "metric", "common seeds", "mean difference", "t-test p", "Wilcoxon p")
+
+
+def _test(a: dict[str, Any], b: dict[str, Any], key: str) -> PairedTest:
+    common = [seed for seed in a["seeds"] if seed in b["seeds"]]
+    values = [
+        [content["average"]["metrics"][key]["per_seed"][content["seeds"].index(seed)] for seed in common]
+        for content in (a, b)
+    ]
+    return paired_test(*values)
+
+
+def _runs_table(members: Group) -> str:
+    rows = [
+        [name, str(len(content["seeds"])), ", ".join(map(str, content["seeds"])), content["data_hash"][:12]]
+        for name, content in members.runs
+    ]
+    return tables.markdown_table(["run", "seeds", "which", "data hash"], rows)
+
+
+def _significance(members: Group) -> str:
+    found = compare(members)
+    notes = ["Paired over common seeds, two-sided."]
+    if any(c.test.n < MIN_T_PAIRS for c in found):
+        notes.append(f"Not enough common seeds for some tests: the t-test needs {MIN_T_PAIRS}.")
+    if any(c.test.n < MIN_WILCOXON_PAIRS for c in found):
+        notes.append(f"The Wilcoxon test needs {MIN_WILCOXON_PAIRS} common seeds to be able to fall below p = 0.05.")
+    if len(members.runs) > 2:
+        notes.append("p values are not corrected for the number of comparisons.")
+    return tables.markdown_table(_SIGNIFICANCE_HEADER, _significance_rows(members)) + "\n" + " ".join(notes) + "\n"
+
+
+def _significance_rows(members: Group) -> list[list[str]]:
+    return [
+        [
+            f"{c.first} - {c.second}",
+            metrics.title(c.key),
+            str(c.test.n),
+            tables.NONE if c.test.mean_difference is None else _signed(c.key, c.test.mean_difference),
+            _p(c.test.t_p, c.test.n, MIN_T_PAIRS),
+            _p(c.test.wilcoxon_p, c.test.n, MIN_WILCOXON_PAIRS),
+        ]
+        for c in compare(members)
+    ]
+
+
+def _signed(key: str, value: float) -> str:
+    text = tables.format_number(key, value)
+    return text if value < 0 else f"+{text}"
+
+
+def _p(value: float | None, pairs: int, needed: int) -> str:
+    if value is not None:
+        return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return f"not enough seeds ({needed} needed)" if pairs < needed else "no variance"

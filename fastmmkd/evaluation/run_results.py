@@ -1,0 +1,71 @@
+"""The result set of a run: floors and ideal beside what was reached, the map of representations, the headline table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from fastmmkd.config import Config
+from fastmmkd.data.dataset import Dataset
+from fastmmkd.evaluation import floors, plots, report, results
+from fastmmkd.evaluation.commands import print_headline
+from fastmmkd.evaluation.protocol import Scenario
+from fastmmkd.evaluation.results import SeedEvaluation
+from fastmmkd.modalities import CONDITIONS, condition_modalities
+from fastmmkd.predictor import Predictor, load
+
+LANGUAGE_ONLY_HALF = Scenario((True, False, False), p=0.5, index=1 << 10)
+"""What the papers' t-SNE pictures show; its index keys draws of its own."""
+
+
+def write_run_results(
+    directory: Path, config: Config, dataset: Dataset, evaluations: list[SeedEvaluation], console: Console
+) -> None:
+    """Write `results.{json,md,csv}`, `curves.png` and `embedding.png` of a run's seeds, and print the headline.
+
+    Args:
+        directory: the run's folder (it holds the trained models).
+        config: of the run.
+        dataset: what was evaluated on; its training split gives the floors.
+        evaluations: one per seed.
+        console: where to print.
+    """
+    test, train = dataset.splits["test"], dataset.splits["train"]
+    floor, ideal = {}, {}
+    for condition in CONDITIONS:
+        rows = np.flatnonzero(test.present[:, list(condition_modalities(condition))].all(axis=1))
+        if len(rows):
+            floor[condition] = floors.floor(config.task, test.labels[rows], train.labels)
+        if len(rows) and condition in test.ideal and dataset.ideal_support is not None:
+            ideal[condition] = floors.ideal(
+                config.task, test.labels[rows], test.ideal[condition][rows], dataset.ideal_support
+            )
+    found = results.assemble(
+        config.method,
+        dataset.source,
+        dataset.content_hash,
+        config.task,
+        evaluations,
+        floor,
+        ideal or None,
+        floors.trivial(config.task, test.labels, train.labels),
+    )
+    results.write(directory, found)
+    draw_embedding(directory / "embedding.png", load(directory, evaluations[0].seed), dataset)
+    print_headline(report.group(report.load([directory]))[0], console)
+    for name in ("results.md", "results.csv", "results.json", "curves.png", "embedding.png"):
+        console.print(f"  {directory / name}", highlight=False)
+
+
+def draw_embedding(path: Path, predictor: Predictor, dataset: Dataset) -> None:
+    """t-SNE of joint representations with language only and half of its frames missing, as in the papers."""
+    test = dataset.splits["test"]
+    evaluator = predictor.evaluator(test, str(dataset.path))
+    rows = evaluator.rows(LANGUAGE_ONLY_HALF.kept)
+    representations = np.zeros((0, 1))
+    if len(rows):
+        representations = evaluator.run(predictor.module.predict, LANGUAGE_ONLY_HALF, rows)[1]
+    title = f"{predictor.config.method}, language only, p = 0.5 (seed {predictor.seed})"
+    plots.embedding(path, representations, test.labels[rows], title)

@@ -1,0 +1,131 @@
+"""The papers' table layout: one table per metric, runs in rows, {l} {a} {v} {l,a} {l,v} {a,v} Avg. {l,a,v} across."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastmmkd.data.store import EMOTIONS
+from fastmmkd.evaluation import metrics
+from fastmmkd.modalities import INCOMPLETE_CONDITIONS, condition_label
+from fastmmkd.tasks import Task
+
+COLUMNS = (*INCOMPLETE_CONDITIONS, "average", "lav")
+"""Column keys in the papers' order."""
+
+HEADERS = tuple("Avg." if c == "average" else condition_label(c) for c in COLUMNS)
+
+NONE = "–"
+"""Printed where there is no value."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    mean: float | None
+    std: float | None = None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    cells: list[Cell]
+    """One per column of `COLUMNS`."""
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """One metric of several runs on the same data and task."""
+
+    key: str
+    runs: list[Row]
+    references: list[Row]
+    """Floor, and ideal where it is known."""
+    samples: list[int]
+
+    @property
+    def title(self) -> str:
+        return metrics.title(self.key) + ("" if metrics.higher_is_better(self.key) else " (lower is better)")
+
+
+def shown_metrics(task: Task) -> list[str]:
+    """Metrics that get a table: all for scores; for emotions F1 of each, and the overall accuracy."""
+    names = metrics.keys(task)
+    if task.label_kind == "score":
+        return list(names)
+    return [key for key in names if key.startswith("f1") or not any(e in key for e in EMOTIONS)]
+
+
+def metric_table(key: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> MetricTable:
+    """Arrange one metric of named results (same data and task); the best run per column is marked if there are two."""
+    rows = [Row(name, [_cell(entry["metrics"][key]) for entry in _entries(results)]) for name, results in runs]
+    first = _entries(runs[0][1])
+    references = [Row("floor", [Cell(entry["floor"].get(key)) for entry in first])]
+    if any(entry["ideal"] is not None for entry in first):
+        references.append(Row("ideal", [Cell((entry["ideal"] or {}).get(key)) for entry in first]))
+    return MetricTable(
+        key, _mark_best(key, rows) if len(rows) > 1 else rows, references, [entry["samples"] for entry in first]
+    )
+
+
+def format_number(key: str, value: float | None) -> str:
+    """Two decimals for percentages, three for MAE and correlation, as the papers print them."""
+    if value is None:
+        return NONE
+    return f"{value:.2f}" if metrics.is_percent(key) else f"{value:.3f}"
+
+
+def format_cell(key: str, mean: float | None, std: float | None, plus_minus: str = " ± ") -> str:
+    """`"81.20 ± 0.41"`, without a deviation where there is none."""
+    text = format_number(key, mean)
+    return text if mean is None or std is None else f"{text}{plus_minus}{format_number(key, std)}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, columns padded to be readable as plain text, all but the first right-aligned."""
+    body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(3, *(len(row[i]) for row in [list(header), *body])) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *map(line, body)]) + "\n"
+
+
+def markdown_metric(table: MetricTable) -> str:
+    """One metric as Markdown, the best run per column bold."""
+
+    def text(cell: Cell) -> str:
+        plain = format_cell(table.key, cell.mean, cell.std)
+        return f"**{plain}**" if cell.best else plain
+
+    rows = [[row.name, *map(text, row.cells)] for row in table.runs + table.references]
+    return markdown_table(["", *HEADERS], [*rows, ["samples", *map(str, table.samples)]])
+
+
+def empty_conditions(results: dict[str, Any]) -> list[str]:
+    """Incomplete conditions without any sample; "Avg." is taken over the others."""
+    return [c for c in INCOMPLETE_CONDITIONS if results["conditions"][c]["samples"] == 0]
+
+
+def _entries(results: dict[str, Any]) -> list[dict[str, Any]]:
+    return [results["average"] if c == "average" else results["conditions"][c] for c in COLUMNS]
+
+
+def _cell(statistic: dict[str, Any]) -> Cell:
+    return Cell(statistic["mean"], statistic["std"])
+
+
+def _mark_best(key: str, rows: list[Row]) -> list[Row]:
+    """Bold by the printed number, so that values that look equal are marked alike."""
+    pick = max if metrics.higher_is_better(key) else min
+    marked: list[list[Cell]] = [[] for _ in rows]
+    for column in zip(*(row.cells for row in rows), strict=True):
+        known = [c.mean for c in column if c.mean is not None]
+        top = format_number(key, pick(known)) if known else None
+        for cells, c in zip(marked, column, strict=True):
+            cells.append(Cell(c.mean, c.std, c.mean is not None and format_number(key, c.mean) == top))
+    return [Row(row.name, cells) for row, cells in zip(rows, marked, strict=True)]

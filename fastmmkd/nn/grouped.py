@@ -1,0 +1,77 @@
+"""Layers whose weights carry leading group axes: one batched product in place of one call per model or per target.
+
+Every parameter starts with S, the number of independent models trained at once (1 for a single model); structural axes,
+such as the three MCIM targets, follow. A model's own parameters are the slice `parameter[s]`, under the same name.
+
+Shape legend: S models, G all group axes flattened, B rows, T frames, d features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from fastmmkd.ops import residual_layer_norm
+
+Part = tuple[slice, ...]
+"""Which part of a parameter's group axes a call uses."""
+WHOLE: Part = (slice(None),)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`x W + b` per group: `[G, ..., d_in]`, `[G, d_in, d_out]`, `[G, d_out]` -> `[G, ..., d_out]`."""
+    rows = x.reshape(x.shape[0], -1, x.shape[-1])
+    y = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
+    return y.view(*x.shape[:-1], weight.shape[-1])
+
+
+def uniform_parameter(shape: tuple[int, ...], bound: float) -> nn.Parameter:
+    """A parameter drawn from `U(-bound, bound)`."""
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+def projection(groups: tuple[int, ...], d_in: int, d_out: int, fan_out: int | None = None) -> nn.Parameter:
+    """A bias-free weight `[*groups, d_in, d_out]`, Glorot-uniform (`fan_out` where several weights are packed)."""
+    return uniform_parameter((*groups, d_in, d_out), math.sqrt(6.0 / (d_in + (fan_out or d_out))))
+
+
+class GroupedLinear(nn.Module):
+    """`x W + b` with `W [*groups, d_in, d_out]`, initialised as `torch.nn.Linear` is."""
+
+    def __init__(self, groups: tuple[int, ...], d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.weight = uniform_parameter((*groups, d_in, d_out), d_in**-0.5)
+        self.bias = uniform_parameter((*groups, d_out), d_in**-0.5)
+
+    def forward(self, x: torch.Tensor, at: Part = WHOLE) -> torch.Tensor:
+        """`[G, ..., d_in]` -> `[G, ..., d_out]`, G being the product of the group axes (of the part `at`)."""
+        return linear(x, self.weight[at].flatten(0, -3), self.bias[at].flatten(0, -2))
+
+
+class ResidualNorm(nn.Module):
+    """`LN(x + r)` with one affine map per group."""
+
+    def __init__(self, groups: tuple[int, ...], d: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(*groups, d))
+        self.bias = nn.Parameter(torch.zeros(*groups, d))
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor, at: Part = WHOLE) -> torch.Tensor:
+        """`[G, ..., d]` twice -> `[G, ..., d]`."""
+        return residual_layer_norm(x, residual, self.weight[at].flatten(0, -2), self.bias[at].flatten(0, -2))
+
+
+class FeedForward(nn.Module):
+    """`LN(x + W_2 relu(W_1 x))` with hidden width 4d (Vaswani et al. 2017)."""
+
+    def __init__(self, groups: tuple[int, ...], d: int) -> None:
+        super().__init__()
+        self.expand = GroupedLinear(groups, d, 4 * d)
+        self.contract = GroupedLinear(groups, 4 * d, d)
+        self.norm = ResidualNorm(groups, d)
+
+    def forward(self, x: torch.Tensor, at: Part = WHOLE) -> torch.Tensor:
+        """`[G, B, T, d]` -> `[G, B, T, d]`."""
+        return self.norm(self.contract(self.expand(x, at).relu(), at), x, at)

@@ -1,0 +1,37 @@
+"""The dynamic feature integration module, DFIM (UMDF eqs. 10 and 11)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fastmmkd.nn.embedding import temporal_windows
+from fastmmkd.nn.encoder import TransformerEncoder
+from fastmmkd.nn.grouped import GroupedLinear
+
+
+class DynamicFeatureIntegration(nn.Module):
+    """Frame-level self-enhancement of both versions, then selective filtering of one by the other.
+
+    Decision: `H~ = n w H` with `w` the softmax over the n frames that are not masked. The product keeps the sequence
+    (the paper's matrix product would collapse it, and eq. 10 convolves over time), the factor keeps its scale.
+    """
+
+    def __init__(self, models: int, d: int, heads: int) -> None:
+        super().__init__()
+        self.frame_score = GroupedLinear((models,), d, 1)
+        self.gate = GroupedLinear((models,), 3 * 2 * d, d)
+        self.encoder = TransformerEncoder(models, d, heads, layers=1)
+
+    def forward(self, h_a: torch.Tensor, h_b: torch.Tensor, mask_a: torch.Tensor, mask_b: torch.Tensor) -> torch.Tensor:
+        """`[S, B, T, d]` twice and their `[S, B, T]` masks -> the integrated representation `[S, B, T, d]`."""
+        h_a, h_b = self.enhance(h_a, mask_a), self.enhance(h_b, mask_b)
+        mu = self.gate(temporal_windows(torch.cat((h_a, h_b), dim=-1))).sigmoid()
+        return self.encoder(mu * h_a + (1 - mu) * h_b, mask_a | mask_b)
+
+    def enhance(self, h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Weight each frame by its importance; masked frames become 0, and all of them if every frame is masked."""
+        mask = mask.unsqueeze(-1)
+        score = self.frame_score(h).float()
+        weight = score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(dim=2) * mask
+        return h * (weight * mask.sum(dim=2, keepdim=True)).to(h.dtype)

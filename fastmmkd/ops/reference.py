@@ -1,0 +1,170 @@
+"""The definition of every operation, in plain PyTorch. Fast implementations are held to these.
+
+Shape legend: G groups (independent weights or models), S seeds (independent models in one process), B rows of a batch,
+N samples in a loss, V missing versions, T frames, d features, h heads, K classes.
+
+Half-precision inputs are computed in float32 and returned in the input's dtype; float64 stays float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from fastmmkd.ops.philox import WORD, philox, uniform
+
+MMD_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""`2^u` for u = -2 .. 2, in units of the mean squared distance."""
+
+
+def _accumulate(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def cross_attention(
+    query: torch.Tensor,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    key_masks: Sequence[torch.Tensor],
+    heads: int,
+) -> torch.Tensor:
+    """See `fastmmkd.ops.cross_attention`."""
+    key_gbkd, value_gbkd = torch.cat(tuple(keys), dim=2), torch.cat(tuple(values), dim=2)
+    mask_gb11k = torch.cat(tuple(key_masks), dim=2)[:, :, None, None, :]
+
+    def per_head(x: torch.Tensor) -> torch.Tensor:
+        return _accumulate(x).unflatten(-1, (heads, -1)).transpose(2, 3)
+
+    query_gbhqe = per_head(query) * (query.shape[-1] // heads) ** -0.5
+    score_gbhqk = query_gbhqe @ per_head(key_gbkd).transpose(-1, -2)
+    score_gbhqk.masked_fill_(~mask_gb11k, torch.finfo(score_gbhqk.dtype).min)
+    # Where no key is left the softmax is uniform; the last factor turns it, and its gradient, into zeros.
+    attended_gbhqe = score_gbhqk.softmax(-1) @ per_head(value_gbkd) * mask_gb11k.any(-1, keepdim=True)
+    return attended_gbhqe.transpose(2, 3).flatten(-2).to(query.dtype)
+
+
+def residual_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5
+) -> torch.Tensor:
+    """See `fastmmkd.ops.residual_layer_norm`."""
+    shape = (weight.shape[0],) + (1,) * (x.dim() - 2) + (weight.shape[-1],)
+    normed = F.layer_norm(_accumulate(x) + _accumulate(residual), x.shape[-1:], eps=eps)
+    return (normed * _accumulate(weight).view(shape) + _accumulate(bias).view(shape)).to(x.dtype)
+
+
+def gaussian_mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """See `fastmmkd.ops.gaussian_mmd`."""
+    n = x.shape[1]
+    joined = torch.cat((_accumulate(x), _accumulate(y)), dim=1)
+    squared = (joined.unsqueeze(2) - joined.unsqueeze(1)).square().sum(-1)
+    sigma = squared.detach().sum((1, 2), keepdim=True) / (2 * n * (2 * n - 1))
+    sigma = sigma.clamp_min(torch.finfo(sigma.dtype).tiny)  # all samples identical: every kernel value is 1
+    kernel = sum(torch.exp(-squared / (u * sigma)) for u in MMD_BANDWIDTHS)
+    assert isinstance(kernel, torch.Tensor)
+    within = kernel[:, :n, :n].mean((1, 2)) + kernel[:, n:, n:].mean((1, 2))
+    return within - 2 * kernel[:, :n, n:].mean((1, 2))
+
+
+def js_divergence(logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
+    """See `fastmmkd.ops.js_divergence`."""
+    log_a, log_b = F.log_softmax(_accumulate(logits_a), -1), F.log_softmax(_accumulate(logits_b), -1)
+    log_mean = torch.logaddexp(log_a, log_b) - torch.log(log_a.new_tensor(2.0))
+    kl_a = (log_a.exp() * (log_a - log_mean)).sum(-1)
+    kl_b = (log_b.exp() * (log_b - log_mean)).sum(-1)
+    return 0.5 * (kl_a + kl_b).mean(-1)
+
+
+def missing_pattern(
+    present: torch.Tensor, sample: torch.Tensor, seed: torch.Tensor, epoch: torch.Tensor, versions: int, p_max: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which modalities each version keeps, and its frame ratio.
+
+    Args:
+        present: `[S, B, 3]` bool, modalities that the samples have.
+        sample: `[S, B]` int64 sample indices within the split.
+        seed: `[S]` int64.
+        epoch: 0-dimensional int64.
+        versions: V.
+        p_max: the ratio is uniform in [0, p_max).
+
+    Returns:
+        kept `[S, V, B, 3]` bool (uniform over the non-empty subsets of what is present), p `[S, V, B]` float32.
+    """
+    version = torch.arange(versions, device=sample.device)[None, :, None]
+    words = philox(_counter(torch.zeros_like(version), sample[:, None, :], epoch, version), _key(seed[:, None, None]))
+    present = present[:, None]
+    rank = present.cumsum(-1) - 1  # position of a modality among those that are present
+    subsets = (1 << present.sum(-1)) - 1
+    subset = ((words[..., 0] * subsets) >> 32) + 1  # uniform over 1 .. 2^n - 1, its bits in the order of `rank`
+    kept = ((subset.unsqueeze(-1) >> rank.clamp_min(0)) & 1).bool() & present
+    return kept, uniform(words[..., 1]) * p_max
+
+
+def dropped_frames(
+    frame_mask: torch.Tensor,
+    p: torch.Tensor,
+    modality: int,
+    sample: torch.Tensor,
+    seed: torch.Tensor,
+    epoch: torch.Tensor,
+    version: torch.Tensor,
+    exact: bool,
+) -> torch.Tensor:
+    """Which frames of one modality a draw drops.
+
+    Args:
+        frame_mask: `[..., T]` bool, real and present frames; leading shape as `p`.
+        p: ratio; frames drop independently with probability p, or (exact) `round(p * frames)` of them do.
+        sample, seed, epoch, version: int64, broadcastable with `p`.
+
+    Returns:
+        `[..., T]` bool; True = dropped.
+    """
+    steps = frame_mask.shape[-1]
+    block = torch.arange(-(-steps // 4), device=frame_mask.device)
+    counter = _counter(1 + (modality << 24) + block, sample.unsqueeze(-1), epoch.unsqueeze(-1), version.unsqueeze(-1))
+    key = tuple(k.unsqueeze(-1) for k in _key(seed))
+    u = uniform(philox(counter, (key[0], key[1]))).flatten(-2)[..., :steps]
+    if not exact:
+        return frame_mask & (u < p.unsqueeze(-1))
+    wanted = torch.round(p * frame_mask.sum(-1)).unsqueeze(-1)
+    order = u.masked_fill(~frame_mask, 2.0).argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
+    return frame_mask & (order < wanted)
+
+
+def missing_draw(
+    features: Sequence[torch.Tensor],
+    frame_masks: Sequence[torch.Tensor],
+    present: torch.Tensor,
+    sample: torch.Tensor,
+    seed: torch.Tensor,
+    epoch: torch.Tensor,
+    versions: int,
+    p_max: float,
+    exact: bool = False,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """See `fastmmkd.ops.missing_draw`."""
+    kept, p = missing_pattern(present[sample], sample, seed, epoch, versions, p_max)
+    version = torch.arange(versions, device=sample.device)[None, :, None]
+    drawn, masks = [], []
+    for m, (x, frame_mask) in enumerate(zip(features, frame_masks, strict=True)):
+        mask = frame_mask[sample][:, None].expand(-1, versions, -1, -1)
+        dropped = dropped_frames(
+            mask, p, m, sample[:, None, :], seed[:, None, None], epoch.view(1, 1, 1), version, exact
+        )
+        mask = mask & kept[..., m, None] & ~dropped
+        drawn.append((x[sample][:, None] * mask.unsqueeze(-1)).flatten(1, 2))
+        masks.append(mask.flatten(1, 2))
+    return drawn, masks
+
+
+def _counter(
+    block: torch.Tensor, sample: torch.Tensor, epoch: torch.Tensor, version: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return block & WORD, sample & WORD, epoch & WORD, version & WORD
+
+
+def _key(seed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return seed & WORD, (seed >> 32) & WORD

@@ -1,0 +1,145 @@
+"""A trained model, ready to use: `fastmmkd.load(run_dir)`."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastmmkd.config import Config, parse_config
+from fastmmkd.data.batches import Normalisation, ResidentSplit
+from fastmmkd.data.store import Dataset, Split
+from fastmmkd.engine.checkpoint import import_model
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation.protocol import Evaluator, Scenario
+from fastmmkd.files import read_json, replacing
+from fastmmkd.methods import build_method
+from fastmmkd.methods.umdf import UMDF
+from fastmmkd.modalities import MODALITIES
+from fastmmkd.tasks import Task
+
+COMPLETE = (True, True, True)
+
+
+@dataclass
+class Predictor:
+    """One trained model with the normalisation it was trained under."""
+
+    config: Config
+    seed: int
+    module: UMDF
+    normalisation: Normalisation
+    feature_dims: tuple[int, ...]
+    device: torch.device
+
+    @property
+    def task(self) -> Task:
+        return self.config.task
+
+    def predict(self, split: Split, source: str = "data") -> np.ndarray:
+        """Predictions of every sample with what it has; missing modalities and frames are fine.
+
+        Args:
+            split: see `fastmmkd.data.store.Split`; T_m may differ from training's.
+            source: stands for the data in an error message.
+
+        Returns:
+            As `fastmmkd.tasks.Task` documents: `[N]` scores or `[N, C]` probabilities, float64.
+
+        Raises:
+            UserError: features of another width than the model was trained on.
+        """
+        return self.evaluator(split, source).run(self.module.predict, Scenario(COMPLETE), np.arange(len(split)))[0]
+
+    def evaluator(self, split: Split, source: str = "data") -> Evaluator:
+        """The split on the model's device, standardised as in training, for `fastmmkd.evaluation.protocol`.
+
+        Raises:
+            UserError: features of another width than the model was trained on.
+        """
+        for modality, dim in zip(MODALITIES, self.feature_dims, strict=True):
+            found = split.features[modality].shape[-1]
+            if found != dim:
+                raise UserError(f"{source}: {modality} has {found} features, the model was trained on {dim}")
+        resident = ResidentSplit(
+            split,
+            self.normalisation,
+            self.task,
+            self.config.data.clip,
+            self.config.model.attention_mask,
+            self.device,
+            torch.float32,
+        )
+        return Evaluator(resident, split.labels, split.present, self.task, self.config.eval)
+
+
+def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predictor:
+    """Load a trained model in fp32, in evaluation mode.
+
+    Args:
+        run: a run's folder (what `train.py --output` named).
+        seed: which of its seeds; by default the first one that has a model.
+        device: where to put it.
+
+    Raises:
+        UserError: not a run, or no model of that seed.
+    """
+    run = Path(run)
+    record = read_json(run / "run.json", "a training run's run.json")
+    config = parse_config(record["config"], str(run / "run.json"))
+    seeds = seeds_with_model(run, config)
+    if not seeds or (seed is not None and seed not in seeds):
+        wanted = f"seed {seed}" if seed is not None else "any seed"
+        raise UserError(f"{run}: no trained model of {wanted}; it has {', '.join(map(str, seeds)) or 'none'}")
+    seed = seeds[0] if seed is None else seed
+    parameters, normalisation = import_model(seed_directory(run, seed))
+    feature_dims = tuple(len(normalisation[modality][0]) for modality in MODALITIES)
+    module = build_method(config, feature_dims, seed)
+    module.load_state_dict(parameters)
+    return Predictor(config, seed, module.float().eval().to(device), normalisation, feature_dims, torch.device(device))
+
+
+def load_all(run: Path | str, device: str = "cpu") -> list[Predictor]:
+    """Every trained seed of a run, see `load`."""
+    first = load(run, device=device)
+    seeds = seeds_with_model(Path(run), first.config)
+    return [first, *(load(run, seed, device) for seed in seeds[1:])]
+
+
+def seed_directory(run: Path, seed: int) -> Path:
+    """Where a run keeps one seed."""
+    return run / f"seed_{seed}"
+
+
+def seeds_with_model(run: Path, config: Config) -> list[int]:
+    """The seeds of a run that have an exported model, in the config's order."""
+    return [seed for seed in config.train.seeds if (seed_directory(run, seed) / "model.safetensors").exists()]
+
+
+def write_predictions(predictor: Predictor, dataset: Dataset, out: Path) -> int:
+    """Predict every sample of a data set into a CSV file, written whole; returns the number of rows.
+
+    Columns: split, id, present ("lav" where all modalities are there), then `score`, or one probability per class.
+    """
+    names = prediction_columns(predictor.task)
+    rows = 0
+    with replacing(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["split", "id", "present", *names])
+        for name, split in dataset.splits.items():
+            predictions = predictor.predict(split, str(dataset.path)).reshape(len(split), -1)
+            for sample_id, present, values in zip(split.ids, split.present, predictions, strict=True):
+                letters = "".join(m[0] for m, there in zip(MODALITIES, present, strict=True) if there)
+                writer.writerow([name, sample_id, letters, *(f"{value:.6f}" for value in values)])
+                rows += 1
+    return rows
+
+
+def prediction_columns(task: Task) -> list[str]:
+    """Names of the values a task predicts per sample."""
+    if task.is_regression:
+        return ["score"]
+    return [f"p_{name}" for name in task.class_names]

@@ -1,0 +1,216 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation import metrics
+from fastmmkd.tasks import TASKS, Task
+
+REGRESSION = Task("regression")
+
+
+def test_regression_by_hand():
+    y = np.array([-3.0, -1.0, 0.0, 0.5, 2.0, 2.5])
+    p = np.array([-2.5, 0.5, 0.2, -0.5, 1.0, 4.0])
+    found = metrics.compute(REGRESSION, y, p)
+
+    assert found["mae"] == pytest.approx((0.5 + 1.5 + 0.2 + 1.0 + 1.0 + 1.5) / 6)
+    assert found["corr"] == pytest.approx(np.corrcoef(y, p)[0, 1])
+    # Rounded half to even: labels -3 -1 0 0 2 2 (2.5 -> 2), predictions -2 0 0 0 1 3 (4 is clipped).
+    assert found["acc7"] == pytest.approx(100 * 2 / 6)
+    # Clipped to +-2: labels -2 -1 0 0 2 2, predictions -2 0 0 0 1 2.
+    assert found["acc5"] == pytest.approx(100 * 4 / 6)
+    # y >= 0: labels F F T T T T, predictions F T T F T T.
+    assert found["acc2_has0"] == pytest.approx(100 * 4 / 6)
+    # Negative: tp 1, fp 1, fn 1 -> 1/2, weight 2; non-negative: tp 3, fp 1, fn 1 -> 3/4, weight 4.
+    assert found["f1_has0"] == pytest.approx(100 * (2 * 0.5 + 4 * 0.75) / 6)
+    # Without the zero: labels F F T T T, predictions F T F T T.
+    assert found["acc2_non0"] == pytest.approx(100 * 3 / 5)
+    # Negative: tp 1, fp 1, fn 1 -> 1/2, weight 2; positive: tp 2, fp 1, fn 1 -> 2/3, weight 3.
+    assert found["f1_non0"] == pytest.approx(100 * (2 * 0.5 + 3 * 2 / 3) / 5)
+
+
+def test_f1_weighs_by_the_true_classes():
+    """Three of four are positive, all are called negative. Weighted by the *predicted* classes it would be 40."""
+    found = metrics.compute(REGRESSION, np.array([1.0, 1, 1, -1]), np.array([-1.0, -1, -1, -1]))
+    # Negative: tp 1, fp 3 -> 2/5, weight 1; positive: 0, weight 3.
+    assert found["f1_non0"] == pytest.approx(10.0)
+    assert found["f1_has0"] == pytest.approx(10.0)
+
+
+def test_a_predicted_zero_is_negative_without_zeros_and_nonnegative_with():
+    found = metrics.compute(REGRESSION, np.array([1.0, -1.0]), np.zeros(2))
+    assert found["acc2_non0"] == 50.0
+    found = metrics.compute(REGRESSION, np.array([1.0, 2.0]), np.zeros(2))
+    assert (found["acc2_non0"], found["acc2_has0"]) == (0.0, 100.0)
+
+
+@pytest.mark.parametrize(("score", "bin7"), [(0.5, 0), (1.5, 2), (2.5, 2), (-0.5, 0), (-1.5, -2), (3.4, 3), (-7, -3)])
+def test_acc7_rounds_half_to_even_and_clips(score, bin7):
+    assert metrics.compute(REGRESSION, np.array([score]), np.array([float(bin7)]))["acc7"] == 100.0
+
+
+def test_constant_predictions_have_no_correlation_but_are_no_error():
+    assert metrics.compute(REGRESSION, np.array([1.0, 2.0, -1.0]), np.full(3, 0.1))["corr"] == 0.0
+    assert metrics.compute(REGRESSION, np.full(3, 0.1), np.array([1.0, 2.0, -1.0]))["corr"] == 0.0
+    assert math.isnan(metrics.compute(REGRESSION, np.array([1.0]), np.array([1.0]))["corr"])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_samples_give_nan_for_every_metric(name):
+    task = Task(name)
+    labels = np.zeros((0,) if task.label_kind == "score" else (0, 4))
+    width = {"regression": (0,), "emotions-binary": (0, 4)}.get(name, (0, task.outputs))
+    found = metrics.compute(task, labels, np.zeros(width))
+    assert tuple(found) == metrics.keys(task)
+    assert all(math.isnan(v) for v in found.values())
+
+
+def test_only_neutral_labels_leave_nothing_for_non0():
+    found = metrics.compute(REGRESSION, np.zeros(3), np.array([0.1, -0.1, 0.3]))
+    assert math.isnan(found["f1_non0"])
+    assert math.isnan(found["acc2_non0"])
+    assert found["acc2_has0"] == pytest.approx(200 / 3)
+
+
+def test_two_classes_are_read_as_signs():
+    y = np.array([-1.0, 0.0, 2.0, 2.0])
+    p = np.array([[0.7, 0.3], [0.2, 0.8], [0.6, 0.4], [0.1, 0.9]])
+    found = metrics.compute(Task("classification-2"), y, p)
+    assert set(found) == {"f1_non0", "acc2_non0", "f1_has0", "acc2_has0"}
+    assert found["acc2_has0"] == pytest.approx(75.0)
+    assert found["acc2_non0"] == pytest.approx(100 * 2 / 3)
+
+
+@pytest.mark.parametrize("name", ["classification-2", "classification-3", "classification-7"])
+def test_a_tie_is_nonnegative_but_not_positive(name):
+    task = Task(name)
+    p = np.zeros((2, task.outputs))
+    p[:, [0, -1]] = 0.5
+    found = metrics.compute(task, np.array([1.0, -1.0]), p)
+    assert found["f1_has0"] == found["f1_non0"] == pytest.approx(100 / 3)
+    assert metrics.compute(task, np.array([1.0, 2.0]), p)["acc2_has0"] == 100.0
+    assert metrics.compute(task, np.array([1.0, 2.0]), p)["acc2_non0"] == 0.0
+
+
+def test_three_classes_take_the_sign_from_the_larger_mass_not_from_the_argmax():
+    y = np.array([1.0, -1.0, 0.0])
+    p = np.array([[0.2, 0.45, 0.35], [0.45, 0.2, 0.35], [0.3, 0.4, 0.3]])
+    found = metrics.compute(Task("classification-3"), y, p)
+    assert found["acc2_non0"] == 100.0
+    # The second has P(>= 0) = 0.55 > P(< 0) = 0.45.
+    assert found["acc2_has0"] == pytest.approx(100 * 2 / 3)
+    # Its own classes by argmax: zero, negative, zero.
+    assert found["acc3"] == pytest.approx(100 * 2 / 3)
+
+
+def test_seven_classes():
+    y = np.array([2.6, -0.4, -3.0])
+    p = np.zeros((3, 7))
+    p[0, 6] = 1.0
+    p[1, [2, 3, 4]] = [0.3, 0.5, 0.2]
+    p[2, [0, 5, 6]] = [0.4, 0.3, 0.3]
+    found = metrics.compute(Task("classification-7"), y, p)
+    assert found["acc7"] == 100.0
+    assert found["acc2_non0"] == pytest.approx(100 * 2 / 3)
+    assert found["acc2_has0"] == pytest.approx(100 * 1 / 3)
+
+
+def test_four_binary_emotions_by_hand():
+    y = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=np.float32)
+    p = np.array([[0.9, 0.1, 0.2, 0.0], [0.4, 0.6, 0.5, 0.1], [0.1, 0.2, 0.8, 0.3], [0.2, 0.9, 0.1, 0.7]])
+    found = metrics.compute(Task("emotions-binary"), y, p)
+    assert [found[f"acc_{e}"] for e in ("happy", "sad", "angry", "neutral")] == [75.0, 75.0, 100.0, 100.0]
+    # Happy: holds tp 1, fn 1 -> 2/3, weight 2; not tp 2, fp 1 -> 4/5, weight 2.
+    assert found["f1_happy"] == pytest.approx(100 * (2 / 3 + 4 / 5) / 2)
+    # Sad: holds tp 1, fp 1 -> 2/3, weight 1; not tp 2, fn 1 -> 4/5, weight 3.
+    assert found["f1_sad"] == pytest.approx(100 * (2 / 3 + 3 * 4 / 5) / 4)
+    assert found["f1"] == pytest.approx((found["f1_happy"] + found["f1_sad"] + 200) / 4)
+    assert found["acc"] == pytest.approx(350 / 4)
+
+
+def test_single_label_emotions_by_hand():
+    y = np.eye(4)[[0, 0, 1, 3]]
+    p = np.array([[0.4, 0.3, 0.2, 0.1], [0.2, 0.5, 0.2, 0.1], [0.1, 0.9, 0.0, 0.0], [0.3, 0.3, 0.3, 0.1]])
+    found = metrics.compute(Task("emotions-4way"), y, p)
+    # Predicted 0, 1, 1, 0: class 0 F1 1/2 (weight 2), class 1 2/3 (1), class 3 0 (1).
+    assert found["acc_4way"] == 50.0
+    assert found["f1_4way"] == pytest.approx(100 * (2 * 0.5 + 2 / 3) / 4)
+    assert found["acc_sad_ovr"] == 75.0
+    assert found["f1_angry_ovr"] == 100.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_diverged_model_is_refused_not_read_as_negative(bad):
+    with pytest.raises(UserError, match="1 of 3 predictions are NaN or infinite"):
+        metrics.compute(REGRESSION, np.ones(3), np.array([1.0, bad, 1.0]))
+    with pytest.raises(UserError, match="1 of 2 predictions"):
+        metrics.compute(Task("classification-2"), np.ones(2), np.array([[0.5, bad], [1.0, 0.0]]))
+
+
+def test_shapes_are_checked_with_their_values():
+    with pytest.raises(ValueError, match=r"predictions have shape \(3, 2\), task regression needs \(3,\)"):
+        metrics.compute(REGRESSION, np.ones(3), np.ones((3, 2)))
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\), task emotions-4way needs \(3, 4\)"):
+        metrics.compute(Task("emotions-4way"), np.ones(3), np.ones((3, 4)))
+
+
+def test_headline_metrics_and_their_direction():
+    assert [metrics.primary(Task(t)) for t in ("regression", "classification-7")] == ["f1_non0", "f1_non0"]
+    assert metrics.primary(Task("emotions-binary")) == "f1"
+    assert metrics.primary(Task("emotions-4way")) == "f1_4way"
+    assert [k for t in TASKS for k in metrics.keys(Task(t)) if not metrics.higher_is_better(k)] == ["mae"]
+    assert metrics.title("acc_happy_ovr") == "Accuracy happy vs rest (%)"
+    assert metrics.title("f1_sad") == "F1 sad (%)"
+
+
+scores = st.integers(1, 40).flatmap(
+    lambda n: st.tuples(
+        *[hnp.arrays(np.float64, n, elements=st.integers(-12, 12).map(lambda k: k / 4)) for _ in range(2)],
+        st.permutations(range(n)),
+    )
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(scores)
+def test_the_order_of_samples_does_not_matter(case):
+    y, p, order = case
+    shuffled = metrics.compute(REGRESSION, y[list(order)], p[list(order)])
+    assert shuffled == pytest.approx(metrics.compute(REGRESSION, y, p), nan_ok=True, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=25)
+@given(scores)
+def test_metrics_stay_in_their_range_and_perfect_is_perfect(case):
+    y, p, _ = case
+    for key, value in metrics.compute(REGRESSION, y, p).items():
+        low, high = {"mae": (0, 6), "corr": (-1, 1)}.get(key, (0, 100))
+        assert math.isnan(value) or low <= value <= high
+    perfect = metrics.compute(REGRESSION, y, y)
+    assert perfect["mae"] == 0
+    assert all(math.isnan(v) or v == pytest.approx(100) for k, v in perfect.items() if metrics.is_percent(k))
+
+
+@settings(deadline=None, max_examples=25)
+@given(scores)
+def test_mirrored_scores_have_the_same_non0_metrics(case):
+    y, p, _ = case
+    p = np.where(p == 0, 0.5, p)  # a predicted 0 is not symmetric: it counts as "not positive"
+    ours, mirrored = metrics.compute(REGRESSION, y, p), metrics.compute(REGRESSION, -y, -p)
+    for key in ("f1_non0", "acc2_non0", "mae", "corr", "acc7", "acc5"):
+        assert mirrored[key] == pytest.approx(ours[key], nan_ok=True, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=25)
+@given(scores)
+def test_hard_class_probabilities_give_the_same_signs_as_scores(case):
+    y, p, _ = case
+    found = metrics.compute(Task("classification-3"), y, np.eye(3)[np.sign(p).astype(int) + 1])
+    from_scores = metrics.compute(REGRESSION, y, p)
+    for key in metrics.SIGN_KEYS:
+        assert found[key] == pytest.approx(from_scores[key], nan_ok=True)

@@ -1,0 +1,174 @@
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation import commands, report, results, tables
+from fastmmkd.evaluation.latex import escape
+
+
+@pytest.fixture
+def make_run(tmp_path, simulate):
+    """A run folder with nothing but results.json, all that a report reads."""
+
+    def make(folder: str, **wanted: object) -> Path:
+        run = tmp_path / folder
+        run.mkdir(parents=True)
+        (run / "results.json").write_text(json.dumps(simulate(**wanted)))
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def three_runs(tmp_path_factory, simulate) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    results.write(folder / "good", simulate(method="umdf", noise=0.2))
+    results.write(folder / "poor", simulate(method="umdf", noise=1.5))
+    results.write(folder / "other", simulate(method="corr_kd & co", noise=0.8))
+    return [folder / "good", folder / "poor", folder / "other"]
+
+
+def bold_rows(text: str, title: str) -> dict[str, list[bool]]:
+    table = text.split(f"### {title}\n\n")[1].split("\n\n")[0].splitlines()[2:]
+    return {r.split("|")[1].strip(): ["**" in cell for cell in r.split("|")[2:-1]] for r in table}
+
+
+def test_three_runs_side_by_side(tmp_path, three_runs):
+    groups, files = report.report(three_runs, tmp_path / "out")
+    assert [f.name for f in files] == ["report.md", "report.csv", "report.tex", "curves.png"]
+    assert all(f.stat().st_size > 0 for f in files)
+    assert [[name for name, _ in g.runs] for g in groups] == [["umdf (good)", "umdf (poor)", "corr_kd & co"]]
+    text = files[0].read_text()
+    for title in ("F1 non0 (%)", "MAE (lower is better)"):
+        bold = bold_rows(text, title)
+        assert list(bold) == ["umdf (good)", "umdf (poor)", "corr_kd & co", "floor", "ideal", "samples"]
+        assert all(bold["umdf (good)"])
+        assert not any(bold["umdf (poor)"] + bold["floor"] + bold["ideal"])
+    assert "![Metrics against the ratio of missing frames](curves.png)" in text
+
+
+def test_significance_table_pairs_common_seeds(tmp_path, make_run):
+    runs = [
+        make_run("a", method="a", noise=0.2, seeds=(1, 2, 3, 4, 5, 6)),
+        make_run("b", method="b", noise=1.5, seeds=(6, 5, 4, 3, 2, 1, 9)),
+        make_run("c", method="c", noise=0.2, seeds=(1, 7)),
+    ]
+    groups, _ = report.report(runs, tmp_path / "out")
+    by_pair = {(c.first, c.second): c.test for c in report.compare(groups[0]) if c.key == "f1_non0"}
+    assert [by_pair[p].n for p in (("a", "b"), ("a", "c"), ("b", "c"))] == [6, 1, 1]
+    assert by_pair["a", "b"].t_p < 0.01
+    assert by_pair["a", "b"].wilcoxon_p == pytest.approx(2 / 2**6)
+    # Paired by seed, not by position: the same models in another order do not differ.
+    assert by_pair["a", "c"].mean_difference == 0.0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "not enough seeds (2 needed)" in text
+    assert "Not enough common seeds for some tests" in text
+
+
+def test_other_data_or_tasks_get_tables_of_their_own(tmp_path, make_run):
+    runs = [
+        make_run("a", noise=0.2),
+        make_run("b", data_hash="cd" * 32),
+        make_run("c", task="emotions-binary"),
+        make_run("d", noise=0.4),
+    ]
+    groups, files = report.report(runs, tmp_path / "out")
+    assert [[name for name, _ in g.runs] for g in groups] == [["umdf (a)", "umdf (d)"], ["umdf (b)"], ["umdf (c)"]]
+    assert [f.name for f in files[3:]] == ["curves.png", "curves-2.png", "curves-3.png"]
+    text = files[0].read_text()
+    assert "cannot be compared" in text
+    assert text.count("### Significance on Avg.") == 1
+
+
+def test_csv_in_the_papers_columns(tmp_path, three_runs):
+    report.report(three_runs, tmp_path / "out")
+    with (tmp_path / "out" / "report.csv").open() as f:
+        lines = list(csv.DictReader(f))
+    by_row = {(r["metric"], r["run"]): r for r in lines}
+    good = results.read(three_runs[0])
+    row = by_row["mae", "umdf (good)"]
+    assert float(row["average"]) == good["average"]["metrics"]["mae"]["mean"]
+    assert float(row["lav_std"]) == good["conditions"]["lav"]["metrics"]["mae"]["std"]
+    assert row["seeds"] == "3"
+    assert float(by_row["mae", "floor"]["la"]) == good["conditions"]["la"]["floor"]["mae"]
+    assert by_row["mae", "ideal"]["la_std"] == ""
+
+
+def test_latex_is_escaped_and_balanced(tmp_path, three_runs):
+    report.report(three_runs, tmp_path / "out")
+    text = (tmp_path / "out" / "report.tex").read_text()
+    assert r"corr\_kd \& co" in text
+    assert r"\{l,a,v\} \\" in text
+    assert r"\textbf{" in text
+    assert "±" not in text
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {line.replace(r"\&", "").count("&") for line in body} == {8, 5}
+    for environment in ("table*", "tabular"):
+        assert text.count(rf"\begin{{{environment}}}") == text.count(rf"\end{{{environment}}}") > 0
+    plain = text.replace(r"\{", "").replace(r"\}", "")
+    assert plain.count("{") == plain.count("}")
+
+
+def test_latex_escapes_every_special_character():
+    assert escape("a_b & 5% #1 $x$ {y} ~^ \\") == (
+        r"a\_b \& 5\% \#1 \$x\$ \{y\} \textasciitilde{}\textasciicircum{} \textbackslash{}"
+    )
+    assert escape("two\nlines") == "two lines"
+
+
+def test_names_stay_apart(tmp_path, make_run):
+    runs = [make_run("x/run", method="umdf"), make_run("y/run", method="umdf"), make_run("z", method="hrlf")]
+    names = [name for name, _ in report.load(runs)]
+    assert names[2] == "hrlf"
+    assert names[0] == f"umdf ({runs[0] / 'results.json'})"
+    assert len(set(names)) == 3
+
+
+def test_a_run_given_twice_is_refused(make_run):
+    run = make_run("x")
+    with pytest.raises(UserError, match="given more than once"):
+        report.load([run, run / "results.json"])
+
+
+def test_errors_name_the_file(tmp_path, make_run):
+    run, empty = make_run("x"), tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match=r"empty/results\.json: no such file"):
+        report.report([run, empty], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(UserError, match="taken: cannot create this folder"):
+        report.report([run], tmp_path / "taken")
+
+
+def test_equal_printed_values_are_all_bold(simulate):
+    found = simulate(seeds=(1,))
+    table = tables.metric_table("f1_non0", [("a", found), ("b", found)])
+    assert all(cell.best for row in table.runs for cell in row.cells)
+    assert not any(cell.best for cell in tables.metric_table("f1_non0", [("a", found)]).runs[0].cells)
+
+
+def test_markdown_cells_cannot_break_the_table(tmp_path, make_run):
+    run = make_run("x", method="a|b")
+    report.report([run], tmp_path / "out")
+    assert "| a\\|b " in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("columns", ["80", "140"])
+def test_the_command_prints_the_headline_table_and_the_files(tmp_path, three_runs, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    parser = argparse.ArgumentParser()
+    commands.register(parser.add_subparsers())
+    args = parser.parse_args(["report", *map(str, three_runs), "--out", str(tmp_path / "out")])
+    assert args.run(args) == 0
+    printed = capsys.readouterr().out
+    mean = results.read(three_runs[0])["average"]["metrics"]["f1_non0"]["mean"]
+    assert f"{mean:.2f}" in printed
+    assert "{l,a,v}" in printed
+    assert "…" not in printed
+    assert ("±" in printed) == (columns == "140")
+    assert str(tmp_path / "out" / "report.md") in printed

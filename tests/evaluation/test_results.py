@@ -1,0 +1,217 @@
+import copy
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation import metrics, results
+from fastmmkd.evaluation.results import Outcome, SeedEvaluation, assemble
+from fastmmkd.modalities import CONDITIONS
+from fastmmkd.tasks import TASKS, Task
+
+TASK = Task("classification-2")
+
+
+def outcome(f1: float, samples: int = 10) -> Outcome:
+    return Outcome(samples, dict.fromkeys(metrics.keys(TASK), f1))
+
+
+def evaluation(seed: int, values: list[float], sweep: tuple[float, ...] = (0.0,)) -> SeedEvaluation:
+    conditions = {c: outcome(v) for c, v in zip(CONDITIONS, values, strict=True)}
+    return SeedEvaluation(seed, conditions, [(p, outcome(50.0).metrics) for p in sweep], 10)
+
+
+def floors(value: float = 40.0) -> dict[str, dict[str, float]]:
+    return {c: outcome(value).metrics for c in CONDITIONS}
+
+
+def test_mean_and_deviation_over_seeds():
+    found = assemble("m", "d", "h", TASK, [evaluation(7, [60.0] * 7), evaluation(8, [64.0] * 7)], floors(), None)
+    assert found["seeds"] == [7, 8]
+    statistic = found["conditions"]["la"]["metrics"]["f1_non0"]
+    assert statistic == {"mean": 62.0, "std": pytest.approx(math.sqrt(8)), "per_seed": [60.0, 64.0]}
+    assert found["conditions"]["la"]["floor"]["f1_non0"] == 40.0
+    assert found["conditions"]["la"]["ideal"] is None
+    assert found["average"]["ideal"] is None
+
+
+def test_average_is_taken_per_seed_and_leaves_out_the_complete_condition():
+    up, down = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 99.0], [60.0, 50.0, 40.0, 30.0, 20.0, 10.0, 1.0]
+    found = assemble("m", "d", "h", TASK, [evaluation(1, up), evaluation(2, down)], floors(), floors(90.0))
+    assert found["average"]["metrics"]["f1_non0"] == {"mean": 35.0, "std": 0.0, "per_seed": [35.0, 35.0]}
+    assert found["average"]["samples"] == 60
+    assert found["average"]["floor"]["f1_non0"] == 40.0
+    assert found["average"]["ideal"]["f1_non0"] == 90.0
+
+
+def test_one_seed_has_no_deviation():
+    found = assemble("m", "d", "h", TASK, [evaluation(1, [60.0] * 7)], floors(), None)
+    assert found["conditions"]["l"]["metrics"]["f1_non0"]["std"] is None
+    assert found["average"]["metrics"]["f1_non0"]["std"] is None
+
+
+def test_a_condition_without_samples_is_null_and_not_averaged(tmp_path):
+    one = evaluation(1, [60.0] * 7)
+    del one.conditions["l"]
+    one.conditions["la"] = Outcome(0, dict.fromkeys(metrics.keys(TASK), math.nan))
+    known = {c: f for c, f in floors().items() if c not in ("l", "la")}
+    found = assemble("m", "d", "h", TASK, [one], known, None)
+    for condition in ("l", "la"):
+        assert found["conditions"][condition]["samples"] == 0
+        assert found["conditions"][condition]["metrics"]["f1_non0"] == {"mean": None, "std": None, "per_seed": [None]}
+    assert found["average"]["metrics"]["f1_non0"]["mean"] == 60.0
+    assert found["average"]["samples"] == 40
+    results.write(tmp_path, found)
+    assert "here without {l}, {l,a}" in (tmp_path / "results.md").read_text()
+    assert results.read(tmp_path) == found
+
+
+def test_evaluations_must_match():
+    first = evaluation(1, [60.0] * 7)
+    with pytest.raises(ValueError, match="a seed occurs twice"):
+        assemble("m", "d", "h", TASK, [first, first], floors(), None)
+    with pytest.raises(ValueError, match="seeds 1 and 2 differ"):
+        assemble("m", "d", "h", TASK, [first, evaluation(2, [60.0] * 7, sweep=(0.0, 0.5))], floors(), None)
+    with pytest.raises(ValueError, match="no evaluations"):
+        assemble("m", "d", "h", TASK, [], floors(), None)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_write_and_read_round_trip(tmp_path, simulate, name):
+    run = tmp_path / "nested" / "run"
+    found = simulate(task=name)
+    results.write(run, found)
+    assert results.read(run) == found
+    assert results.read(run / "results.json") == found
+    assert sorted(p.name for p in run.iterdir()) == ["curves.png", "results.csv", "results.json", "results.md"]
+    assert "NaN" not in (run / "results.json").read_text()
+
+
+def test_markdown_shows_ours_floor_and_ideal_in_the_papers_columns(tmp_path, simulate):
+    found = simulate(seeds=(1, 2, 3))
+    results.write(tmp_path, found)
+    text = (tmp_path / "results.md").read_text()
+    table = text.split("## F1 non0 (%)\n\n")[1].split("\n\n")[0].splitlines()
+    rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in table}
+    assert rows[""] == ["{l}", "{a}", "{v}", "{l,a}", "{l,v}", "{a,v}", "Avg.", "{l,a,v}"]
+    lav, average = found["conditions"]["lav"], found["average"]
+    ours = lav["metrics"]["f1_non0"]
+    assert rows["umdf"][-1] == f"{ours['mean']:.2f} ± {ours['std']:.2f}"
+    assert rows["floor"][-1] == f"{lav['floor']['f1_non0']:.2f}"
+    assert rows["ideal"][-2] == f"{average['ideal']['f1_non0']:.2f}"
+    assert rows["samples"][-2:] == ["720", "120"]
+    assert "over 3 seeds (1, 2, 3)" in text
+    assert "always-negative" in text
+    assert "**" not in text  # one run is not best of anything
+
+
+def test_markdown_for_real_data_has_no_ideal(tmp_path, simulate):
+    results.write(tmp_path, simulate(known_posterior=False, seeds=(4,)))
+    text = (tmp_path / "results.md").read_text()
+    assert "ideal" not in text
+    assert "±" not in text
+    assert "1 seed (4)" in text
+
+
+def test_csv_has_every_number(tmp_path, simulate):
+    found = simulate(seeds=(1, 2), steps=3)
+    results.write(tmp_path, found)
+    with (tmp_path / "results.csv").open() as f:
+        lines = list(csv.DictReader(f))
+    assert len(lines) == (7 + 1 + 3) * len(metrics.keys(Task("regression")))
+    by_key = {(r["part"], r["condition"], r["p"], r["metric"]): r for r in lines}
+    line = by_key["condition", "av", "0.0", "mae"]
+    expected = found["conditions"]["av"]["metrics"]["mae"]
+    assert [float(line[k]) for k in ("mean", "std", "seed_1", "seed_2")] == [
+        expected["mean"],
+        expected["std"],
+        *expected["per_seed"],
+    ]
+    assert by_key["sweep", "lav", "0.5", "mae"]["floor"] == ""
+
+
+def test_a_failed_write_leaves_the_old_results(tmp_path, simulate, monkeypatch):
+    old, new = simulate(seeds=(1,)), simulate(seeds=(2,))
+    results.write(tmp_path, old)
+
+    def full_disk(self: Path, *args: object, **kwargs: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(UserError, match=r"results\.md: cannot write this file \(No space left on device\)"):
+        results.write(tmp_path, new)
+    monkeypatch.undo()
+    assert results.read(tmp_path) == old
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_missing_and_foreign_files(tmp_path):
+    with pytest.raises(UserError, match=r"results\.json: no such file \(evaluate the run first"):
+        results.read(tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        results.read(tmp_path / "nowhere")
+    file = tmp_path / "results.json"
+    for text in ("", '{"version": 1', "\x00\xff"):
+        file.write_bytes(text.encode("latin-1"))
+        with pytest.raises(UserError, match="not a JSON file"):
+            results.read(tmp_path)
+    for text in ("[1, 2]", "{}", '{"version": "1"}'):
+        file.write_text(text)
+        with pytest.raises(UserError, match="the integer key 'version' is missing"):
+            results.read(tmp_path)
+
+
+def test_a_newer_version_says_to_update(tmp_path, simulate):
+    newer = {**simulate(seeds=(1,)), "version": 2}
+    (tmp_path / "results.json").write_text(json.dumps(newer))
+    with pytest.raises(UserError, match="version 2 is newer than this fastmmkd reads"):
+        results.read(tmp_path)
+
+
+def edit(found: dict, path: str, value: object = None) -> dict:
+    """A copy with the key at `path` set, or removed if no value is given."""
+    found = copy.deepcopy(found)
+    *parents, last = path.split("/")
+    target = found
+    for key in parents:
+        target = target[key]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("seeds", None, "seeds: Field required"),
+        ("conditions/av", None, "conditions are"),
+        ("conditions/av/metrics/mae", None, "av lacks the metric 'mae' of task regression"),
+        ("conditions/av/samples", "ten", "conditions.av.samples: Input should be a valid integer"),
+        ("average/metrics/mae/per_seed", [1.0], "average.mae has 1 per-seed values, seeds lists 2"),
+        ("task", "translation", "task 'translation' is not one of regression"),
+    ],
+)
+def test_damaged_results_name_the_key(tmp_path, simulate, path, value, message):
+    (tmp_path / "results.json").write_text(json.dumps(edit(simulate(seeds=(1, 2)), path, value)))
+    with pytest.raises(UserError) as e:
+        results.read(tmp_path)
+    assert message in str(e.value)
+    assert str(tmp_path / "results.json") in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_keys_that_a_later_version_adds_are_kept(tmp_path, simulate):
+    found = {**simulate(seeds=(1,)), "notes": "added later"}
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    assert results.read(tmp_path)["notes"] == "added later"
+
+
+def test_write_refuses_what_read_would_refuse(tmp_path, simulate):
+    with pytest.raises(ValueError, match="seeds"):
+        results.write(tmp_path, edit(simulate(seeds=(1,)), "seeds"))
+    assert not list(tmp_path.iterdir())
