@@ -74,7 +74,10 @@ def place(config: Config) -> Placement:
 
 
 def prepare_process(config: Config) -> None:
-    """Set what DeepSpeed reads at import: its accelerator, and a one-process world where no launcher made one."""
+    """Set up this process before DeepSpeed is imported.
+
+    Its accelerator; a one-process world where no launcher made one; a fair share of the cores.
+    """
     if config.train.device == "cpu" or not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:
@@ -83,6 +86,9 @@ def prepare_process(config: Config) -> None:
             port = probe.getsockname()[1]
         world = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in world.items()})
+    if "OMP_NUM_THREADS" not in os.environ:
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
     _keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -212,6 +212,11 @@ class Trainer:
         key, progress = self.session.select, self.progress
         valid = {name: mean_over_conditions(conditions, name) for name in metrics.keys(self.config.task)}
         score = valid[key]
+        if math.isnan(score):
+            raise UserError(
+                f"train.select: {key} has no value on the validation split of {self.session.dataset.path} "
+                f"({self.session.valid.resident.size} samples); expected a larger one, or another metric"
+            )
         sign = 1 if metrics.higher_is_better(key) else -1
         if progress.best is None or sign * (score - progress.best) > 0:
             progress.best, progress.best_epoch = score, progress.epoch

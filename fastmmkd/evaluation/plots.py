@@ -18,7 +18,7 @@ from sklearn.manifold import TSNE
 
 from fastmmkd.data.store import EMOTIONS
 from fastmmkd.evaluation import metrics
-from fastmmkd.evaluation.files import replacing
+from fastmmkd.files import replacing
 from fastmmkd.tasks import Task
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness.

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from fastmmkd.config import EvalBlock
 from fastmmkd.data.batches import ResidentSplit
 from fastmmkd.distributed import rank, world_size
+from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
 from fastmmkd.modalities import CONDITIONS, condition_modalities
@@ -68,18 +69,29 @@ class Evaluator:
 
     def outcomes(self, predict: Predict, scenarios: Sequence[Scenario]) -> list[Outcome]:
         """Metrics of every scenario. Several processes share the scenarios out and all get every result."""
-        mine: dict[int, Outcome] = {}
+        mine: dict[int, Outcome | UserError] = {}
         for i in range(rank(), len(scenarios), world_size()):
-            rows = self.rows(scenarios[i].kept)
-            found = {}
-            if len(rows):
-                found = metrics.compute(self.task, self.labels[rows], self.run(predict, scenarios[i], rows)[0])
-            mine[i] = Outcome(len(rows), found)
+            try:
+                mine[i] = self._outcome(predict, scenarios[i])
+            except UserError as error:  # the others wait for this process's share
+                mine[i] = error
         if world_size() > 1:
-            parts: list[dict[int, Outcome] | None] = [None] * world_size()
+            parts: list[dict[int, Outcome | UserError] | None] = [None] * world_size()
             dist.all_gather_object(parts, mine)
             mine = {i: outcome for part in parts if part for i, outcome in part.items()}
-        return [mine[i] for i in range(len(scenarios))]
+        found = []
+        for i in range(len(scenarios)):
+            outcome = mine[i]
+            if isinstance(outcome, UserError):
+                raise outcome
+            found.append(outcome)
+        return found
+
+    def _outcome(self, predict: Predict, scenario: Scenario) -> Outcome:
+        rows = self.rows(scenario.kept)
+        if not len(rows):
+            return Outcome(0, {})
+        return Outcome(len(rows), metrics.compute(self.task, self.labels[rows], self.run(predict, scenario, rows)[0]))
 
     def conditions(self, predict: Predict) -> dict[str, Outcome]:
         """The seven conditions at p = 0."""
@@ -99,5 +111,10 @@ class Evaluator:
 
 
 def mean_over_conditions(conditions: dict[str, Outcome], key: str) -> float:
-    """The mean of a metric over the seven conditions that have samples: what checkpoints are selected by."""
-    return float(np.nanmean([outcome.metrics[key] for outcome in conditions.values() if outcome.samples]))
+    """The mean of a metric over the conditions that have a value for it: what checkpoints are selected by.
+
+    NaN where none has, for example F1 non0 on a split whose scores are all zero.
+    """
+    values = [outcome.metrics[key] for outcome in conditions.values() if outcome.samples]
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")

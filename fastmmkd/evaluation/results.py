@@ -11,7 +11,7 @@ from typing import Any
 
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
-from fastmmkd.evaluation.files import make_directory, write_text
+from fastmmkd.files import make_directory, write_text
 from fastmmkd.evaluation.schema import VERSION, problem
 from fastmmkd.modalities import CONDITIONS, INCOMPLETE_CONDITIONS
 from fastmmkd.tasks import Task

@@ -50,7 +50,7 @@ def write_run_results(
         evaluations,
         floor,
         ideal or None,
-        floors.trivial(config.task, test.labels, train.labels),
+        floors.trivial(config.task, test.labels[test.present.all(axis=1)], train.labels),
     )
     results.write(directory, found)
     draw_embedding(directory / "embedding.png", load(directory, evaluations[0].seed), dataset)

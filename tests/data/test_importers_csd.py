@@ -98,6 +98,20 @@ def test_the_last_words_are_kept(tmp_path: Path) -> None:
     assert split.lengths.tolist() == [[2, 2, 2], [2, 0, 2]]
 
 
+def test_an_unknown_first_word_is_a_missing_frame_not_padding(tmp_path: Path) -> None:
+    """No vector, no sound and no picture, but the word was said: its place stays."""
+    vectors = GLOVE[SPOKEN] * (np.array(SPOKEN) > 0)[:, None]
+    entries = {
+        "language": (vectors, WORD_TIMES[SPOKEN]),
+        "audio": (AUDIO[2:], AUDIO_TIMES[2:]),
+        "visual": (FACET, FACET_TIMES + np.array([0.5, 0])),
+    }
+    changed = {role: dict.fromkeys(VIDEOS, entry) for role, entry in entries.items()}
+    test = import_dataset("csd", write(tmp_path, **changed)).splits["test"]
+    assert test.lengths[0].tolist() == [2, 2, 2]
+    assert [test.frame_mask(m)[0, 48:].tolist() for m in ("language", "audio", "visual")] == [[False, True]] * 3
+
+
 def test_nan_and_minus_infinity_become_zero_before_the_mean(tmp_path: Path) -> None:
     audio = AUDIO.copy()
     audio[0, 1], audio[1, 1], audio[2, 2] = np.nan, 3, -np.inf

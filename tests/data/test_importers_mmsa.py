@@ -78,6 +78,18 @@ def test_the_token_mask_decides_where_language_is(tmp_path: Path) -> None:
     assert train.frame_mask("visual")[0].tolist() == [False, False, False, True, False]
 
 
+def test_padding_tokens_are_no_frames_where_audio_goes_on(tmp_path: Path) -> None:
+    def change(content: dict) -> None:
+        train = content["train"]
+        train["text"][0] = 0.5
+        train["text_bert"][0, 1] = [1, 1, 0, 0, 0]
+        train["audio"][0] = 1
+
+    train = import_dataset("mmsa", dump(aligned(change)[0], tmp_path / "a.pkl")).splits["train"]
+    assert train.lengths[0].tolist() == [5, 5, 5]
+    assert train.features["language"][0, :, 0].tolist() == [0.5, 0.5, 0, 0, 0]
+
+
 def test_left_padded_mmsa_files_are_detected(tmp_path: Path) -> None:
     content, clips = aligned()
     for name, split in content.items():
