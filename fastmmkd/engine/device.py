@@ -20,7 +20,7 @@ from fastmmkd.config import Config
 from fastmmkd.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def prepare_process(config: Config) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
     _keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that doubles a step on a CPU
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
@@ -153,7 +154,6 @@ def _keep_freed_memory() -> None:
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(M_TOP_PAD, 64 << 20)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
     except OSError:
         pass  # not glibc: nothing to tune

@@ -13,9 +13,9 @@ from typing import Any
 
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics, plots, render, results, tables
-from fastmmkd.files import make_directory, write_text
 from fastmmkd.evaluation.latex import escape, latex_metric
 from fastmmkd.evaluation.significance import MIN_T_PAIRS, MIN_WILCOXON_PAIRS, PairedTest, paired_test
+from fastmmkd.files import make_directory, write_text
 from fastmmkd.tasks import Task
 
 Run = tuple[str, dict[str, Any]]

@@ -11,8 +11,8 @@ from typing import Any
 
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
-from fastmmkd.files import make_directory, write_text
 from fastmmkd.evaluation.schema import VERSION, problem
+from fastmmkd.files import make_directory, write_text
 from fastmmkd.modalities import CONDITIONS, INCOMPLETE_CONDITIONS
 from fastmmkd.tasks import Task
 
