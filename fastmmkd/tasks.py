@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fastmmkd.data.dataset import EMOTIONS
+from fastmmkd.ops.precision import accumulation
 
 SCORE_CLASS_NAMES = {
     2: ("negative", "nonnegative"),
@@ -79,12 +80,12 @@ class Task:
         """Task loss per group `[G]`: MSE, or cross-entropy averaged over samples and summed over problems.
 
         Args:
-            logits_gno: `[G, N, O]`; computed in float32.
+            logits_gno: `[G, N, O]`; computed in float32 or better.
             targets: `[G, N]` float for regression, `[G, N, problems]` int64 otherwise.
         """
-        logits_gno = logits_gno.float()
+        logits_gno = accumulation(logits_gno)
         if self.is_regression:
-            return (logits_gno.squeeze(-1) - targets.float()).square().mean(-1)
+            return (logits_gno.squeeze(-1) - targets.to(logits_gno.dtype)).square().mean(-1)
         log_p = F.log_softmax(self.split_problems(logits_gno), dim=-1)
         return -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1).sum(-1).mean(-1)
 

@@ -50,7 +50,9 @@ class Comparison:
     test: PairedTest
 
 
-def report(runs: Sequence[Path], out: Path) -> tuple[list[Group], list[Path]]:
+def report(
+    runs: Sequence[Path], out: Path, names: Sequence[str] | None = None
+) -> tuple[list[Group], list[Path]]:
     """Compare finished runs; writes report.md, report.csv, report.tex and curves.png into `out` (created if missing).
 
     Runs with different data hashes or tasks never share a table: each (data, task) gets its own tables and its own
@@ -58,6 +60,7 @@ def report(runs: Sequence[Path], out: Path) -> tuple[list[Group], list[Path]]:
 
     Args:
         runs: run folders, or their results.json.
+        names: what to call them, in place of the method's name.
 
     Returns:
         The groups, in order of first appearance, and the files that were written.
@@ -65,7 +68,7 @@ def report(runs: Sequence[Path], out: Path) -> tuple[list[Group], list[Path]]:
     Raises:
         UserError: a run without readable results, the same run twice, or an `out` that cannot be written.
     """
-    groups = group(load(runs))
+    groups = group(load(runs, names))
     make_directory(out)
     pictures = [out / ("curves.png" if i == 0 else f"curves-{i + 1}.png") for i in range(len(groups))]
     for found, picture in zip(groups, pictures, strict=True):
@@ -80,8 +83,8 @@ def report(runs: Sequence[Path], out: Path) -> tuple[list[Group], list[Path]]:
     return groups, [out / name for name in texts] + pictures
 
 
-def load(paths: Sequence[Path]) -> list[Run]:
-    """Read every run and give each a name of its own: the method, else with its folder, else with its whole path.
+def load(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Run]:
+    """Read every run and name it: as given, else by the method, with its folder or whole path where that is not unique.
 
     Raises:
         UserError: a run without readable results, or given twice.
@@ -91,12 +94,14 @@ def load(paths: Sequence[Path]) -> list[Run]:
     if twice:
         raise UserError(f"{twice[0]}: given more than once, each run can be listed only once")
     contents = [results.read(p) for p in paths]
+    if names is not None:
+        return list(zip(names, contents, strict=True))
     folders = [f.resolve().parent for f in files]
     methods = [c["method"] for c in contents]
     named = [f"{m} ({folder.name})" for m, folder in zip(methods, folders, strict=True)]
     full = [f"{m} ({file})" for m, file in zip(methods, files, strict=True)]
-    names = [next((c[i] for c in (methods, named) if c.count(c[i]) == 1), full[i]) for i in range(len(contents))]
-    return list(zip(names, contents, strict=True))
+    found = [next((c[i] for c in (methods, named) if c.count(c[i]) == 1), full[i]) for i in range(len(contents))]
+    return list(zip(found, contents, strict=True))
 
 
 def group(runs: Sequence[Run]) -> list[Group]:

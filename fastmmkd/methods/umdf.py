@@ -20,6 +20,7 @@ from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.nn.integration import DynamicFeatureIntegration
 from fastmmkd.nn.pooling import masked_adaptive_mean
 from fastmmkd.ops import gaussian_mmd, js_divergence
+from fastmmkd.ops.precision import accumulation
 from fastmmkd.tasks import Task
 
 
@@ -103,7 +104,7 @@ class UMDF(nn.Module):
     def logits_loss(self, logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
         """Eq. 5 (classification, summed over problems) or eq. 6 (regression): `[S, B, O]` twice -> `[S]`."""
         if self.task.is_regression:
-            return (logits_a.float() - logits_b.float()).square().mean((1, 2))
+            return (accumulation(logits_a) - accumulation(logits_b)).square().mean((1, 2))
         a, b = (self.task.split_problems(x).flatten(1, 2) for x in (logits_a, logits_b))
         return js_divergence(a, b) * self.task.problems
 

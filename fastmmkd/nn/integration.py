@@ -8,6 +8,7 @@ from torch import nn
 from fastmmkd.nn.embedding import temporal_windows
 from fastmmkd.nn.encoder import TransformerEncoder
 from fastmmkd.nn.grouped import GroupedLinear
+from fastmmkd.ops.precision import accumulation
 
 
 class DynamicFeatureIntegration(nn.Module):
@@ -32,6 +33,6 @@ class DynamicFeatureIntegration(nn.Module):
     def enhance(self, h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Weight each frame by its importance; masked frames become 0, and all of them if every frame is masked."""
         mask = mask.unsqueeze(-1)
-        score = self.frame_score(h).float()
+        score = accumulation(self.frame_score(h))
         weight = score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(dim=2) * mask
         return h * (weight * mask.sum(dim=2, keepdim=True)).to(h.dtype)

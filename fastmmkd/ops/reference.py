@@ -14,13 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from fastmmkd.ops.philox import WORD, philox, uniform
+from fastmmkd.ops.precision import accumulation
 
 MMD_BANDWIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """`2^u` for u = -2 .. 2, in units of the mean squared distance."""
-
-
-def _accumulate(x: torch.Tensor) -> torch.Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def cross_attention(
@@ -35,7 +32,7 @@ def cross_attention(
     mask_gb11k = torch.cat(tuple(key_masks), dim=2)[:, :, None, None, :]
 
     def per_head(x: torch.Tensor) -> torch.Tensor:
-        return _accumulate(x).unflatten(-1, (heads, -1)).transpose(2, 3)
+        return accumulation(x).unflatten(-1, (heads, -1)).transpose(2, 3)
 
     query_gbhqe = per_head(query) * (query.shape[-1] // heads) ** -0.5
     score_gbhqk = query_gbhqe @ per_head(key_gbkd).transpose(-1, -2)
@@ -50,14 +47,14 @@ def residual_layer_norm(
 ) -> torch.Tensor:
     """See `fastmmkd.ops.residual_layer_norm`."""
     shape = (weight.shape[0],) + (1,) * (x.dim() - 2) + (weight.shape[-1],)
-    normed = F.layer_norm(_accumulate(x) + _accumulate(residual), x.shape[-1:], eps=eps)
-    return (normed * _accumulate(weight).view(shape) + _accumulate(bias).view(shape)).to(x.dtype)
+    normed = F.layer_norm(accumulation(x) + accumulation(residual), x.shape[-1:], eps=eps)
+    return (normed * accumulation(weight).view(shape) + accumulation(bias).view(shape)).to(x.dtype)
 
 
 def gaussian_mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """See `fastmmkd.ops.gaussian_mmd`."""
     n = x.shape[1]
-    joined = torch.cat((_accumulate(x), _accumulate(y)), dim=1)
+    joined = torch.cat((accumulation(x), accumulation(y)), dim=1)
     squared = (joined.unsqueeze(2) - joined.unsqueeze(1)).square().sum(-1)
     sigma = squared.detach().sum((1, 2), keepdim=True) / (2 * n * (2 * n - 1))
     sigma = sigma.clamp_min(torch.finfo(sigma.dtype).tiny)  # all samples identical: every kernel value is 1
@@ -69,7 +66,7 @@ def gaussian_mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 def js_divergence(logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
     """See `fastmmkd.ops.js_divergence`."""
-    log_a, log_b = F.log_softmax(_accumulate(logits_a), -1), F.log_softmax(_accumulate(logits_b), -1)
+    log_a, log_b = F.log_softmax(accumulation(logits_a), -1), F.log_softmax(accumulation(logits_b), -1)
     log_mean = torch.logaddexp(log_a, log_b) - torch.log(log_a.new_tensor(2.0))
     kl_a = (log_a.exp() * (log_a - log_mean)).sum(-1)
     kl_b = (log_b.exp() * (log_b - log_mean)).sum(-1)

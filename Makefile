@@ -1,0 +1,60 @@
+# `make train` and `make test` are all that is needed on a fresh machine; the others are named in CONTRIBUTING.md.
+
+PYTHON ?= python3
+BIN := .venv/bin
+MMMO_DIR ?= ../shared/data/ict_mmmo
+# The deepspeed launcher counts accelerators; on a machine without a GPU it has to be told.
+LAUNCH = $(if $(shell $(BIN)/python -c 'import torch; print(torch.cuda.is_available() or "")'),,DS_ACCELERATOR=cpu) \
+	$(BIN)/deepspeed -q --num_gpus 1
+
+.PHONY: train test setup lint types check test-slow real study readme clean
+
+train: data/demo.h5
+	$(BIN)/python train.py --config configs/demo.json --output runs/demo --resume
+
+test: lint types check
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 'setuptools<82' wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+check: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
+
+data/demo.h5: | setup
+	$(BIN)/fastmmkd data synth --like mosi --fraction 0.25 --seed 1 --out $@
+
+data/synthetic_mosi.h5: | setup
+	$(BIN)/fastmmkd data synth --like mosi --fraction 0.5 --seed 1 --out $@
+
+data/ict_mmmo.h5: | setup
+	$(BIN)/fastmmkd data import --format mfn $(MMMO_DIR) --resplit 1 --out $@
+
+# Real features: ICT-MMMO under the deepspeed launcher.
+real: data/ict_mmmo.h5
+	$(LAUNCH) train.py --config configs/umdf_ict_mmmo.json --output runs/ict_mmmo --resume
+
+# The README's study: UMDF, its ablations and the baseline without missingness, three seeds each. Hours on two cores.
+study: data/synthetic_mosi.h5
+	$(BIN)/fastmmkd ablate --config configs/study.json --out runs/study
+
+# Write the README's tables from the results under bench/results.
+readme: setup
+	$(BIN)/python -m bench.readme
+
+clean:
+	rm -rf .venv runs data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,67 @@
+"""`fastmmkd ablate`: a method, its ablations and its baseline without missingness, each trained on every seed."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from fastmmkd.config import load_config
+from fastmmkd.errors import UserError
+
+WITHOUT_MISSINGNESS = {"trained without missingness": ["missing.enabled=false"]}
+
+ABLATIONS: dict[str, dict[str, list[str]]] = {
+    "umdf": {
+        "UMDF": [],
+        "w/o L_fea": ["loss.lambda_fea=0.0"],
+        "w/o L_logits": ["loss.lambda_logits=0.0"],
+        "w/o MCIM": ["model.mcim=false"],
+        "w/o DFIM": ["model.dfim=false"],
+        **WITHOUT_MISSINGNESS,
+    },
+}
+"""Per method, the rows of its ablation table and the overrides that make each (UMDF: the paper's Table 3)."""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `ablate` to the command line; its handler is `args.run(args) -> exit code`."""
+    parser = subparsers.add_parser("ablate", help="train a config's ablations and print the paper's ablation table")
+    parser.add_argument("--config", required=True, type=Path, help="the full method's config file")
+    parser.add_argument("--data", metavar="FILE", help="data file in place of the config's data.path")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every variant")
+    parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the config's train.seeds")
+    parser.add_argument("--only", action="append", metavar="ROW", help="train only this row (may be repeated)")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="one run folder per row, and the report")
+    parser.set_defaults(run=run_ablate)
+
+
+def run_ablate(args: argparse.Namespace) -> int:
+    """Train what is not trained yet (finished seeds are kept), then write the report."""
+    from fastmmkd.engine.run import train_run
+    from fastmmkd.evaluation.commands import print_headline
+    from fastmmkd.evaluation.report import report
+
+    common = list(args.set)
+    if args.data:
+        common.append(f'data.path="{args.data}"')
+    if args.seeds:
+        common.append(f"train.seeds=[{args.seeds}]")
+    rows = ABLATIONS[load_config(args.config, common).method]
+    for name in args.only or ():
+        if name not in rows:
+            raise UserError(f"--only {name}: no such row; expected one of {', '.join(rows)}")
+    chosen = {name: rows[name] for name in args.only or rows}
+    folders = {name: args.out / slug(name) for name in chosen}
+    for name, overrides in chosen.items():
+        train_run(load_config(args.config, common + overrides), folders[name], resume=True)
+    groups, files = report(list(folders.values()), args.out, names=list(folders))
+    for members in groups:
+        print_headline(members)
+    print("\n".join(map(str, files)))
+    return 0
+
+
+def slug(name: str) -> str:
+    """A row's folder name: `"w/o L_fea"` -> `"without_l_fea"`."""
+    return re.sub(r"\W+", "_", name.replace("w/o", "without")).lower()

@@ -1,0 +1,155 @@
+"""UMDF against its literal twin, its losses, its ablations, unaligned input, and several models at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from literal_umdf import joint_representation, predict
+
+from fastmmkd.config import UmdfLoss, UmdfModel
+from fastmmkd.methods.umdf import UMDF
+from fastmmkd.ops import gaussian_mmd, js_divergence
+from fastmmkd.tasks import Task
+
+DIMS, HEADS, BATCH = (5, 4, 3), 2, 3
+
+
+def build(task="regression", loss=None, seed=0, models=1, **model) -> UMDF:
+    torch.manual_seed(seed)
+    block = UmdfModel(width=8, heads=HEADS, mcim_layers=2, encoder_layers=2, **model)
+    return UMDF(block, loss or UmdfLoss(), Task(task), DIMS, models).double()
+
+
+def inputs(steps=(6, 6, 6), batch=BATCH, seed=1):
+    """Two versions of a batch; one sample of the second misses everything."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = [torch.rand(1, 2 * batch, t, generator=generator) < 0.6 for t in steps]
+    for mask in masks:
+        mask[0, -1] = False
+    features = [
+        torch.randn(1, 2 * batch, t, d, generator=generator, dtype=torch.float64) * mask.unsqueeze(-1)
+        for t, d, mask in zip(steps, DIMS, masks, strict=True)
+    ]
+    return features, masks
+
+
+@pytest.mark.parametrize("model", [{}, {"mcim": False}, {"dfim": False}])
+@pytest.mark.parametrize("task", ["regression", "classification-3", "emotions-binary"])
+def test_losses_equal_the_literal_twin(model, task) -> None:
+    umdf = build(task, UmdfLoss(lambda_fea=0.5, lambda_logits=2.0), **model)
+    features, masks = inputs()
+    problems = umdf.task.problems
+    labels = torch.tensor([0.4, -1.2, 2.0], dtype=torch.float64)
+    targets = labels[None] if task == "regression" else torch.tensor([[[0] * problems, [1] * problems, [0] * problems]])
+    loss, parts = umdf(features, masks, targets)
+
+    h = [
+        joint_representation(umdf, [x[0, i] for x in features], [m[0, i] for m in masks], HEADS)
+        for i in range(2 * BATCH)
+    ]
+    usable = [masks[0][0, i] | masks[1][0, i] | masks[2][0, i] for i in range(2 * BATCH)]
+    logits = torch.stack([predict(umdf, h[i], h[i + BATCH], usable[i], usable[i + BATCH], HEADS) for i in range(BATCH)])
+    last = torch.stack([x[-1] for x in h])
+    f_y = last @ umdf.f_y.weight[0] + umdf.f_y.bias[0]
+    a, b = f_y[:BATCH], f_y[BATCH:]
+    if task == "regression":
+        expected = ((logits[:, 0] - labels) ** 2).mean()
+        consistency = ((a - b) ** 2).mean()
+    else:
+        split = logits.view(BATCH, problems, -1)
+        expected = -sum(torch.log_softmax(split[i, p], -1)[targets[0, i, p]] for i in range(3) for p in range(problems))
+        expected = expected / BATCH
+        consistency = sum(
+            js_divergence(a.view(BATCH, problems, -1)[None, :, p], b.view(BATCH, problems, -1)[None, :, p])
+            for p in range(problems)
+        )
+    fea = gaussian_mmd(last[None, :BATCH], last[None, BATCH:])
+    torch.testing.assert_close(parts["task"], expected.view(1))
+    torch.testing.assert_close(parts["fea"], fea)
+    torch.testing.assert_close(parts["logits"], consistency.view(1))
+    total = parts["task"] + 0.5 * parts["fea"] + 2.0 * parts["logits"]
+    torch.testing.assert_close(loss.view(1), total)
+
+
+@pytest.mark.parametrize("model", [{}, {"mcim": False}])
+def test_unaligned_path_equals_the_aligned_one(model) -> None:
+    """Masked frames in front of a stream lengthen it but change nothing else."""
+    umdf = build(**model)
+    features, masks = inputs()
+    longer = [0, 3, 1]
+    z = umdf.embedding(features)
+    padded = [
+        torch.cat((torch.randn(1, 2 * BATCH, n, 8, dtype=torch.float64), x), 2) for x, n in zip(z, longer, strict=True)
+    ]
+    padded_masks = [
+        torch.cat((torch.zeros(1, 2 * BATCH, n, dtype=torch.bool), m), 2) for m, n in zip(masks, longer, strict=True)
+    ]
+    aligned, unaligned = umdf.mcim[0](z, masks), umdf.mcim[0](padded, padded_masks)
+    for a, u, n in zip(aligned, unaligned, longer, strict=True):
+        torch.testing.assert_close(u[:, :, n:], a)
+
+
+def test_trains_on_unaligned_input_and_with_everything_missing() -> None:
+    umdf = build()
+    features, masks = inputs(steps=(5, 11, 8))
+    loss, _ = umdf(features, masks, torch.zeros(1, BATCH))
+    loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in umdf.parameters())
+    nothing = [torch.zeros_like(x) for x in features], [torch.zeros_like(m) for m in masks]
+    logits, representation = umdf.predict(*nothing)
+    assert torch.isfinite(logits).all()
+    assert torch.isfinite(representation).all()
+
+
+def test_ablated_losses_are_left_out() -> None:
+    features, masks = inputs()
+    targets = torch.zeros(1, BATCH)
+    for name, loss in (("fea", UmdfLoss(lambda_fea=0.0)), ("logits", UmdfLoss(lambda_logits=0.0))):
+        total, parts = build(loss=loss)(features, masks, targets)
+        assert name not in parts
+        others = sum(part for key, part in parts.items() if key != "loss")
+        torch.testing.assert_close(total.view(1), others)
+
+
+def test_inference_clones_the_sample() -> None:
+    """`predict` equals the training path with the sample as both versions."""
+    umdf = build()
+    features, masks = inputs()
+    logits, _ = umdf.predict(features, masks)
+    twice = [torch.cat((x, x), 1) for x in features], [torch.cat((m, m), 1) for m in masks]
+    h, mask = umdf.encode(*twice)
+    (h_a, h_b), (mask_a, mask_b) = h.chunk(2, 1), mask.chunk(2, 1)
+    torch.testing.assert_close(umdf.integrate(h_a, h_b, mask_a, mask_b)[0], logits)
+
+
+def test_missing_content_never_leaks_through_the_mask() -> None:
+    """What is masked changes nothing: only real, present frames and positions speak."""
+    umdf = build()
+    features, masks = inputs()
+    expected, _ = umdf.predict(features, masks)
+    one_modality = [masks[0], torch.zeros_like(masks[1]), torch.zeros_like(masks[2])]
+    zeroed = [features[0], torch.zeros_like(features[1]), torch.zeros_like(features[2])]
+    alone, _ = umdf.predict(zeroed, one_modality)
+    assert not torch.allclose(alone, expected)
+
+
+@pytest.mark.parametrize("steps", [(6, 6, 6), (4, 7, 5)])
+def test_models_in_one_process_equal_models_alone(steps) -> None:
+    """S = 2 with stacked parameters gives each model's loss and gradient."""
+    singles = [build("classification-2", seed=s) for s in (0, 1)]
+    together = build("classification-2", seed=2, models=2)
+    with torch.no_grad():
+        for name, parameter in together.named_parameters():
+            parameter.copy_(torch.cat([dict(m.named_parameters())[name] for m in singles]))
+    data = [inputs(steps, seed=s) for s in (3, 4)]
+    features, masks = ([torch.cat(pair) for pair in zip(*part, strict=True)] for part in zip(*data, strict=True))
+    targets = torch.tensor([[[0], [1], [1]], [[1], [1], [0]]])
+    total, parts = together(features, masks, targets)
+    total.backward()
+    for s, model in enumerate(singles):
+        loss, alone = model(*data[s], targets[s : s + 1])
+        loss.backward()
+        for name, part in alone.items():
+            torch.testing.assert_close(parts[name][s : s + 1], part)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(dict(together.named_parameters())[name].grad[s : s + 1], parameter.grad)
