@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fastmmkd.errors import UserError
@@ -59,11 +60,19 @@ DEEPSPEED_KEYS = (
 )
 """Top-level keys that DeepSpeed documents; only near misses of these are refused."""
 
+DEEPSPEED_OPTIMIZERS = (
+    *("adam", "adamw", "adagrad", "lamb", "lion", "muon", "muadam", "muadamw", "musgd"),
+    *("onebitadam", "onebitlamb", "zerooneadam"),
+)
+"""What DeepSpeed knows by these names, in any case; every other name is a class of `torch.optim`."""
+
+LARGEST_SEED = 2**31 - 1
+
 
 class Block(BaseModel):
     """A part of the config: unknown keys are errors, and so are values of another type."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataBlock(Block):
@@ -142,8 +151,8 @@ class TrainBlock(Block):
     @field_validator("seeds")
     @classmethod
     def _distinct_seeds(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or len(set(value)) != len(value) or min(value) < 0:
-            raise ValueError("expected at least one seed, all different and not negative")
+        if not value or len(set(value)) != len(value) or min(value) < 0 or max(value) > LARGEST_SEED:
+            raise ValueError(f"expected at least one seed, all different and from 0 to {LARGEST_SEED}")
         return value
 
     @field_validator("task")
@@ -157,7 +166,7 @@ class TrainBlock(Block):
 class EvalBlock(Block):
     """The protocol: its masks depend on this seed and the sample only, never on the run."""
 
-    seed: int = Field(default=2024, ge=0)
+    seed: int = Field(default=2024, ge=0, le=LARGEST_SEED)
     batch_size: int = Field(default=256, gt=0)
     ratio: Literal["independent", "exact"] = "independent"
     sweep: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(11))
@@ -206,12 +215,20 @@ def deepspeed_problem(block: dict[str, Any], train: TrainBlock) -> str | None:
         hint = difflib.get_close_matches(key, DEEPSPEED_KEYS, n=1, cutoff=0.8)
         if key not in DEEPSPEED_KEYS and hint:
             return f"deepspeed.{key}: unknown key; did you mean deepspeed.{hint[0]}?"
-    if "optimizer" not in block:
-        return 'deepspeed.optimizer: missing; expected for example {"type": "Adam", "params": {"lr": 0.001}}'
+    for key in ("optimizer", "scheduler", "fp16", "bf16", "zero_optimization"):
+        if not isinstance(block.get(key, {}), dict):
+            return f"deepspeed.{key}: expected a block of keys, got {json.dumps(block[key])}"
+    problem = _optimizer_problem(block)
+    if problem:
+        return problem
+    for key in ("fp16", "bf16"):
+        enabled = _section(block, key).get("enabled", False)
+        if not isinstance(enabled, bool):
+            return f"deepspeed.{key}.enabled: expected true or false, got {json.dumps(enabled)}"
     stage = _section(block, "zero_optimization").get("stage", 0)
-    fp16, bf16 = (bool(_section(block, key).get("enabled", False)) for key in ("fp16", "bf16"))
+    fp16, bf16 = (_section(block, key).get("enabled", False) for key in ("fp16", "bf16"))
     if stage not in (0, 1, 2):
-        return f"deepspeed.zero_optimization.stage: {stage!r}; expected 0, 1 or 2"
+        return f"deepspeed.zero_optimization.stage: expected 0, 1 or 2, got {json.dumps(stage)}"
     if fp16 and bf16:
         return "deepspeed.bf16.enabled: fp16 and bf16 are both on; expected one of them"
     if fp16 and stage == 0:
@@ -223,10 +240,27 @@ def deepspeed_problem(block: dict[str, Any], train: TrainBlock) -> str | None:
         return "deepspeed.fp16.enabled: true with train.device=cpu; expected bf16 or neither (fp32) on a CPU"
     if block.get("gradient_accumulation_steps", 1) != 1:
         return "deepspeed.gradient_accumulation_steps: expected 1, the losses are defined on the whole mini-batch"
+    if "train_micro_batch_size_per_gpu" in block:
+        return (
+            "deepspeed.train_micro_batch_size_per_gpu: expected it left out, it is train.batch_size over the number of "
+            "processes"
+        )
     given = block.get("train_batch_size", train.batch_size)
     if given != train.batch_size:
         return f"deepspeed.train_batch_size: {given}, but train.batch_size is {train.batch_size}; expected one of them"
     return None
+
+
+def _optimizer_problem(block: dict[str, Any]) -> str | None:
+    if "optimizer" not in block:
+        return 'deepspeed.optimizer: missing; expected for example {"type": "Adam", "params": {"lr": 0.001}}'
+    kind = block["optimizer"].get("type")
+    if not isinstance(kind, str):
+        return 'deepspeed.optimizer.type: missing; expected for example "Adam"'
+    classes = [name for name, found in vars(torch.optim).items() if isinstance(found, type) and name != "Optimizer"]
+    if kind.lower() in DEEPSPEED_OPTIMIZERS or kind in classes:
+        return None
+    return f"deepspeed.optimizer.type: {kind!r} is not an optimizer{nearest(kind, ('Lamb', 'Lion', *classes))}"
 
 
 def _section(block: dict[str, Any], key: str) -> dict[str, Any]:
@@ -246,10 +280,12 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
     """
     path = Path(path)
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file{nearest(path.name, _json_names(path.parent))}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this config file ({error.strerror})") from None
+    except ValueError as error:  # of JSON or UTF-8
         raise UserError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a JSON object with the keys {', '.join(Config.model_fields)}")
@@ -281,8 +317,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"--set {override}: expected KEY=VALUE, for example --set train.epochs=2")
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
         value = text
     *parents, last = key.split(".")
     node = raw
@@ -291,6 +327,10 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"--set {override}: {parent} is not a block of keys")
     node[last] = value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -310,4 +350,6 @@ def _first_problem(error: ValidationError) -> str:
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
         return f"{key}.{message}" if key == "model" else f"{key}: {message}" if key else message
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}, got {json.dumps(first['input'])}"
+    expected = first["msg"].removeprefix("Input should be ")
+    expected = {"an object": "a block of keys", "a valid array": "a list"}.get(expected, expected)
+    return f"{key}: expected {expected}, got {json.dumps(first['input'])}"

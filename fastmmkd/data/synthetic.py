@@ -11,9 +11,13 @@ The model of a clip i, modality m in {language, audio, visual}, frame t. Constan
                  x_mt  = offset_m + scale_m s_m(v_mt)          s: identity; audio: sinh(a v) / a, heavy-tailed
                  x_mt  = 0 with probability q_m                a lost frame (audio and visual)
 
-- *Reliability*: kappa and C set how much a modality tells (language > audio > visual). *Redundancy*: noises of language
-  and the others are positively correlated, C_la, C_lv > 0, so they add little to it. *Complementarity*: C_av < 0, so
-  audio and visual correct each other. Evidence saturates in y, so weak sentiment is the hardest.
+- *Reliability*: kappa and C set how much a modality tells (language > audio > visual).
+- *Redundancy*: the noises of language and audio are strongly correlated (C_la), so audio adds little to language, and
+  what it adds it adds as a reference to subtract: with language there, the best linear weight of audio is negative.
+  A model that only ever saw complete samples learns that weight and is wrong on audio alone, as complete-modality
+  methods are on the real sets (below 45 on {a} in the papers' tables).
+- *Complementarity*: C_av < 0, so audio and visual correct each other.
+- Evidence saturates in y, so weak sentiment is the hardest.
 - *Difficulty is in the evidence*, not in finding it: a clip's cue frames show e far above their noise.
 - *Nuisance*, orthogonal to the cue directions U: a speaker offset of low rank, constant in a clip, and a topic that
   shows in some language frames. A speaker has about 15 clips and leans to one sign (or emotion):

@@ -91,7 +91,8 @@ def prepare_process(config: Config) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
     _keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that doubles a step on a CPU
+    # A debugging aid that doubles a step on a CPU.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 

@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score
 from fastmmkd.data.ideal import ideal_posteriors, posteriors_from_traces
 from fastmmkd.data.store import SPLITS, Dataset, Split
 from fastmmkd.data.synthetic import _render, draw_clips, draw_traces, label_indices, monte_carlo_ideal, synthesize
-from fastmmkd.data.synthetic_world import CHANNELS, KINDS, world_of
+from fastmmkd.data.synthetic_world import CHANNELS, KINDS, Kind, world_of
 from fastmmkd.errors import UserError
 from fastmmkd.modalities import CONDITIONS, MODALITIES
 
@@ -291,19 +291,25 @@ class TestIdeal:
             assert max(mean_log[m] for m in pair) < mean_log[pair] < mean_log["lav"]
 
     def test_correlations_mean_redundancy_and_complementarity(self) -> None:
-        for like in ("mosi", "mosei"):
-            la, lv, av = KINDS[like].correlation
-            assert av < 0 < lv < la
-            assert np.linalg.eigvalsh(KINDS[like].covariance()).min() > 0.1
+        """Against independent noises, audio adds less to language and visual more to audio."""
         independent = replace(KINDS["mosi"], correlation=(0.0, 0.0, 0.0))
-        gains = []
-        for kind in (KINDS["mosi"], independent):
-            mean = np.array(kind.strength)
-            gains.append(
-                [mean[s] @ np.linalg.solve(kind.covariance()[np.ix_(s, s)], mean[s]) for s in ([0, 1], [1, 2])]
-            )
-        assert gains[0][0] < gains[1][0]
-        assert gains[0][1] > gains[1][1]
+        for like in ("mosi", "mosei"):
+            assert np.linalg.eigvalsh(KINDS[like].covariance()).min() > 0.1
+        (la, av), (la_independent, av_independent) = (
+            (information(kind, [0, 1]), information(kind, [1, 2])) for kind in (KINDS["mosi"], independent)
+        )
+        assert la < la_independent
+        assert av > av_independent
+
+    def test_complete_samples_teach_to_subtract_audio(self) -> None:
+        """With language there the best weight of audio is negative, without it positive."""
+        for like in ("mosi", "mosei"):
+            kind = KINDS[like]
+            strength, covariance = np.array(kind.strength), kind.covariance()
+            complete = np.linalg.solve(covariance, strength)
+            audio_visual = np.linalg.solve(covariance[1:, 1:], strength[1:])
+            assert complete[1] < 0 < complete[0]
+            assert (audio_visual > 0).all()
 
     def test_zeroed_frames_carry_no_information(self, mosi: Dataset) -> None:
         data = mosi.splits["valid"]
@@ -355,3 +361,9 @@ def test_a_linear_model_of_frame_means_learns(mosi: Dataset, modality: str, at_l
     y = mosi.splits["test"].labels
     predicted = model.predict(means("test") / frames.std(axis=0))
     assert 100 * f1_score(y[y != 0] > 0, predicted[y != 0] > 0, average="weighted") > at_least
+
+
+def information(kind: Kind, modalities: list[int]) -> float:
+    """Squared signal-to-noise ratio of the best linear combination of some modalities' evidence."""
+    mean = np.array(kind.strength)[modalities]
+    return float(mean @ np.linalg.solve(kind.covariance()[np.ix_(modalities, modalities)], mean))
