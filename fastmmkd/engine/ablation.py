@@ -9,7 +9,11 @@ from pathlib import Path
 from fastmmkd.config import load_config
 from fastmmkd.errors import UserError
 
-WITHOUT_MISSINGNESS = {"trained without missingness": ["missing.enabled=false"]}
+WITHOUT_MISSINGNESS = {
+    "complete training": ["missing.enabled=false", 'train.select_on="complete"'],
+    "complete training, selected under missingness": ["missing.enabled=false"],
+}
+"""The same network as a complete-modality method: it meets missing data in testing only, or in validation too."""
 
 ABLATIONS: dict[str, dict[str, list[str]]] = {
     "umdf": {

@@ -15,7 +15,8 @@ class DynamicFeatureIntegration(nn.Module):
     """Frame-level self-enhancement of both versions, then selective filtering of one by the other.
 
     Decision: `H~ = n w H` with `w` the softmax over the n frames that are not masked. The product keeps the sequence
-    (the paper's matrix product would collapse it, and eq. 10 convolves over time), the factor keeps its scale.
+    (the paper's matrix product would collapse it, and eq. 10 convolves over time), the factor keeps its scale. The last
+    frame always counts, dropped or not: it is the one that predictions are read from.
     """
 
     def __init__(self, models: int, d: int, heads: int) -> None:
@@ -31,8 +32,9 @@ class DynamicFeatureIntegration(nn.Module):
         return self.encoder(mu * h_a + (1 - mu) * h_b, mask_a | mask_b)
 
     def enhance(self, h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Weight each frame by its importance; masked frames become 0, and all of them if every frame is masked."""
-        mask = mask.unsqueeze(-1)
+        """Weight each frame by its importance, masked frames but the last by 0: `[S, B, T, d]` -> `[S, B, T, d]`."""
+        is_last = torch.arange(mask.shape[-1], device=mask.device) == mask.shape[-1] - 1
+        mask = (mask | is_last).unsqueeze(-1)
         score = accumulation(self.frame_score(h))
         weight = score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(dim=2) * mask
         return h * (weight * mask.sum(dim=2, keepdim=True)).to(h.dtype)

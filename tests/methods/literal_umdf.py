@@ -99,9 +99,10 @@ def joint_representation(model, features, usable, heads):
 
 def enhance(dfim, h, usable):
     scores = (h @ dfim.frame_score.weight[0] + dfim.frame_score.bias[0])[:, 0]
+    usable = usable.clone()
+    usable[-1] = True
     weights = torch.zeros_like(scores)
-    if usable.any():
-        weights[usable] = torch.softmax(scores[usable], 0) * usable.sum()
+    weights[usable] = torch.softmax(scores[usable], 0) * usable.sum()
     return weights[:, None] * h
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks and the records they leave under `bench/results`."""
