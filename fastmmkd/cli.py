@@ -1,8 +1,9 @@
-"""The command line: `fastmmkd train|eval|predict|report|data|env`, and what `train.py` runs."""
+"""The command line: `fastmmkd train|eval|predict|report|ablate|data|env`, and what `train.py` runs."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,10 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_train_arguments(commands.add_parser("train", help="train and evaluate a config (as train.py does)"))
 
     from fastmmkd.data import commands as data_commands
+    from fastmmkd.engine import ablation
     from fastmmkd.evaluation import commands as report_commands
 
     data_commands.register(commands)
     report_commands.register(commands)
+    ablation.register(commands)
     _register_eval(commands)
     _register_predict(commands)
     environment = commands.add_parser("env", help="versions, devices, and which implementation each operation uses")
@@ -59,7 +62,7 @@ def _run_train(args: argparse.Namespace) -> int:
 
     overrides = list(args.set)
     if args.data:
-        overrides.append(f'data.path="{args.data}"')
+        overrides.append(f"data.path={json.dumps(args.data)}")
     if args.seeds:
         overrides.append(f"train.seeds=[{args.seeds}]")
     config = load_config(args.config, overrides)
@@ -87,6 +90,9 @@ def _run_eval(args: argparse.Namespace) -> int:
     config = predictors[0].config
     path = args.data or Path(config.data.path)
     dataset = read_data(path)
+    task = config.task
+    if dataset.label_kind != task.label_kind:
+        raise UserError(f"{path}: has {dataset.label_kind} labels, the model was trained on {task.label_kind} labels")
     test = dataset.splits["test"]
     evaluations = [p.evaluator(test, str(path)).evaluate(p.module.predict, p.seed) for p in predictors]
     write_run_results(args.folder, config, dataset, evaluations, Console())

@@ -136,7 +136,9 @@ class TrainBlock(Block):
     epochs: int = Field(gt=0)
     seeds: tuple[int, ...] = (1,)
     select: str | None = None
-    """Metric of the best checkpoint, averaged over the seven conditions on the validation split; null = the task's."""
+    """Metric of the best checkpoint on the validation split; null = the task's."""
+    select_on: Literal["missing", "complete"] = "missing"
+    """Where it is taken: the mean over the seven conditions, or {l,a,v} alone as complete-modality methods do."""
     patience: int | None = Field(default=None, gt=0)
     """Stop after this many epochs without a better checkpoint; null = train all epochs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -351,5 +353,8 @@ def _first_problem(error: ValidationError) -> str:
         message = first["msg"].removeprefix("Value error, ")
         return f"{key}.{message}" if key == "model" else f"{key}: {message}" if key else message
     expected = first["msg"].removeprefix("Input should be ")
-    expected = {"an object": "a block of keys", "a valid array": "a list"}.get(expected, expected)
+    plainly = {"an object": "a block of keys", "a valid array": "a list", "a valid integer": "an integer"}
+    expected = plainly.get(expected, expected).replace("a valid ", "a ")
+    if expected.startswith(("greater", "less")):
+        expected = f"a number {expected}"
     return f"{key}: expected {expected}, got {json.dumps(first['input'])}"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from fastmmkd.config import Config, parse_config
 from fastmmkd.data.batches import Normalisation, ResidentSplit
-from fastmmkd.data.store import Dataset, Split
+from fastmmkd.data.store import EMOTIONS, Dataset, Split
 from fastmmkd.engine.checkpoint import import_model
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation.protocol import Evaluator, Scenario
@@ -22,6 +23,7 @@ from fastmmkd.modalities import MODALITIES
 from fastmmkd.tasks import Task
 
 COMPLETE = (True, True, True)
+RUN_FILE = "run.json"
 
 
 @dataclass
@@ -52,7 +54,9 @@ class Predictor:
         Raises:
             UserError: features of another width than the model was trained on.
         """
-        return self.evaluator(split, source).run(self.module.predict, Scenario(COMPLETE), np.arange(len(split)))[0]
+        shape = (len(split),) if self.task.label_kind == "score" else (len(split), len(EMOTIONS))
+        unlabelled = replace(split, labels=np.zeros(shape, np.float32))  # whatever labels the data have
+        return self.evaluator(unlabelled, source).run(self.module.predict, Scenario(COMPLETE), np.arange(len(split)))[0]
 
     def evaluator(self, split: Split, source: str = "data") -> Evaluator:
         """The split on the model's device, standardised as in training, for `fastmmkd.evaluation.protocol`.
@@ -88,8 +92,7 @@ def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predi
         UserError: not a run, or no model of that seed.
     """
     run = Path(run)
-    record = read_json(run / "run.json", "a training run's run.json")
-    config = parse_config(record["config"], str(run / "run.json"))
+    config = parse_config(read_record(run)["config"], str(run / RUN_FILE))
     seeds = seeds_with_model(run, config)
     if not seeds or (seed is not None and seed not in seeds):
         wanted = f"seed {seed}" if seed is not None else "any seed"
@@ -98,8 +101,24 @@ def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predi
     parameters, normalisation = import_model(seed_directory(run, seed))
     feature_dims = tuple(len(normalisation[modality][0]) for modality in MODALITIES)
     module = build_method(config, feature_dims, seed)
-    module.load_state_dict(parameters)
+    try:
+        module.load_state_dict(parameters)
+    except RuntimeError:
+        raise UserError(f"{seed_directory(run, seed)}: the model is not of the config in {run / RUN_FILE}") from None
     return Predictor(config, seed, module.float().eval().to(device), normalisation, feature_dims, torch.device(device))
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """A run's `run.json`: among others its config, the hash of its data and its precision.
+
+    Raises:
+        UserError: missing, or not such a file.
+    """
+    record = read_json(run / RUN_FILE, "a training run's run.json")
+    wanted = ("config", "data_hash", "precision")
+    if not isinstance(record, dict) or not all(key in record for key in wanted):
+        raise UserError(f"{run / RUN_FILE}: not a training run's run.json; expected the keys {', '.join(wanted)}")
+    return record
 
 
 def load_all(run: Path | str, device: str = "cpu") -> list[Predictor]:

@@ -7,7 +7,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,11 +59,22 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_config(tiny_store: Path) -> dict:
     """A config that trains in a second."""
+    return make_config(tiny_store)
+
+
+def make_config(path: Path) -> dict:
     return {
         "method": "umdf",
-        "data": {"path": str(tiny_store)},
+        "data": {"path": str(path)},
         "model": {"width": 8, "heads": 2, "mcim_layers": 1, "encoder_layers": 1},
-        "train": {"task": "regression", "batch_size": 8, "epochs": 3, "seeds": [1], "log_every": 1},
+        "train": {
+            "task": "regression",
+            "batch_size": 8,
+            "epochs": 3,
+            "seeds": [1],
+            "select": "f1_non0",
+            "log_every": 1,
+        },
         "eval": {"sweep": [0.0, 0.5, 1.0]},
         "deepspeed": {
             "optimizer": {
@@ -70,3 +84,79 @@ def tiny_config(tiny_store: Path) -> dict:
             "gradient_clipping": 1.0,
         },
     }
+
+
+@contextmanager
+def contained_process() -> Iterator[None]:
+    """Undo what training does to its process: environment variables, torch's global switches."""
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
+def process_state() -> Iterator[None]:
+    """For tests that run a training command in this process."""
+    with contained_process():
+        yield
+
+
+@pytest.fixture(scope="session")
+def train_tiny() -> Callable[..., Path]:
+    """`train_tiny(raw_config, output, resume=False, stop_after=None, results=False)`: a run in this process.
+
+    stop_after: a signal to stop arrives during this step (counted over the whole call).
+    results: also write tables and plots, which takes longer than a tiny training.
+    """
+    from fastmmkd.config import parse_config
+    from fastmmkd.engine import interruption, run
+
+    class Stopping(interruption.InterruptionWatch):
+        step, stop_after = 0, 0
+
+        def agreed(self, device: torch.device, at_agreement: bool) -> bool:
+            Stopping.step += 1
+            self.requested |= Stopping.step == Stopping.stop_after
+            return super().agreed(device, at_agreement)
+
+    def train(
+        raw: dict[str, Any],
+        output: Path,
+        resume: bool = False,
+        stop_after: int | None = None,
+        results: bool = False,
+    ) -> Path:
+        Stopping.step, Stopping.stop_after = 0, stop_after or 0
+        with contained_process(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "InterruptionWatch", Stopping)
+            if not results:
+                patch.setattr(run, "write_run_results", lambda *arguments: None)
+            return run.train_run(parse_config(raw), output, resume)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def trained(train_tiny: Callable[..., Path], tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the tiny config with seeds 1 and 2; shared, so do not change it."""
+    raw = make_config(tiny_store)
+    raw["train"]["seeds"] = [1, 2]
+    return train_tiny(raw, tmp_path_factory.mktemp("runs") / "tiny", results=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset() -> Callable[..., Dataset]:
+    """`tiny_dataset(steps=(6, 6, 6), dims=(5, 4, 3))`: what `tiny_store` holds, or the like, in memory."""
+    return make_dataset
+
+
+@pytest.fixture(scope="session")
+def tiny_config_of() -> Callable[[Path], dict]:
+    """`tiny_config_of(path)`: `tiny_config` on another data file, and in fixtures of a wider scope."""
+    return make_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def run_ablate(args: argparse.Namespace) -> int:
 
     common = list(args.set)
     if args.data:
-        common.append(f'data.path="{args.data}"')
+        common.append(f"data.path={json.dumps(args.data)}")
     if args.seeds:
         common.append(f"train.seeds=[{args.seeds}]")
     rows = ABLATIONS[load_config(args.config, common).method]

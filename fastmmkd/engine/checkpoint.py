@@ -6,6 +6,7 @@ best model so far with the normalisation statistics it was trained under.
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -47,7 +48,8 @@ class Progress:
 
 def save_checkpoint(engine: Any, folder: Path, progress: Progress, global_step: int) -> None:
     """Save everything; the old checkpoint goes only when the new one is complete."""
-    tag = f"step_{global_step}" + ("_end" if progress.finished else "")
+    # No two states share a tag, so that a checkpoint is never written over: an epoch's last step comes before its end.
+    tag = f"epoch_{progress.epoch}_step_{progress.step}" + ("_end" if progress.finished else "")
     engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
     _barrier()
     if rank() == 0:
@@ -76,14 +78,21 @@ def load_checkpoint(engine: Any, folder: Path, saved: dict[str, Any]) -> None:
     """Restore weights, optimiser and loss scale.
 
     Raises:
-        UserError: it was written by another number of processes.
+        UserError: it was written by another number of processes, or is damaged.
     """
     if saved["world_size"] != world_size():
         raise UserError(
             f"{folder}: written by {saved['world_size']} processes, this run has {world_size()}; "
             "resume with the same number"
         )
-    engine.load_checkpoint(str(folder), tag=saved["tag"])
+    path = folder / str(saved["tag"])
+    try:
+        found, _ = engine.load_checkpoint(str(folder), tag=saved["tag"])
+    except (AssertionError, OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0] or "a file is missing"
+        raise UserError(f"{path}: a damaged checkpoint ({reason}); remove {folder.parent} to train anew") from error
+    if found is None:
+        raise UserError(f"{path}: no such checkpoint; remove {folder.parent} to train this seed anew")
 
 
 def export_model(module: torch.nn.Module, normalisation: Normalisation, directory: Path, facts: dict[str, str]) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,8 +88,9 @@ def prepare_process(config: Config) -> None:
         world = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in world.items()})
     if "OMP_NUM_THREADS" not in os.environ:
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_processes))
+        # LOCAL_SIZE is what the deepspeed launcher sets, LOCAL_WORLD_SIZE what torchrun does.
+        local = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"]
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(local)))
     _keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
     # A debugging aid that doubles a step on a CPU.
@@ -138,6 +140,23 @@ def output_to(path: Path) -> Iterator[None]:
             for fd, copy_of in zip((1, 2), saved, strict=True):
                 os.dup2(copy_of, fd)
                 os.close(copy_of)
+
+
+@contextmanager
+def warnings_to(path: Path) -> Iterator[None]:
+    """Append each Python warning to a file, once: DeepSpeed and torch warn about their own calls in every step."""
+    seen = set()
+
+    def write(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+        text = warnings.formatwarning(message, category, filename, lineno)
+        if text not in seen:
+            seen.add(text)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = write  # type: ignore[assignment]
+        yield
 
 
 def _skip_shared_memory_build() -> None:

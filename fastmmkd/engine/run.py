@@ -19,16 +19,15 @@ from fastmmkd.config import Config
 from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.distributed import rank, world_size
-from fastmmkd.engine.device import Placement, place, prepare_process, start_deepspeed
+from fastmmkd.engine.device import Placement, place, prepare_process, start_deepspeed, warnings_to
 from fastmmkd.engine.interruption import InterruptionWatch
 from fastmmkd.engine.trainer import Session, Trainer
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
 from fastmmkd.evaluation.run_results import write_run_results
 from fastmmkd.files import make_directory, read_json, write_json
-from fastmmkd.predictor import load, seed_directory
+from fastmmkd.predictor import RUN_FILE, load, read_record, seed_directory
 
-RUN_FILE = "run.json"
 PACKAGES = ("fastmmkd", "torch", "deepspeed", "numpy", "h5py", "triton")
 
 
@@ -49,22 +48,28 @@ def train_run(config: Config, output: Path, resume: bool) -> Path:
     dataset = read_data(Path(config.data.path))
     make_directory(output)
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
-    with InterruptionWatch() as watch:
-        deepspeed = start_deepspeed(placement, output / "deepspeed.log")
+    log_file = output / "deepspeed.log"
+    with InterruptionWatch() as watch, warnings_to(log_file):
+        deepspeed = start_deepspeed(placement, log_file)
+        session = Session(config, placement, deepspeed, dataset, console, watch)
         _open_run(output, config, placement, dataset, resume)
         if placement.note:
-            console.print(f"[yellow]{placement.note}[/]", highlight=False)
-        console.print(
+            _say(console, placement.note, "yellow")
+        _say(
+            console,
             f"{config.method} on {dataset.source} ({config.task.name}), {placement.precision} on {placement.device}, "
             f"{world_size()} process{'es' if world_size() > 1 else ''}, seeds {', '.join(map(str, config.train.seeds))}"
             f" -> {output}",
-            highlight=False,
         )
-        session = Session(config, placement, deepspeed, dataset, console, watch)
         evaluations = [_train_seed(session, seed, output) for seed in config.train.seeds]
         if rank() == 0:
             write_run_results(output, config, dataset, evaluations, console)
     return output
+
+
+def _say(console: Console, line: str, style: str | None = None) -> None:
+    """Print a line as it is: names may hold what looks like markup, and a log file has no width."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def read_data(path: Path) -> Dataset:
@@ -107,12 +112,17 @@ def _check_or_write(path: Path, config: Config, placement: Placement, dataset: D
             raise UserError(
                 f"{path.parent}: already holds a run; expected --resume to continue it, or another --output"
             )
-        former = read_json(path, "a training run's run.json")
+        former = read_record(path.parent)
         changed = _difference(former["config"], config.model_dump(mode="json"))
         if changed:
             raise UserError(f"{path}: --resume with another config: {changed}")
         if former["data_hash"] != dataset.content_hash:
             raise UserError(f"{path}: --resume with other data: {dataset.path} is not the file this run was trained on")
+        if former["precision"] != placement.precision:
+            raise UserError(
+                f"{path}: --resume in {placement.precision} of a run in {former['precision']}: resume on a device like "
+                "the one it was started on"
+            )
     write_json(
         path,
         {
@@ -151,6 +161,7 @@ def _train_seed(session: Session, seed: int, output: Path) -> SeedEvaluation:
     directory = seed_directory(output, seed)
     evaluation_file = directory / "evaluation.json"
     if evaluation_file.exists():
+        _say(session.console, f"seed {seed}: finished before")
         return evaluation_from_json(read_json(evaluation_file, "a seed's evaluation"))
     trainer = Trainer(session, seed, directory)
     try:
@@ -159,7 +170,7 @@ def _train_seed(session: Session, seed: int, output: Path) -> SeedEvaluation:
         trainer.close()
     if session.watch.agreed(session.placement.device, at_agreement=True):
         raise Interrupted
-    session.console.print(f"seed {seed}: evaluating the epoch {trainer.progress.best_epoch} model", highlight=False)
+    _say(session.console, f"seed {seed}: evaluating the epoch {trainer.progress.best_epoch} model")
     predictor = load(output, seed, str(session.placement.device))
     evaluator = predictor.evaluator(session.dataset.splits["test"], str(session.dataset.path))
     evaluation = evaluator.evaluate(predictor.module.predict, seed)

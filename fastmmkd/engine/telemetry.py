@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from fastmmkd.files import write_text
+
+
+class TrainingBar(Progress):
+    """A progress bar with the loss parts on a line of their own: both fit into 80 columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text(f"  {task.fields['losses']}", no_wrap=True, overflow="ellipsis")
 
 
 class Telemetry:
@@ -26,19 +37,19 @@ class Telemetry:
         self.path = directory / "metrics.jsonl"
         self.console = console
         self._started, self._first = time.monotonic(), done
-        self._progress = Progress(
+        self._progress = TrainingBar(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[rate]}"),
             console=console,
             disable=silent or not console.is_terminal,
             transient=True,
         )
-        self._bar = self._progress.add_task(title, total=total_steps, completed=done, status="")
+        self._bar = self._progress.add_task(title, total=total_steps, completed=done, rate="", losses="")
         self._title = title
-        self._writer = None if silent else SummaryWriter(str(directory / "tensorboard"), purge_step=done or None)
+        self._writer = None if silent else SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
 
     def __enter__(self) -> Telemetry:
         self._progress.start()
@@ -54,8 +65,8 @@ class Telemetry:
     def step(self, step: int, batch_size: int, parts: dict[str, float]) -> None:
         """Show where training is: `step` of all steps, the running means of the loss parts."""
         rate = (step - self._first) * batch_size / max(time.monotonic() - self._started, 1e-9)
-        status = "  ".join(f"{name} {value:.3f}" for name, value in parts.items())
-        self._progress.update(self._bar, completed=step, status=f"{status}  {rate:,.0f} samples/s")
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in parts.items())
+        self._progress.update(self._bar, completed=step, rate=f"{rate:,.0f} samples/s", losses=losses)
 
     def epoch(self, record: dict[str, Any], line: str) -> None:
         """Keep one epoch's record, and show its line."""
@@ -68,7 +79,7 @@ class Telemetry:
             for name, value in record.get(group, {}).items():
                 self._writer.add_scalar(f"{group}/{name}", value, record["step"])
         self._writer.flush()
-        self.console.print(f"[bold]{self._title}[/] {line}", highlight=False)
+        self.console.print(f"[bold]{self._title}[/] {line}", highlight=False, soft_wrap=True)
 
     def rewind(self, epochs: int) -> None:
         """Forget what was recorded after the first `epochs` epochs: a resumed run will record it again."""

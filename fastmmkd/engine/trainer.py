@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from fastmmkd.evaluation.protocol import Evaluator, mean_over_conditions
 from fastmmkd.evaluation.results import Outcome
 from fastmmkd.methods import build_method
 from fastmmkd.modalities import MODALITIES
+from fastmmkd.tasks import TASKS, Task
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Session:
     watch: InterruptionWatch
 
     def __post_init__(self) -> None:
+        self._check()
         splits = resident_splits(
             self.dataset,
             self.config.task,
@@ -57,15 +60,26 @@ class Session:
         self.train: ResidentSplit = splits["train"]
         valid = self.dataset.splits["valid"]
         self.valid = Evaluator(splits["valid"], valid.labels, valid.present, self.config.task, self.config.eval)
-        if self.train.size < self.config.train.batch_size:
+
+    def _check(self) -> None:
+        """Refuse what would only fail after the first steps, or not at all."""
+        task, batch_size, path = self.config.task, self.config.train.batch_size, self.dataset.path
+        if task.label_kind != self.dataset.label_kind:
+            fitting = ", ".join(name for name in TASKS if Task(name).label_kind == self.dataset.label_kind)
             raise UserError(
-                f"train.batch_size: {self.config.train.batch_size}, but {self.dataset.path} has "
-                f"{self.train.size} training samples; expected at most that"
+                f"train.task: {task.name} needs {task.label_kind} labels, {path} has {self.dataset.label_kind} labels; "
+                f"expected one of {fitting}"
             )
-        if self.config.train.batch_size % world_size():
+        if self.select not in metrics.keys(task):
+            valid = ", ".join(metrics.keys(task))
+            raise UserError(f"train.select: {self.select!r} is no metric of {task.name}; expected one of {valid}")
+        samples = len(self.dataset.splits["train"])
+        if samples < batch_size:
             raise UserError(
-                f"train.batch_size: {self.config.train.batch_size} does not divide by {world_size()} processes"
+                f"train.batch_size: {batch_size}, but {path} has {samples} training samples; expected at most that"
             )
+        if batch_size % world_size():
+            raise UserError(f"train.batch_size: {batch_size} does not divide by {world_size()} processes")
 
     @property
     def feature_dims(self) -> tuple[int, ...]:
@@ -75,11 +89,12 @@ class Session:
     @property
     def select(self) -> str:
         """The metric that chooses the checkpoint."""
-        key = self.config.train.select or metrics.primary(self.config.task)
-        if key not in metrics.keys(self.config.task):
-            valid = ", ".join(metrics.keys(self.config.task))
-            raise UserError(f"train.select: {key!r} is no metric of {self.config.task.name}; expected one of {valid}")
-        return key
+        return self.config.train.select or default_selection(self.config.task)
+
+
+def default_selection(task: Task) -> str:
+    """MAE for regression, which small validation splits measure more steadily than F1; else the headline metric."""
+    return "mae" if task.is_regression else metrics.primary(task)
 
 
 def epoch_order(samples: int, batch_size: int, seed: int, epoch: int) -> torch.Tensor:
@@ -97,10 +112,7 @@ class Trainer:
         self.config = session.config
         self.checkpoints = directory / "checkpoints"
         module = build_method(self.config, session.feature_dims, seed)
-        with output_to(directory.parent / "deepspeed.log"):
-            self.engine, *_ = session.deepspeed.initialize(
-                model=module, model_parameters=module.parameters(), config=dict(session.placement.deepspeed)
-            )
+        self.engine = self._initialize(module)
         self.progress = Progress()
         found = read_progress(self.checkpoints)
         if found:
@@ -108,6 +120,22 @@ class Trainer:
             with output_to(directory.parent / "deepspeed.log"):
                 load_checkpoint(self.engine, self.checkpoints, saved)
         self.steps_per_epoch = session.train.size // self.config.train.batch_size
+
+    def _initialize(self, module: torch.nn.Module) -> Any:
+        """DeepSpeed's engine; what it objects to in its part of the config becomes one line."""
+        log_file = self.directory.parent / "deepspeed.log"
+        block = dict(self.session.placement.deepspeed)
+        try:
+            with output_to(log_file):
+                engine, *_ = self.session.deepspeed.initialize(
+                    model=module, model_parameters=module.parameters(), config=block
+                )
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            with log_file.open("a", encoding="utf-8") as file:
+                traceback.print_exc(file=file)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"deepspeed: {reason} (DeepSpeed refuses this block, see {log_file})") from error
+        return engine
 
     def close(self) -> None:
         """Let DeepSpeed's engine go."""
@@ -208,8 +236,10 @@ class Trainer:
             )
 
     def _select(self, conditions: dict[str, Outcome]) -> dict[str, float]:
-        """Export the model if it is the best so far under missingness; the validation record."""
+        """Export the model if it is the best so far; the validation record."""
         key, progress = self.session.select, self.progress
+        if self.config.train.select_on == "complete":
+            conditions = {"lav": conditions["lav"]}
         valid = {name: mean_over_conditions(conditions, name) for name in metrics.keys(self.config.task)}
         score = valid[key]
         if math.isnan(score):
@@ -243,5 +273,5 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        with output_to(self.directory.parent / "deepspeed.log"):
-            save_checkpoint(self.engine, self.checkpoints, self.progress, self.global_step)
+        # No `output_to` around it: the progress bar is drawn meanwhile, and DeepSpeed's logger writes to its file.
+        save_checkpoint(self.engine, self.checkpoints, self.progress, self.global_step)

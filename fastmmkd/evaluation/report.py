@@ -50,9 +50,7 @@ class Comparison:
     test: PairedTest
 
 
-def report(
-    runs: Sequence[Path], out: Path, names: Sequence[str] | None = None
-) -> tuple[list[Group], list[Path]]:
+def report(runs: Sequence[Path], out: Path, names: Sequence[str] | None = None) -> tuple[list[Group], list[Path]]:
     """Compare finished runs; writes report.md, report.csv, report.tex and curves.png into `out` (created if missing).
 
     Runs with different data hashes or tasks never share a table: each (data, task) gets its own tables and its own

@@ -56,7 +56,7 @@ def write_run_results(
     draw_embedding(directory / "embedding.png", load(directory, evaluations[0].seed), dataset)
     print_headline(report.group(report.load([directory]))[0], console)
     for name in ("results.md", "results.csv", "results.json", "curves.png", "embedding.png"):
-        console.print(f"  {directory / name}", highlight=False)
+        console.print(f"  {directory / name}", markup=False, highlight=False, soft_wrap=True)
 
 
 def draw_embedding(path: Path, predictor: Predictor, dataset: Dataset) -> None:

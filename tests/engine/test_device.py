@@ -1,0 +1,138 @@
+"""Where a run computes: the fallbacks of precision, and what is done about the noise of others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastmmkd.config import parse_config
+from fastmmkd.engine.device import Placement, output_to, place, warnings_to
+from fastmmkd.engine.interruption import InterruptionWatch
+from fastmmkd.errors import UserError
+
+FP16 = {"fp16": {"enabled": True, "initial_scale_power": 8}, "zero_optimization": {"stage": 1}}
+BF16 = {"bf16": {"enabled": True}}
+V100, A100 = (7, 0), (8, 0)
+
+
+@pytest.fixture
+def placed(tiny_config: dict, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`placed(deepspeed keys, capability=None for no GPU, device="auto")` -> Placement."""
+
+    def run(block: dict, capability: tuple[int, int] | None = None, device: str = "auto") -> Placement:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        tiny_config["deepspeed"] |= block
+        tiny_config["train"]["device"] = device
+        return place(parse_config(tiny_config))
+
+    return run
+
+
+class TestPlacement:
+    def test_fp16_is_kept_on_a_v100(self, placed: Any) -> None:
+        found = placed(FP16, V100)
+        assert (found.device, found.precision, found.dtype) == (torch.device("cuda:1"), "fp16", torch.float16)
+        assert found.deepspeed["fp16"] == FP16["fp16"]
+        assert found.note is None
+
+    def test_fp16_becomes_bf16_where_that_is_better(self, placed: Any) -> None:
+        found = placed(FP16, A100)
+        assert (found.precision, found.dtype) == ("bf16", torch.bfloat16)
+        assert "fp16" not in found.deepspeed
+        assert found.deepspeed["bf16"] == {"enabled": True}
+        assert found.note == "deepspeed.fp16: a GPU has bf16, which needs no loss scale"
+
+    def test_fp16_becomes_fp32_without_a_gpu(self, placed: Any) -> None:
+        found = placed(FP16)
+        assert (found.device, found.precision) == (torch.device("cpu"), "fp32")
+        assert not {"fp16", "bf16"} & set(found.deepspeed)
+        assert found.note == "deepspeed.fp16 needs a GPU: training in fp32 on the CPU"
+
+    @pytest.mark.parametrize("stage", [0, 2])
+    def test_bf16_becomes_fp16_on_a_v100_with_a_stage_that_scales(self, placed: Any, stage: int) -> None:
+        found = placed(BF16 | {"zero_optimization": {"stage": stage}}, V100)
+        assert found.precision == "fp16"
+        assert "bf16" not in found.deepspeed
+        assert found.deepspeed["zero_optimization"]["stage"] == max(1, stage)
+        assert found.note == "deepspeed.bf16: a GPU has none; training in fp16"
+
+    @pytest.mark.parametrize(("block", "capability"), [(BF16, None), (BF16, A100), ({}, V100), ({}, None)])
+    def test_nothing_else_changes(self, placed: Any, block: dict, capability: tuple[int, int] | None) -> None:
+        found = placed(block, capability)
+        assert found.note is None
+        assert found.precision == ("bf16" if block else "fp32")
+
+    def test_the_cpu_may_be_asked_for(self, placed: Any) -> None:
+        found = placed(BF16, V100, device="cpu")
+        assert (found.device, found.precision) == (torch.device("cpu"), "bf16")
+
+    def test_a_gpu_that_is_not_there(self, placed: Any) -> None:
+        with pytest.raises(UserError, match="torch sees no CUDA device"):
+            placed({}, device="cuda")
+
+    def test_the_config_itself_stays_as_it_is(self, tiny_config: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        tiny_config["deepspeed"] |= FP16
+        config = parse_config(tiny_config)
+        before = config.model_dump()
+        assert place(config).deepspeed["train_batch_size"] == 8
+        assert config.model_dump() == before
+
+
+class TestNoise:
+    def test_output_of_python_and_of_native_code_goes_to_the_file(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "folder" / "log"
+        print("before")
+        with output_to(path):
+            os.write(1, b"native\n")
+            os.write(2, b"native error\n")
+        print("after")
+        assert path.read_text() == "native\nnative error\n"
+        assert capfd.readouterr() == ("before\nafter\n", "")
+
+    def test_output_returns_after_an_error(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(ValueError, match="x"), output_to(tmp_path / "log"):
+            raise ValueError("x")
+        print("after", file=sys.stderr)
+        assert capfd.readouterr() == ("", "after\n")
+
+    def test_a_warning_is_written_once(self, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+        path = tmp_path / "log"
+        with warnings_to(path):
+            for _ in range(3):
+                with warnings.catch_warnings():  # as torch does; it makes Python forget what it has shown
+                    warnings.simplefilter("always")
+                    warnings.warn("deprecated by someone", FutureWarning, stacklevel=1)
+        assert path.read_text().count("FutureWarning: deprecated by someone") == 1
+        assert not recwarn.list
+
+
+class TestInterruptionWatch:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_is_remembered(self, number: int) -> None:
+        before = signal.getsignal(number)
+        with InterruptionWatch() as watch:
+            assert not watch.agreed(torch.device("cpu"), at_agreement=True)
+            signal.raise_signal(number)
+            assert watch.requested
+            assert watch.agreed(torch.device("cpu"), at_agreement=False)
+        assert signal.getsignal(number) is before
+
+    def test_a_second_ctrl_c_stops_at_once(self) -> None:
+        with InterruptionWatch():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)  # the launcher sends it after Ctrl-C
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,263 @@
+"""Real launches: the deepspeed launcher and plain python, signals, and what a user sees of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastmmkd.cli import train_main
+from fastmmkd.engine import trainer
+from runs import assert_same, assert_same_run, parameters, progress, records, without_timings
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 180
+SAVED = "interrupted; everything is saved, continue with --resume"
+
+
+class Launch:
+    """`train.py` in processes of its own; `processes` = 0 is plain python, else the deepspeed launcher."""
+
+    def __init__(self, processes: int, *arguments: str | Path) -> None:
+        environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+        environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        bin_directory = Path(sys.executable).parent
+        environment["PATH"] = f"{bin_directory}{os.pathsep}{environment['PATH']}"
+        launcher: list[str | Path] = [sys.executable]
+        if processes:
+            launcher = [bin_directory / "deepspeed", "-q", "--master_port", str(free_port())]
+            launcher += ["--num_gpus", str(processes)]
+        self.process = subprocess.Popen(
+            [*launcher, ROOT / "train.py", *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a process group that Ctrl-C can be sent to
+        )
+        self.stdout = self.stderr = ""
+
+    def wait(self) -> int:
+        try:
+            self.stdout, self.stderr = self.process.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
+        return self.process.returncode
+
+    def finish(self) -> Launch:
+        """Wait for a run that must succeed."""
+        assert self.wait() == 0, self.stderr
+        return self
+
+    def interrupt(self, number: int, run: Path) -> int:
+        """Send a signal to all of its processes, as a terminal does, once the first epoch is over."""
+        metrics, deadline = run / "seed_1" / "metrics.jsonl", time.monotonic() + PATIENCE_S
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert self.process.poll() is None, "it ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(self.process.pid, number)
+        return self.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def written(folder: Path, raw: dict[str, Any], **train: Any) -> Path:
+    raw = raw | {"train": raw["train"] | train}
+    path = folder / "tiny.json"
+    path.write_text(json.dumps(raw))
+    return path
+
+
+@pytest.fixture
+def long_config(tiny_config: dict, tmp_path: Path) -> Path:
+    """Long enough to be interrupted after the first epoch."""
+    return written(tmp_path, tiny_config, epochs=40)
+
+
+def assert_quiet(launch: Launch, run: Path) -> None:
+    """Nothing but our own lines reaches the user; DeepSpeed's are in its log."""
+    assert launch.stderr == ""
+    ours = re.compile(
+        r"umdf on tiny test data \(regression\), (fp32|bf16) on cpu, \d process(es)?, seeds 1 -> .*"
+        r"|umdf seed 1 epoch \d+/\d+  loss [\d.]+  task [\d.]+  fea [\d.]+  logits [\d.]+  "
+        r"valid (f1_non0|mae) [\d.]+( \*)?"
+        r"  [\d,]+ samples/s"
+        r"|seed 1: (evaluating the epoch \d+ model|finished before)"
+        r"| *F1 non0 \(%\) on tiny test data, regression *"
+        r"| *(run|umdf|floor|─+)[ \d{}.,lavAvg]*"
+        rf"|  {re.escape(str(run))}/\w+\.\w+"
+        r"| *"
+    )
+    assert [line for line in launch.stdout.splitlines() if not ours.fullmatch(line)] == []
+    log = (run / "deepspeed.log").read_text()
+    assert "Initializing TorchBackend in DeepSpeed with backend gloo" in log
+    assert "Saving model checkpoint" in log
+
+
+@pytest.fixture(scope="module")
+def raw_of_two(tiny_store: Path, tiny_config_of: Callable[[Path], dict]) -> dict:
+    raw = tiny_config_of(tiny_store)
+    raw["train"] |= {"epochs": 12, "select": "mae"}
+    raw["loss"] = {"lambda_fea": 3.0}
+    # SGD keeps rounding errors small where Adam would blow up those of gradients near zero.
+    raw["deepspeed"]["optimizer"] = {"type": "SGD", "params": {"lr": 0.02}}
+    raw["deepspeed"] |= {"zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True}
+    return raw
+
+
+@pytest.fixture(scope="module")
+def run_of_two(raw_of_two: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of two processes, in fp32 under ZeRO 2."""
+    folder = tmp_path_factory.mktemp("two")
+    launch = Launch(2, "--config", written(folder, raw_of_two), "--output", folder / "whole").finish()
+    assert_quiet(launch, folder / "whole")
+    assert (folder / "whole" / "results.json").exists()
+    return folder / "whole"
+
+
+def test_two_processes_take_the_steps_that_one_takes(
+    raw_of_two: dict, run_of_two: Path, train_tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Half a batch each: the same losses and gradients, those of the MMD over the whole batch among them."""
+    one = train_tiny(raw_of_two, tmp_path / "one")
+    assert json.loads((run_of_two / "run.json").read_text())["world_size"] == 2
+    for a, b in zip(records(one), records(run_of_two), strict=True):
+        assert b["train"] == pytest.approx(a["train"], rel=1e-5)
+        assert b["valid"] == pytest.approx(a["valid"], rel=1e-4)
+    for name, expected in parameters(one).items():
+        found = parameters(run_of_two)[name]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_ctrl_c_at_the_launcher_saves_and_resume_continues_exactly(
+    raw_of_two: dict, run_of_two: Path, tmp_path: Path
+) -> None:
+    config, parts = written(tmp_path, raw_of_two), tmp_path / "parts"
+    interrupted = Launch(2, "--config", config, "--output", parts)
+    interrupted.interrupt(signal.SIGINT, parts)
+    assert interrupted.stderr.splitlines().count(SAVED) == 1
+    assert "train.py" not in interrupted.stderr, "no traceback of ours; the launcher's own is what it is"
+    assert not progress(parts)["finished"]
+    Launch(2, "--config", config, "--output", parts, "--resume").finish()
+    assert_same_run(parts, run_of_two)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_to_a_plain_run_saves_and_resume_continues_exactly(
+    long_config: Path, train_tiny: Callable[..., Path], tmp_path: Path, number: int
+) -> None:
+    parts = tmp_path / "parts"
+    launch = Launch(0, "--config", long_config, "--output", parts)
+    assert launch.interrupt(number, parts) == 130
+    assert launch.stderr == f"{SAVED}\n"
+    assert not progress(parts)["finished"]
+    raw = json.loads(long_config.read_text())
+    train_tiny(raw, parts, resume=True)
+    assert_same_run(parts, train_tiny(raw, tmp_path / "whole"))
+
+
+def test_a_mistake_under_the_launcher_is_one_line(tiny_config: dict, tmp_path: Path) -> None:
+    config = written(tmp_path, tiny_config)
+    launch = Launch(2, "--config", config, "--output", tmp_path / "run", "--set", "modle.width=8")
+    assert launch.wait() == 2
+    lines = (launch.stdout + launch.stderr).splitlines()
+    ours = [line for line in lines if "exits with return code" not in line]  # the launcher's
+    assert len(ours) == 1
+    assert ours[0].startswith(f"error: {config}: modle: unknown key; ")
+
+
+@pytest.mark.usefixtures("process_state")
+class TestUserErrors:
+    @pytest.fixture
+    def complain(self, tiny_config: dict, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+        def run(*arguments: str, said: str = "") -> str:
+            config = written(tmp_path, tiny_config)
+            assert train_main(["--config", str(config), "--output", str(tmp_path / "run"), *arguments]) == 2
+            out, err = capfd.readouterr()
+            assert out.startswith(said)
+            assert out.count("\n") == bool(said)
+            assert err.count("\n") == 1
+            return err.rstrip("\n")
+
+        return run
+
+    def test_a_typo_in_the_config(self, complain: Callable[..., str]) -> None:
+        assert complain("--set", "modle.width=8").endswith("did you mean model?")
+
+    def test_a_missing_data_file(self, complain: Callable[..., str]) -> None:
+        message = complain("--data", 'data/it\'s "mosi".h5')
+        assert message.startswith('error: data/it\'s "mosi".h5: no such data file; import the real features with ')
+        assert "fastmmkd data synth --like mosi" in message
+
+    def test_a_batch_larger_than_the_data(self, complain: Callable[..., str]) -> None:
+        message = complain("--set", "train.batch_size=64")
+        assert re.fullmatch(
+            r"error: train\.batch_size: 64, but .*tiny\.h5 has 40 training samples; expected at most that", message
+        )
+
+    def test_a_batch_that_processes_cannot_share(
+        self, complain: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(trainer, "world_size", lambda: 3)
+        assert complain() == "error: train.batch_size: 8 does not divide by 3 processes"
+
+    def test_seeds_that_are_no_numbers(self, complain: Callable[..., str]) -> None:
+        assert complain("--seeds", "1,x").endswith('train.seeds: expected a list, got "[1,x]"')
+
+    def test_cuda_where_there_is_none(self, complain: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert complain("--set", "train.device=cuda") == (
+            "error: train.device: cuda, but torch sees no CUDA device; expected auto or cpu on this machine"
+        )
+
+    def test_what_deepspeed_refuses(self, complain: Callable[..., str], tmp_path: Path) -> None:
+        message = complain("--set", "deepspeed.optimizer.type=SGD", said="umdf on tiny test data")
+        log = tmp_path / "run" / "deepspeed.log"
+        assert message.startswith("error: deepspeed: SGD.__init__() got an unexpected keyword argument 'torch_adam'")
+        assert message.endswith(f"(DeepSpeed refuses this block, see {log})")
+        assert "Traceback" in log.read_text()
+
+    def test_only_the_first_process_speaks(
+        self, tiny_config: dict, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RANK", "1")
+        assert train_main(["--config", str(tmp_path / "none.json")]) == 2
+        assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_combination_trains_and_repeats_itself(
+    tiny_config: dict, tmp_path: Path, processes: int, stage: int, precision: str
+) -> None:
+    tiny_config["deepspeed"]["zero_optimization"] = {"stage": stage}
+    if precision == "bf16":
+        tiny_config["deepspeed"]["bf16"] = {"enabled": True}
+    config = written(tmp_path, tiny_config, epochs=10)
+    for name in ("first", "second"):
+        launch = Launch(processes, "--config", config, "--output", tmp_path / name).finish()
+        assert_quiet(launch, tmp_path / name)
+    assert_same(parameters(tmp_path / "first"), parameters(tmp_path / "second"))
+    found = records(tmp_path / "first")
+    assert without_timings(found) == without_timings(records(tmp_path / "second"))
+    assert found[-1]["train"]["task"] < found[0]["train"]["task"]
+    assert json.loads((tmp_path / "first" / "run.json").read_text())["precision"] == precision

@@ -1,0 +1,95 @@
+"""What a person sees of a run, and what is kept of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fastmmkd.engine import telemetry
+from fastmmkd.engine.telemetry import Telemetry
+
+PARTS = {"loss": 4.5921, "task": 4.0019, "fea": 0.543, "logits": 0.047}
+RECORD = {"step": 5, "train": PARTS, "valid": {"f1_non0": 38.5, "corr": float("nan")}, "engine": {"lr": 0.003}}
+
+
+class Clock:
+    """`time` that passes only when told."""
+
+    now = 0.0
+
+    @classmethod
+    def monotonic(cls) -> float:
+        return cls.now
+
+
+def watched(directory: Path, terminal: bool, columns: int = 80, done: int = 0) -> tuple[Telemetry, io.StringIO]:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=columns, color_system=None)
+    return Telemetry(directory, "umdf seed 1", 3000, done, console, silent=False), screen
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_the_bar_shows_losses_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr(telemetry, "time", Clock)
+    monkeypatch.setattr(Clock, "now", 100.0)
+    shown, screen = watched(tmp_path, terminal=True, columns=columns, done=1000)
+    shown._progress.get_time = lambda: Clock.now
+    with shown:
+        for step in (1100, 1200):
+            Clock.now += 10.0
+            shown.step(step, 32, PARTS)
+        shown._progress.refresh()
+    lines = [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).splitlines()]
+    bar = next(line for line in reversed(lines) if "1200/3000" in line)
+    assert bar.startswith("umdf seed 1 ")
+    assert bar.endswith("320 samples/s")  # 200 steps of 32 in 20 seconds
+    assert "0:03:00" in bar  # 1800 steps at 10 a second
+    assert "  loss 4.592  task 4.002  fea 0.543  logits 0.047" in lines
+    assert max(map(len, lines)) <= columns
+
+
+def test_a_log_file_gets_one_whole_line_an_epoch_and_no_bar(tmp_path: Path) -> None:
+    shown, screen = watched(tmp_path, terminal=False)
+    line = "epoch 1/3  " + "x" * 100
+    with shown:
+        shown.step(5, 8, PARTS)
+        shown.epoch({"epoch": 1} | RECORD, line)
+    assert screen.getvalue() == f"umdf seed 1 {line}\n"
+
+
+def test_records_are_json_with_null_for_what_has_no_value(tmp_path: Path) -> None:
+    shown, _ = watched(tmp_path, terminal=False)
+    with shown:
+        shown.epoch({"epoch": 1} | RECORD, "")
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"epoch": 1} | RECORD | {
+        "valid": {"f1_non0": 38.5, "corr": None}
+    }
+
+
+def test_rewinding_forgets_later_epochs_and_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    shown, _ = watched(tmp_path, terminal=False)
+    with shown:
+        for epoch in (1, 2, 3):
+            shown.epoch({"epoch": epoch} | RECORD, "")
+        path = tmp_path / "metrics.jsonl"
+        with path.open("a") as file:
+            file.write('{"epoch": 4, "st')
+        shown.rewind(2)
+        assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2]
+        shown.rewind(0)
+        assert path.read_text() == ""
+
+
+def test_a_silent_one_writes_nothing(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with Telemetry(tmp_path, "", 10, 0, Console(file=screen, force_terminal=True), silent=True) as shown:
+        shown.rewind(0)
+        shown.step(1, 8, PARTS)
+        shown.epoch({"epoch": 1} | RECORD, "x")
+    assert screen.getvalue() == ""
+    assert list(tmp_path.iterdir()) == []

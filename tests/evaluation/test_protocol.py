@@ -1,0 +1,151 @@
+"""The protocol: who is evaluated under which condition, and that batches do not matter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastmmkd.config import EvalBlock
+from fastmmkd.data import store
+from fastmmkd.data.batches import ResidentSplit
+from fastmmkd.data.dataset import Dataset
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation import metrics
+from fastmmkd.evaluation.protocol import Evaluator, Scenario, mean_over_conditions
+from fastmmkd.evaluation.results import Outcome
+from fastmmkd.modalities import CONDITIONS, MODALITIES
+from fastmmkd.tasks import Task
+
+REGRESSION = Task("regression")
+ALL = (True, True, True)
+
+
+class Counting:
+    """Predicts the mean of every feature that is left, and remembers the batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not torch.is_grad_enabled()
+        self.batches.append(features[0].shape[1])
+        joint = torch.stack([x.double().sum((2, 3)) / 10 for x in features], dim=-1)
+        return joint.sum(-1, keepdim=True), joint
+
+
+@pytest.fixture(scope="module")
+def natural(tiny_dataset: Callable[..., Dataset]) -> Dataset:
+    """Test samples 0 to 4 lack language, 3 to 7 lack audio; all have visual."""
+    dataset = tiny_dataset()
+    split = dataset.splits["test"]
+    for m, rows in ((0, range(5)), (1, range(3, 8))):
+        split.present[rows, m] = False
+        split.lengths[rows, m] = 0
+        split.features[MODALITIES[m]][rows] = 0
+    return dataset
+
+
+def evaluator(dataset: Dataset, task: Task = REGRESSION, **block: Any) -> Evaluator:
+    split = dataset.splits["test"]
+    normalisation = store.normalisation(dataset.splits["train"])
+    resident = ResidentSplit(split, normalisation, task, 10.0, "missing", torch.device("cpu"), torch.float32)
+    return Evaluator(resident, split.labels, split.present, task, EvalBlock(**block))
+
+
+def test_a_condition_asks_the_samples_that_have_what_it_keeps(natural: Dataset) -> None:
+    found = evaluator(natural)
+    assert found.rows((False, False, True)).tolist() == list(range(14))
+    assert found.rows((True, False, False)).tolist() == list(range(5, 14))
+    assert found.rows((False, True, True)).tolist() == [0, 1, 2, *range(8, 14)]
+    assert found.rows((True, True, False)).tolist() == list(range(8, 14))
+    samples = {name: outcome.samples for name, outcome in found.conditions(Counting()).items()}
+    assert samples == {"l": 9, "a": 9, "v": 14, "la": 6, "lv": 9, "av": 9, "lav": 6}
+
+
+def test_an_outcome_is_the_metrics_of_the_predictions(natural: Dataset) -> None:
+    found = evaluator(natural)
+    rows = found.rows((True, False, True))
+    x = [found.resident.features[m][rows].double().sum((1, 2)).numpy() / 10 for m in (0, 2)]
+    expected = metrics.compute(REGRESSION, natural.splits["test"].labels[rows], x[0] + x[1])
+    outcome = found.conditions(Counting())["lv"]
+    assert outcome.metrics == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    predictions, joint = found.run(Counting(), Scenario((True, False, True)), rows)
+    assert predictions.dtype == np.float64
+    np.testing.assert_allclose(joint, np.stack([x[0], 0 * x[0], x[1]], axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 9, 1000])
+@pytest.mark.parametrize("ratio", ["independent", "exact"])
+def test_batches_do_not_matter(natural: Dataset, batch_size: int, ratio: str) -> None:
+    reference = evaluator(natural, ratio=ratio, batch_size=14).evaluate(Counting(), seed=1)
+    counting = Counting()
+    evaluation = evaluator(natural, ratio=ratio, batch_size=batch_size).evaluate(counting, seed=1)
+    assert max(counting.batches) == min(batch_size, 14)
+    for condition in CONDITIONS:
+        assert evaluation.conditions[condition] == reference.conditions[condition]
+    assert evaluation.sweep == reference.sweep
+
+
+def test_the_rows_asked_for_do_not_change_each_others_masks(natural: Dataset) -> None:
+    """The masks of a sample are its own: another subset or order gives it the same prediction."""
+    found, scenario = evaluator(natural), Scenario(ALL, p=0.5, index=3)
+    everything, _ = found.run(Counting(), scenario, np.arange(14))
+    some, _ = found.run(Counting(), scenario, np.array([11, 2, 7]))
+    np.testing.assert_array_equal(some, everything[[11, 2, 7]])
+
+
+def test_the_sweep_is_on_complete_samples_and_draws_anew_at_every_ratio(natural: Dataset) -> None:
+    found = evaluator(natural, sweep=(0.0, 0.5, 0.5, 1.0))
+    evaluation = found.evaluate(Counting(), seed=9)
+    assert evaluation.seed == 9
+    assert evaluation.sweep_samples == 6
+    assert [p for p, _ in evaluation.sweep] == [0.0, 0.5, 0.5, 1.0]
+    assert evaluation.sweep[0][1] == evaluation.conditions["lav"].metrics
+    assert evaluation.sweep[1][1]["mae"] != evaluation.sweep[2][1]["mae"]
+    # Nothing is left at p = 1: the prediction is 0 for all.
+    labels = natural.splits["test"].labels[found.rows(ALL)]
+    assert evaluation.sweep[3][1]["mae"] == pytest.approx(np.abs(labels).mean())
+
+
+def test_the_evaluation_seed_changes_the_sweep_not_the_conditions(natural: Dataset) -> None:
+    a, b = (evaluator(natural, seed=s, sweep=(0.5,)).evaluate(Counting(), seed=1) for s in (1, 2))
+    assert a.conditions == b.conditions
+    assert a.sweep != b.sweep
+
+
+def test_a_condition_that_no_sample_can_meet_has_no_value(natural: Dataset) -> None:
+    found = evaluator(natural)
+    found.present = found.present.copy()
+    found.present[:, 0] = False
+    outcomes = found.conditions(Counting())
+    assert outcomes["l"] == Outcome(0, {})
+    assert outcomes["lav"] == Outcome(0, {})
+    assert outcomes["v"].samples == 14
+    evaluation = found.evaluate(Counting(), seed=1)
+    assert evaluation.sweep_samples == 0
+    assert all(not values for _, values in evaluation.sweep)
+
+
+def test_a_diverged_model_is_one_line(natural: Dataset) -> None:
+    def diverged(features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, joint = Counting()(features, masks)
+        return logits * math.nan, joint
+
+    with pytest.raises(UserError, match="9 of 9 predictions are NaN or infinite"):
+        evaluator(natural).conditions(diverged)
+
+
+def test_selection_averages_what_has_a_value() -> None:
+    conditions = {
+        "l": Outcome(3, {"f1_non0": 60.0}),
+        "a": Outcome(0, {}),
+        "v": Outcome(2, {"f1_non0": math.nan}),
+        "lav": Outcome(3, {"f1_non0": 80.0}),
+    }
+    assert mean_over_conditions(conditions, "f1_non0") == 70.0
+    assert math.isnan(mean_over_conditions({"v": conditions["v"], "a": conditions["a"]}, "f1_non0"))

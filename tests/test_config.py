@@ -1,0 +1,284 @@
+"""Configs: the shipped ones are valid, and every mistake is one line that names the key and what was expected."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastmmkd.config import Config, TrainBlock, load_config, parse_config
+from fastmmkd.errors import UserError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
+MINIMAL: dict[str, Any] = {
+    "method": "umdf",
+    "data": {"path": "data/x.h5"},
+    "train": {"task": "regression", "batch_size": 8, "epochs": 3},
+    "deepspeed": {"optimizer": {"type": "Adam", "params": {"lr": 0.001}}},
+}
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The minimal config with one value set: `changed("train.epochs", 2)`."""
+    raw = copy.deepcopy(MINIMAL)
+    node = raw
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[last] = value
+    return raw
+
+
+def complaint(raw: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_config(raw, "my.json")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def written(folder: Path, raw: Any) -> Path:
+    path = folder / "my.json"
+    path.write_text(json.dumps(raw))
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_shipped_config_is_valid_and_shows_every_block(path: Path) -> None:
+    config = load_config(path)
+    assert set(json.loads(path.read_text())) == set(Config.model_fields)
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
+def test_there_are_shipped_configs() -> None:
+    assert {"demo.json", "umdf_mosi.json", "umdf_mosei.json", "umdf_iemocap.json", "umdf_ict_mmmo.json"} <= {
+        path.name for path in CONFIGS
+    }
+
+
+EXPECTED = [
+    (
+        "modle",
+        {},
+        "modle: unknown key; expected one of method, data, model, missing, loss, train, eval, deepspeed; "
+        "did you mean model?",
+    ),
+    (
+        "train.epoch",
+        3,
+        f"train.epoch: unknown key; expected one of {', '.join(TrainBlock.model_fields)}; did you mean train.epochs?",
+    ),
+    ("loss.xyz", 3, "loss.xyz: unknown key; expected one of lambda_fea, lambda_logits"),
+    ("train.epochs", "2", 'train.epochs: expected an integer, got "2"'),
+    ("train.epochs", 2.0, "train.epochs: expected an integer, got 2.0"),
+    ("train.epochs", 0, "train.epochs: expected a number greater than 0, got 0"),
+    ("train.seeds", 5, "train.seeds: expected a list, got 5"),
+    ("train.seeds", [1, "a"], 'train.seeds.1: expected an integer, got "a"'),
+    ("train.seeds", [1, 1], "train.seeds: expected at least one seed, all different and from 0 to 2147483647"),
+    ("train.seeds", [], "train.seeds: expected at least one seed, all different and from 0 to 2147483647"),
+    ("train.seeds", [2**31], "train.seeds: expected at least one seed, all different and from 0 to 2147483647"),
+    ("train", 3, "train: expected a block of keys, got 3"),
+    ("data.path", None, "data.path: expected a string, got null"),
+    ("missing.enabled", "true", 'missing.enabled: expected a boolean, got "true"'),
+    ("missing.p_max", 1.5, "missing.p_max: expected a number less than or equal to 1, got 1.5"),
+    ("loss.lambda_fea", float("inf"), "loss.lambda_fea: expected a finite number, got Infinity"),
+    ("eval.sweep", [0.0, 1.1], "eval.sweep: expected ratios between 0 and 1"),
+    ("train.device", "gpu", "train.device: expected 'auto', 'cpu' or 'cuda', got \"gpu\""),
+    ("model.heads", 7, "model.heads: 7 does not divide width 40; expected one of [1, 2, 4, 5, 8, 10, 20, 40]"),
+    (
+        "train.task",
+        "regresion",
+        "train.task: 'regresion' is not a task; expected one of regression, classification-2, classification-3, "
+        "classification-7, emotions-binary, emotions-4way; did you mean regression?",
+    ),
+    ("deepspeed", [], "deepspeed: expected a block of keys, got []"),
+    ("deepspeed.optimiser", {}, "deepspeed.optimiser: unknown key; did you mean deepspeed.optimizer?"),
+    ("deepspeed.optimizer", {}, 'deepspeed.optimizer.type: missing; expected for example "Adam"'),
+    ("deepspeed.optimizer.type", "Adamm", "deepspeed.optimizer.type: 'Adamm' is not an optimizer; did you mean Adam?"),
+    ("deepspeed.fp16", True, "deepspeed.fp16: expected a block of keys, got true"),
+    ("deepspeed.bf16.enabled", "yes", 'deepspeed.bf16.enabled: expected true or false, got "yes"'),
+    ("deepspeed.zero_optimization.stage", 3, "deepspeed.zero_optimization.stage: expected 0, 1 or 2, got 3"),
+    (
+        "deepspeed.fp16.enabled",
+        True,
+        "deepspeed.zero_optimization.stage: 0 with fp16 divides gradients by a loss scale that it never applied; "
+        "expected 1 or 2",
+    ),
+    (
+        "deepspeed.gradient_accumulation_steps",
+        2,
+        "deepspeed.gradient_accumulation_steps: expected 1, the losses are defined on the whole mini-batch",
+    ),
+    (
+        "deepspeed.train_batch_size",
+        16,
+        "deepspeed.train_batch_size: 16, but train.batch_size is 8; expected one of them",
+    ),
+    (
+        "deepspeed.train_micro_batch_size_per_gpu",
+        8,
+        "deepspeed.train_micro_batch_size_per_gpu: expected it left out, it is train.batch_size over the number of "
+        "processes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), EXPECTED, ids=[f"{key}={value}" for key, value, _ in EXPECTED])
+def test_a_mistake_is_named_with_what_was_expected(key: str, value: Any, message: str) -> None:
+    assert complaint(changed(key, value)) == f"my.json: {message}"
+
+
+def test_fp16_needs_a_gpu_and_excludes_bf16() -> None:
+    raw = changed("deepspeed.zero_optimization.stage", 1)
+    raw["deepspeed"]["fp16"] = {"enabled": True}
+    assert parse_config(raw).deepspeed["fp16"] == {"enabled": True}
+    raw["train"]["device"] = "cpu"
+    assert complaint(raw) == (
+        "my.json: deepspeed.fp16.enabled: true with train.device=cpu; expected bf16 or neither (fp32) on a CPU"
+    )
+    raw["deepspeed"]["bf16"] = {"enabled": True}
+    assert complaint(raw) == ("my.json: deepspeed.bf16.enabled: fp16 and bf16 are both on; expected one of them")
+
+
+@pytest.mark.parametrize("key", ["method", "data", "train", "deepspeed", "train.task", "data.path"])
+def test_a_missing_key_is_named(key: str) -> None:
+    raw = copy.deepcopy(MINIMAL)
+    node = raw
+    *parents, last = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    del node[last]
+    assert complaint(raw) == f"my.json: {key}: missing"
+
+
+@pytest.mark.parametrize("kind", ["Adam", "ADAMW", "Lamb", "SGD", "RMSprop"])
+def test_optimizers_of_deepspeed_and_torch_are_known(kind: str) -> None:
+    assert parse_config(changed("deepspeed.optimizer.type", kind)).deepspeed["optimizer"]["type"] == kind
+
+
+def test_deepspeed_keys_that_we_do_not_know_pass() -> None:
+    """A newer DeepSpeed may have them; only near misses are refused."""
+    assert "zenflow" in parse_config(changed("deepspeed.zenflow", {})).deepspeed
+
+
+class TestFiles:
+    def test_a_missing_file_names_its_neighbour(self, tmp_path: Path) -> None:
+        (tmp_path / "umdf_mosi.json").write_text("{}")
+        path = tmp_path / "umdf_mosii.json"
+        with pytest.raises(UserError) as caught:
+            load_config(path)
+        assert str(caught.value) == f"{path}: no such config file; did you mean umdf_mosi.json?"
+
+    def test_a_missing_folder_is_no_crash(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match=r"no such config file$"):
+            load_config(tmp_path / "nowhere" / "my.json")
+
+    def test_a_folder_is_not_a_config(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="cannot read this config file \\(Is a directory\\)"):
+            load_config(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b'{"method": "umdf",}', "line 1 column 19"),
+            (b'{"method": "\xff"}', "utf-8"),
+            (b'{"data": {"clip": NaN}}', "NaN is no JSON number"),
+            (b"", "line 1 column 1"),
+        ],
+    )
+    def test_what_is_not_json_says_where(self, tmp_path: Path, content: bytes, reason: str) -> None:
+        path = tmp_path / "my.json"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="not a JSON file") as caught:
+            load_config(path)
+        assert reason in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_a_list_is_not_a_config(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="expected a JSON object with the keys method, data, "):
+            load_config(written(tmp_path, [1]))
+
+
+class TestOverrides:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return written(tmp_path, MINIMAL)
+
+    def test_values_are_json_or_plain_strings(self, path: Path) -> None:
+        config = load_config(
+            path,
+            [
+                "train.epochs=7",
+                "train.seeds=[4, 5]",
+                "train.select=mae",
+                "data.path=a=b.h5",
+                "data.clip=null",
+                "model.mcim=false",
+                "deepspeed.bf16.enabled=true",
+                "eval.sweep=[0, 1]",
+            ],
+        )
+        assert config.train.epochs == 7
+        assert config.train.seeds == (4, 5)
+        assert config.train.select == "mae"
+        assert config.data.path == "a=b.h5"
+        assert config.data.clip is None
+        assert config.model.mcim is False
+        assert config.deepspeed["bf16"] == {"enabled": True}
+        assert config.eval.sweep == (0.0, 1.0)
+
+    @pytest.mark.parametrize("override", ["train.epochs", "=3", ""])
+    def test_one_without_key_or_value(self, path: Path, override: str) -> None:
+        with pytest.raises(UserError) as caught:
+            load_config(path, [override])
+        assert str(caught.value) == f"--set {override}: expected KEY=VALUE, for example --set train.epochs=2"
+
+    def test_one_that_passes_through_a_value(self, path: Path) -> None:
+        with pytest.raises(UserError) as caught:
+            load_config(path, ["train.epochs.x=3"])
+        assert str(caught.value) == "--set train.epochs.x=3: epochs is not a block of keys"
+
+    def test_a_typo_in_one_names_the_key(self, path: Path) -> None:
+        with pytest.raises(UserError, match=r"train\.epoch: unknown key; .*did you mean train\.epochs\?"):
+            load_config(path, ["train.epoch=3"])
+
+    def test_nan_is_not_a_number(self, path: Path) -> None:
+        with pytest.raises(UserError, match=r'loss\.lambda_fea: expected a number, got "NaN"'):
+            load_config(path, ["loss.lambda_fea=NaN"])
+
+    @settings(deadline=None, max_examples=25)
+    @given(override=st.text(max_size=20) | st.from_regex(r"(train|data|model|deepspeed)(\.\w{0,8}){0,2}=\S{0,8}"))
+    def test_no_override_crashes(self, tmp_path_factory: pytest.TempPathFactory, override: str) -> None:
+        path = written(tmp_path_factory.getbasetemp(), MINIMAL)
+        try:
+            config = load_config(path, [override])
+        except UserError:
+            return
+        assert isinstance(config, Config)
+
+    @settings(deadline=None, max_examples=25)
+    @given(epochs=st.integers(1, 10**6), path=st.text(max_size=30))
+    def test_what_json_can_say_arrives(self, tmp_path_factory: pytest.TempPathFactory, epochs: int, path: str) -> None:
+        file = written(tmp_path_factory.getbasetemp(), MINIMAL)
+        config = load_config(file, [f"train.epochs={epochs}", f"data.path={json.dumps(path)}"])
+        assert (config.train.epochs, config.data.path) == (epochs, path)
+
+
+@settings(deadline=None, max_examples=25)
+@given(block=st.sampled_from(["data", "model", "missing", "loss", "train", "eval", ""]), key=st.text(max_size=12))
+def test_every_unknown_key_is_refused_by_name(block: str, key: str) -> None:
+    fields = Config.model_fields
+    known = fields[block].annotation.model_fields if block else fields  # type: ignore[union-attr]
+    if key in known:
+        return
+    raw = copy.deepcopy(MINIMAL)
+    (raw.setdefault(block, {}) if block else raw)[key] = 1
+    name = f"{block}.{key}" if block else key
+    with pytest.raises(UserError) as caught:
+        parse_config(raw, "my.json")
+    assert str(caught.value).startswith(f"my.json: {name}: unknown key; expected one of ")

@@ -1,0 +1,302 @@
+"""A trained run in use: `fastmmkd.load`, and the commands predict, eval, report and env."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import fastmmkd
+from fastmmkd.cli import main
+from fastmmkd.data import store
+from fastmmkd.data.dataset import Dataset, Split
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation import metrics
+from fastmmkd.modalities import MODALITIES
+from fastmmkd.tasks import Task
+
+pytestmark = pytest.mark.usefixtures("process_state")
+
+
+@pytest.fixture
+def test_split(tiny_store: Path) -> Split:
+    return store.read(tiny_store).splits["test"]
+
+
+@pytest.fixture
+def own_run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained run that a test may change."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def without(split: Split, modality: str, rows: slice) -> Split:
+    """The split with a modality of some samples marked absent."""
+    split = copy.deepcopy(split)
+    m = MODALITIES.index(modality)
+    split.present[rows, m] = False
+    split.lengths[rows, m] = 0
+    split.features[modality][rows] = 0
+    return split
+
+
+def with_emotions(dataset: Dataset) -> Dataset:
+    dataset.label_kind = "emotions"
+    for split in dataset.splits.values():
+        split.labels = np.eye(4, dtype=np.float32)[np.arange(len(split)) % 4]
+    return dataset
+
+
+class TestLoad:
+    def test_it_predicts_what_the_evaluation_evaluated(self, trained: Path, test_split: Split) -> None:
+        for seed in (1, 2):
+            predictions = fastmmkd.load(trained, seed).predict(test_split)
+            assert predictions.shape == (14,)
+            assert predictions.dtype == np.float64
+            evaluation = json.loads((trained / f"seed_{seed}" / "evaluation.json").read_text())
+            assert (
+                metrics.compute(Task("regression"), test_split.labels, predictions)
+                == (evaluation["conditions"]["lav"]["metrics"])
+            )
+
+    def test_missing_modalities_are_the_testing_conditions(self, trained: Path, test_split: Split) -> None:
+        """A sample that lacks audio is predicted as under the condition {l,v}."""
+        predictor = fastmmkd.load(trained)
+        incomplete = predictor.predict(without(test_split, "audio", slice(None)))
+        evaluation = json.loads((trained / "seed_1" / "evaluation.json").read_text())
+        assert (
+            metrics.compute(Task("regression"), test_split.labels, incomplete)
+            == (evaluation["conditions"]["lv"]["metrics"])
+        )
+
+    def test_one_sample_does_not_change_another(self, trained: Path, test_split: Split) -> None:
+        predictor = fastmmkd.load(trained)
+        complete = predictor.predict(test_split)
+        mixed = predictor.predict(without(test_split, "language", slice(0, 5)))
+        np.testing.assert_array_equal(mixed[5:], complete[5:])
+        assert (mixed[:5] != complete[:5]).all()
+
+    def test_other_lengths_are_fine(self, trained: Path, tiny_dataset: Callable[..., Dataset]) -> None:
+        split = tiny_dataset(steps=(9, 3, 12)).splits["valid"]
+        predictions = fastmmkd.load(trained).predict(split)
+        assert predictions.shape == (12,)
+        assert np.isfinite(predictions).all()
+
+    def test_another_feature_width_is_named(self, trained: Path, tiny_dataset: Callable[..., Dataset]) -> None:
+        split = tiny_dataset(dims=(5, 6, 3)).splits["test"]
+        with pytest.raises(UserError) as caught:
+            fastmmkd.load(trained).predict(split, "other.h5")
+        assert str(caught.value) == "other.h5: audio has 6 features, the model was trained on 4"
+
+    def test_it_is_ready_to_use(self, trained: Path) -> None:
+        predictor = fastmmkd.load(trained)
+        assert (predictor.seed, predictor.task, predictor.feature_dims) == (1, Task("regression"), (5, 4, 3))
+        assert not predictor.module.training
+        assert {p.dtype for p in predictor.module.parameters()} == {torch.float32}
+
+    def test_the_export_is_plain(self, trained: Path, tiny_store: Path) -> None:
+        """Names of the module's parameters, no wrapper's; the statistics of the data; what chose it."""
+        with safe_open(trained / "seed_1" / "model.safetensors", "numpy") as file:
+            names, facts = set(file.keys()), file.metadata()
+            module = fastmmkd.load(trained).module
+            statistics = {f"normalisation.{m}.{s}" for m in MODALITIES for s in ("mean", "std")}
+            assert names == set(module.state_dict()) | statistics
+            assert "head.weight" in names
+            for modality, (mean, std) in store.read(tiny_store).normalisation.items():
+                np.testing.assert_array_equal(file.get_tensor(f"normalisation.{modality}.mean"), mean)
+                np.testing.assert_array_equal(file.get_tensor(f"normalisation.{modality}.std"), std)
+        latest = json.loads((trained / "seed_1" / "checkpoints" / "latest.json").read_text())
+        assert facts == {
+            "epoch": str(latest["best_epoch"]),
+            "select": json.loads((trained / "run.json").read_text())["config"]["train"]["select"],
+            "score": f"{latest['best']:.6f}",
+            "seed": "1",
+        }
+
+
+class TestLoadRefuses:
+    def test_a_seed_that_is_not_there(self, trained: Path) -> None:
+        with pytest.raises(UserError) as caught:
+            fastmmkd.load(trained, seed=7)
+        assert str(caught.value) == f"{trained}: no trained model of seed 7; it has 1, 2"
+
+    def test_a_folder_that_is_no_run(self, tmp_path: Path) -> None:
+        with pytest.raises(
+            UserError, match=r"run\.json: No such file or directory; expected a training run's run\.json"
+        ):
+            fastmmkd.load(tmp_path)
+
+    def test_a_run_without_a_model(self, own_run: Path) -> None:
+        for seed in (1, 2):
+            (own_run / f"seed_{seed}" / "model.safetensors").unlink()
+        with pytest.raises(UserError, match="no trained model of any seed; it has none"):
+            fastmmkd.load(own_run)
+
+    def test_another_json_file(self, own_run: Path) -> None:
+        (own_run / "run.json").write_text("[]")
+        with pytest.raises(UserError, match=r"not a training run's run\.json; expected the keys config, data_hash"):
+            fastmmkd.load(own_run)
+
+    def test_a_damaged_model(self, own_run: Path) -> None:
+        path = own_run / "seed_1" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:200])
+        with pytest.raises(UserError, match=r"model\.safetensors: not an exported model: "):
+            fastmmkd.load(own_run)
+
+    def test_a_model_of_another_config(self, own_run: Path) -> None:
+        record = json.loads((own_run / "run.json").read_text())
+        record["config"]["model"]["width"] = 16
+        (own_run / "run.json").write_text(json.dumps(record))
+        with pytest.raises(UserError, match=r"seed_1: the model is not of the config in .*run\.json"):
+            fastmmkd.load(own_run)
+
+
+class TestPredictCommand:
+    def test_one_row_per_sample(
+        self, trained: Path, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        dataset = store.read(tiny_store)
+        dataset.splits["test"] = without(dataset.splits["test"], "language", slice(0, 3))
+        store.write(dataset, tmp_path / "incomplete.h5")
+        out = tmp_path / "predictions.csv"
+        assert (
+            main(["predict", "--run", str(trained), "--data", str(tmp_path / "incomplete.h5"), "--out", str(out)]) == 0
+        )
+        assert capsys.readouterr().out == f"{out}: 66 predictions of umdf seed 1\n"
+        rows = list(csv.reader(out.open(encoding="utf-8")))
+        assert rows[0] == ["split", "id", "present", "score"]
+        assert [row[0] for row in rows[1:]] == ["train"] * 40 + ["valid"] * 12 + ["test"] * 14
+        assert [row[2] for row in rows if row[0] == "test"] == ["av"] * 3 + ["lav"] * 11
+        assert [row[1] for row in rows if row[0] == "test"] == dataset.splits["test"].ids
+        expected = fastmmkd.load(trained).predict(dataset.splits["test"])
+        assert [float(row[3]) for row in rows if row[0] == "test"] == pytest.approx(expected, abs=1e-6)
+
+    def test_it_is_written_whole_or_not_at_all(
+        self,
+        trained: Path,
+        tiny_dataset: Callable[..., Dataset],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        store.write(tiny_dataset(dims=(5, 4, 2)), tmp_path / "narrow.h5")
+        out = tmp_path / "predictions.csv"
+        out.write_text("before")
+        assert main(["predict", "--run", str(trained), "--data", str(tmp_path / "narrow.h5"), "--out", str(out)]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {tmp_path / 'narrow.h5'}: visual has 2 features, the model was trained on 3\n"
+        )
+        assert out.read_text() == "before"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["narrow.h5", "predictions.csv"]
+
+    def test_a_folder_that_is_not_there(
+        self, trained: Path, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "nowhere" / "predictions.csv"
+        assert main(["predict", "--run", str(trained), "--data", str(tiny_store), "--out", str(out)]) == 2
+        assert capsys.readouterr().err == f"error: {out}: cannot write this file (No such file or directory)\n"
+
+    def test_classes_have_a_column_each(
+        self, train_tiny: Callable[..., Path], tiny_config: dict, tiny_store: Path, tmp_path: Path
+    ) -> None:
+        tiny_config["train"] |= {"task": "classification-3", "epochs": 1}
+        run = train_tiny(tiny_config, tmp_path / "run")
+        out = tmp_path / "predictions.csv"
+        assert main(["predict", "--run", str(run), "--data", str(tiny_store), "--out", str(out)]) == 0
+        rows = list(csv.DictReader(out.open(encoding="utf-8")))
+        columns = ["p_negative", "p_zero", "p_positive"]
+        assert list(rows[0]) == ["split", "id", "present", *columns]
+        assert all(sum(float(row[c]) for c in columns) == pytest.approx(1, abs=2e-6) for row in rows)
+
+    def test_labels_play_no_part(
+        self,
+        train_tiny: Callable[..., Path],
+        tiny_config: dict,
+        tiny_store: Path,
+        tiny_dataset: Callable[..., Dataset],
+        tmp_path: Path,
+    ) -> None:
+        """A model of emotions predicts a data set that has scores."""
+        dataset = with_emotions(tiny_dataset())
+        store.write(dataset, tmp_path / "emotions.h5")
+        tiny_config["data"]["path"] = str(tmp_path / "emotions.h5")
+        tiny_config["train"] |= {"task": "emotions-binary", "epochs": 1, "select": None}
+        run = train_tiny(tiny_config, tmp_path / "run")
+        for data in (tmp_path / "emotions.h5", tiny_store):
+            out = tmp_path / f"{data.stem}.csv"
+            assert main(["predict", "--run", str(run), "--data", str(data), "--out", str(out)]) == 0
+        first, second = ((tmp_path / f"{name}.csv").read_text() for name in ("emotions", "tiny"))
+        assert first == second
+        assert first.startswith("split,id,present,p_happy,p_sad,p_angry,p_neutral\n")
+
+
+class TestEvalCommand:
+    def test_it_reproduces_what_training_wrote(self, trained: Path, own_run: Path) -> None:
+        for name in ("results.json", "results.md", "results.csv", "curves.png", "embedding.png"):
+            (own_run / name).unlink()
+        assert main(["eval", "--run", str(own_run)]) == 0
+        for name in ("results.json", "results.md", "results.csv"):
+            assert (own_run / name).read_text() == (trained / name).read_text()
+        assert (own_run / "curves.png").stat().st_size > 0
+        assert (own_run / "embedding.png").stat().st_size > 0
+
+    def test_data_that_are_not_there(self, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["eval", "--run", str(trained), "--data", str(tmp_path / "mosi.h5")]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'mosi.h5'}: no such data file; ")
+
+    def test_labels_of_another_kind(
+        self,
+        trained: Path,
+        tiny_dataset: Callable[..., Dataset],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        store.write(with_emotions(tiny_dataset()), tmp_path / "emotions.h5")
+        assert main(["eval", "--run", str(trained), "--data", str(tmp_path / "emotions.h5")]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {tmp_path / 'emotions.h5'}: has emotions labels, the model was trained on score labels\n"
+        )
+
+
+class TestReportCommand:
+    def test_two_runs_side_by_side(
+        self,
+        trained: Path,
+        train_tiny: Callable[..., Path],
+        tiny_config: dict,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        tiny_config["missing"] = {"enabled": False}
+        tiny_config["train"]["seeds"] = [1, 2]
+        other = train_tiny(tiny_config, tmp_path / "complete", results=True)
+        capsys.readouterr()
+        assert main(["report", str(trained), str(other), "--out", str(tmp_path / "report")]) == 0
+        out = capsys.readouterr().out
+        assert "F1 non0 (%) on tiny test data, regression" in out
+        for line in out.splitlines():
+            if line.startswith(str(tmp_path)):
+                assert Path(line).stat().st_size > 0
+        assert {path.suffix for path in (tmp_path / "report").iterdir()} >= {".md", ".csv", ".tex", ".png"}
+
+    def test_a_folder_without_results(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["report", str(tmp_path), "--out", str(tmp_path / "report")]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {tmp_path / 'results.json'}: no such file")
+        assert err.count("\n") == 1
+
+
+def test_env_says_what_there_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["env"]) == 0
+    out = capsys.readouterr().out
+    for expected in ("python", f"torch {torch.__version__.partition('+')[0]}", "deepspeed", "cross_attention", "cpu"):
+        assert expected in " ".join(out.split())
+    for title in ("versions", "devices", "operations", "environment variables"):
+        assert title in out
