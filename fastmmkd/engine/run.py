@@ -107,6 +107,9 @@ def _open_run(output: Path, config: Config, placement: Placement, dataset: Datas
 
 
 def _check_or_write(path: Path, config: Config, placement: Placement, dataset: Dataset, resume: bool) -> None:
+    strays = sorted(path.parent.glob("seed_*"))
+    if strays and not path.exists():
+        raise UserError(f"{path.parent}: holds {strays[0].name} but no {path.name}; expected a run, or an empty folder")
     if path.exists():
         if not resume:
             raise UserError(
