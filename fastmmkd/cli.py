@@ -76,6 +76,7 @@ def _register_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser = commands.add_parser("eval", help="evaluate a trained run: seven conditions, sweep, tables and plots")
     parser.add_argument("--run", dest="folder", required=True, type=Path, metavar="DIR", help="the run's folder")
     parser.add_argument("--data", type=Path, metavar="FILE", help="data file in place of the run's")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to write (default: the run's folder)")
     parser.set_defaults(run=_run_eval)
 
 
@@ -84,7 +85,7 @@ def _run_eval(args: argparse.Namespace) -> int:
 
     from fastmmkd.engine.run import read_data
     from fastmmkd.evaluation.run_results import write_run_results
-    from fastmmkd.predictor import load_all
+    from fastmmkd.predictor import load_all, read_record
 
     predictors = load_all(args.folder)
     config = predictors[0].config
@@ -93,9 +94,11 @@ def _run_eval(args: argparse.Namespace) -> int:
     task = config.task
     if dataset.label_kind != task.label_kind:
         raise UserError(f"{path}: has {dataset.label_kind} labels, the model was trained on {task.label_kind} labels")
+    if dataset.content_hash != read_record(args.folder)["data_hash"] and not args.out:
+        raise UserError(f"{path}: not the data of this run; expected --out DIR, to keep the run's own results")
     test = dataset.splits["test"]
     evaluations = [p.evaluator(test, str(path)).evaluate(p.module.predict, p.seed) for p in predictors]
-    write_run_results(args.folder, config, dataset, evaluations, Console())
+    write_run_results(args.out or args.folder, predictors[0], dataset, evaluations, Console())
     return 0
 
 

@@ -45,7 +45,7 @@ class Predictor:
         """Predictions of every sample with what it has; missing modalities and frames are fine.
 
         Args:
-            split: see `fastmmkd.data.store.Split`; T_m may differ from training's.
+            split: see `fastmmkd.data.store.Split`; positions count from the first frame, so T_m should be training's.
             source: stands for the data in an error message.
 
         Returns:

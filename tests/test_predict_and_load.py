@@ -250,6 +250,25 @@ class TestEvalCommand:
         assert main(["eval", "--run", str(trained), "--data", str(tmp_path / "mosi.h5")]) == 2
         assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'mosi.h5'}: no such data file; ")
 
+    def test_other_data_need_a_folder_of_their_own(
+        self,
+        trained: Path,
+        own_run: Path,
+        tiny_dataset: Callable[..., Dataset],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        other = tiny_dataset()
+        other.splits["test"].labels[0] *= -1
+        store.write(other, tmp_path / "other.h5")
+        command = ["eval", "--run", str(own_run), "--data", str(tmp_path / "other.h5")]
+        assert main(command) == 2
+        assert "expected --out DIR, to keep the run's own results" in capsys.readouterr().err
+        assert main([*command, "--out", str(tmp_path / "elsewhere")]) == 0
+        assert (own_run / "results.json").read_text() == (trained / "results.json").read_text()
+        found = json.loads((tmp_path / "elsewhere" / "results.json").read_text())
+        assert found["data_hash"] != json.loads((trained / "results.json").read_text())["data_hash"]
+
     def test_labels_of_another_kind(
         self,
         trained: Path,

@@ -12,7 +12,7 @@ import torch
 
 from fastmmkd.config import MissingBlock
 from fastmmkd.data.missingness import Masking, evaluation_drops
-from fastmmkd.data.store import Dataset, Split
+from fastmmkd.data.store import Split
 from fastmmkd.modalities import MODALITIES
 from fastmmkd.ops import missing_draw
 from fastmmkd.tasks import Task
@@ -139,13 +139,3 @@ def real_mask(split: Split, modality: int) -> np.ndarray:
     steps = split.features[MODALITIES[modality]].shape[1]
     lengths = np.where(split.present[:, modality], split.lengths[:, modality], split.lengths.max(axis=1))
     return np.arange(steps)[None, :] >= steps - np.minimum(lengths, steps)[:, None]
-
-
-def resident_splits(
-    dataset: Dataset, task: Task, clip: float | None, masking: Masking, device: torch.device, dtype: torch.dtype
-) -> dict[str, ResidentSplit]:
-    """Every split of a data set on a device."""
-    return {
-        name: ResidentSplit(split, dataset.normalisation, task, clip, masking, device, dtype)
-        for name, split in dataset.splits.items()
-    }

@@ -63,7 +63,7 @@ def train_run(config: Config, output: Path, resume: bool) -> Path:
         )
         evaluations = [_train_seed(session, seed, output) for seed in config.train.seeds]
         if rank() == 0:
-            write_run_results(output, config, dataset, evaluations, console)
+            write_run_results(output, load(output), dataset, evaluations, console)
     return output
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from fastmmkd.config import Config
-from fastmmkd.data.batches import ResidentSplit, resident_splits
+from fastmmkd.data.batches import ResidentSplit
 from fastmmkd.data.store import Dataset
 from fastmmkd.distributed import rank, world_size
 from fastmmkd.engine.checkpoint import (
@@ -49,17 +49,21 @@ class Session:
 
     def __post_init__(self) -> None:
         self._check()
-        splits = resident_splits(
-            self.dataset,
-            self.config.task,
-            self.config.data.clip,
-            self.config.model.attention_mask,
-            self.placement.device,
-            self.placement.dtype,
-        )
-        self.train: ResidentSplit = splits["train"]
+        self.train = self._resident("train")
         valid = self.dataset.splits["valid"]
-        self.valid = Evaluator(splits["valid"], valid.labels, valid.present, self.config.task, self.config.eval)
+        self.valid = Evaluator(self._resident("valid"), valid.labels, valid.present, self.config.task, self.config.eval)
+
+    def _resident(self, split: str) -> ResidentSplit:
+        config, placement = self.config, self.placement
+        return ResidentSplit(
+            self.dataset.splits[split],
+            self.dataset.normalisation,
+            config.task,
+            config.data.clip,
+            config.model.attention_mask,
+            placement.device,
+            placement.dtype,
+        )
 
     def _check(self) -> None:
         """Refuse what would only fail after the first steps, or not at all."""

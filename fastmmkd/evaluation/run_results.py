@@ -7,32 +7,31 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from fastmmkd.config import Config
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.evaluation import floors, plots, report, results
 from fastmmkd.evaluation.commands import print_headline
 from fastmmkd.evaluation.protocol import Scenario
 from fastmmkd.evaluation.results import SeedEvaluation
 from fastmmkd.modalities import CONDITIONS, condition_modalities
-from fastmmkd.predictor import Predictor, load
+from fastmmkd.predictor import Predictor
 
 LANGUAGE_ONLY_HALF = Scenario((True, False, False), p=0.5, index=1 << 10)
 """What the papers' t-SNE pictures show; its index keys draws of its own."""
 
 
 def write_run_results(
-    directory: Path, config: Config, dataset: Dataset, evaluations: list[SeedEvaluation], console: Console
+    directory: Path, predictor: Predictor, dataset: Dataset, evaluations: list[SeedEvaluation], console: Console
 ) -> None:
     """Write `results.{json,md,csv}`, `curves.png` and `embedding.png` of a run's seeds, and print the headline.
 
     Args:
-        directory: the run's folder (it holds the trained models).
-        config: of the run.
+        directory: where to write; created if missing.
+        predictor: one of the run's models, whose representations are mapped.
         dataset: what was evaluated on; its training split gives the floors.
         evaluations: one per seed.
         console: where to print.
     """
-    test, train = dataset.splits["test"], dataset.splits["train"]
+    config, test, train = predictor.config, dataset.splits["test"], dataset.splits["train"]
     floor, ideal = {}, {}
     for condition in CONDITIONS:
         rows = np.flatnonzero(test.present[:, list(condition_modalities(condition))].all(axis=1))
@@ -53,7 +52,7 @@ def write_run_results(
         floors.trivial(config.task, test.labels[test.present.all(axis=1)], train.labels),
     )
     results.write(directory, found)
-    draw_embedding(directory / "embedding.png", load(directory, evaluations[0].seed), dataset)
+    draw_embedding(directory / "embedding.png", predictor, dataset)
     print_headline(report.group(report.load([directory]))[0], console)
     for name in ("results.md", "results.csv", "results.json", "curves.png", "embedding.png"):
         console.print(f"  {directory / name}", markup=False, highlight=False, soft_wrap=True)
