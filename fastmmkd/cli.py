@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -58,14 +57,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_train(args: argparse.Namespace) -> int:
-    from fastmmkd.config import load_config
+    from fastmmkd.config import command_overrides, load_config
 
-    overrides = list(args.set)
-    if args.data:
-        overrides.append(f"data.path={json.dumps(args.data)}")
-    if args.seeds:
-        overrides.append(f"train.seeds=[{args.seeds}]")
-    config = load_config(args.config, overrides)
+    config = load_config(args.config, command_overrides(args.set, args.data, args.seeds))
     from fastmmkd.engine.run import train_run
 
     train_run(config, args.output or Path("runs") / args.config.stem, args.resume)

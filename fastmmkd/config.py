@@ -296,6 +296,16 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
     return parse_config(raw, str(path))
 
 
+def command_overrides(assignments: list[str], data: str | None, seeds: str | None) -> list[str]:
+    """The overrides that a command's `--set`, `--data` and `--seeds` stand for."""
+    overrides = list(assignments)
+    if data:
+        overrides.append(f"data.path={json.dumps(data)}")
+    if seeds:
+        overrides.append(f"train.seeds=[{seeds}]")
+    return overrides
+
+
 def parse_config(raw: dict[str, Any], name: str = "config") -> Config:
     """Validate a config held in memory; `name` stands for the file in error messages."""
     try:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 
-from fastmmkd.config import load_config
+from fastmmkd.config import command_overrides, load_config
 from fastmmkd.errors import UserError
 
 COMPLETE_TRAINING = {
@@ -48,11 +47,7 @@ def run_ablate(args: argparse.Namespace) -> int:
     from fastmmkd.evaluation.commands import print_headline
     from fastmmkd.evaluation.report import report
 
-    common = list(args.set)
-    if args.data:
-        common.append(f"data.path={json.dumps(args.data)}")
-    if args.seeds:
-        common.append(f"train.seeds=[{args.seeds}]")
+    common = command_overrides(args.set, args.data, args.seeds)
     rows = ABLATIONS[load_config(args.config, common).method]
     for name in args.only or ():
         if name not in rows:
