@@ -110,6 +110,8 @@ def _check_or_write(path: Path, config: Config, placement: Placement, dataset: D
     strays = sorted(path.parent.glob("seed_*"))
     if strays and not path.exists():
         raise UserError(f"{path.parent}: holds {strays[0].name} but no {path.name}; expected a run, or an empty folder")
+    former: dict[str, Any] = {}
+    resumed: list[dict[str, Any]] = []
     if path.exists():
         if not resume:
             raise UserError(
@@ -126,25 +128,33 @@ def _check_or_write(path: Path, config: Config, placement: Placement, dataset: D
                 f"{path}: --resume in {placement.precision} of a run in {former['precision']}: resume on a device like "
                 "the one it was started on"
             )
+        resumed = [*former.get("resumed", []), _session(placement)]
+    first = former if resumed else _session(placement)
+    identity = {
+        "version": 1,
+        "config": config.model_dump(mode="json"),
+        "data_hash": dataset.content_hash,
+        "data_source": dataset.source,
+    }
     write_json(
-        path,
-        {
-            "version": 1,
-            "config": config.model_dump(mode="json"),
-            "data_hash": dataset.content_hash,
-            "data_source": dataset.source,
-            "device": torch.cuda.get_device_name() if placement.device.type == "cuda" else platform.machine() + " CPU",
-            "precision": placement.precision,
-            "deepspeed": {key: value for key, value in placement.deepspeed.items() if key != "steps_per_print"},
-            "note": placement.note,
-            "world_size": world_size(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "versions": {name: package_version(name) for name in PACKAGES},
-            "commit": commit(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        },
+        path, identity | {key: value for key, value in first.items() if key not in identity} | {"resumed": resumed}
     )
+
+
+def _session(placement: Placement) -> dict[str, Any]:
+    """What a run was started, or resumed, on."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": commit(),
+        "versions": {name: package_version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if placement.device.type == "cuda" else platform.machine() + " CPU",
+        "precision": placement.precision,
+        "note": placement.note,
+        "deepspeed": {key: value for key, value in placement.deepspeed.items() if key != "steps_per_print"},
+        "world_size": world_size(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _difference(former: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:

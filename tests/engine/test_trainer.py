@@ -146,9 +146,15 @@ class TestResumption:
     ) -> None:
         run = train_tiny(tiny_config, tmp_path / "run")
         before = {p: p.stat().st_mtime_ns for p in (run / "seed_1").rglob("*")}
+        first = json.loads((run / "run.json").read_text())
+        assert first["resumed"] == []
         tiny_config["train"]["seeds"] = [1, 2]
         capsys.readouterr()
         train_tiny(tiny_config, run, resume=True)
+        second = json.loads((run / "run.json").read_text())
+        assert second["started"] == first["started"]
+        assert len(second["resumed"]) == 1
+        assert second["config"]["train"]["seeds"] == [1, 2]
         assert "seed 1: finished before" in capsys.readouterr().out.splitlines()
         assert {p: p.stat().st_mtime_ns for p in (run / "seed_1").rglob("*")} == before
         assert_same_run(run, trained, seed=2)
