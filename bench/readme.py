@@ -17,6 +17,7 @@ from typing import Any
 
 from fastmmkd.engine.ablation import ABLATIONS, slug
 from fastmmkd.evaluation import results, tables
+from fastmmkd.evaluation.significance import paired_test
 from fastmmkd.files import make_directory, read_json, write_text
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +70,21 @@ def study_table() -> str:
     """UMDF, its ablations and the complete-training baselines on synthetic MOSI."""
     runs = [(name, RECORDS / "study" / slug(name)) for name in ABLATIONS["umdf"]]
     found = [(name, results.read(folder)) for name, folder in runs if (folder / "results.json").exists()]
-    return _table(found, "f1_non0", RECORDS / "study" / slug(found[0][0])) if found else "Not yet run.\n"
+    if not found:
+        return "Not yet run.\n"
+    return _table(found, "f1_non0", RECORDS / "study" / slug(found[0][0])) + "\n" + _differences(found, "f1_non0")
+
+
+def _differences(runs: list[tuple[str, dict[str, Any]]], key: str) -> str:
+    """The first run against each other one on "Avg.", paired over seeds."""
+    (name, first), *others = runs
+    mine = first["average"]["metrics"][key]["per_seed"]
+    rows = []
+    for other, found in others:
+        test = paired_test(mine, found["average"]["metrics"][key]["per_seed"])
+        p = "–" if test.t_p is None else f"{test.t_p:.3f}"
+        rows.append([f"{name} − {other}", f"{test.mean_difference:+.2f}", p, str(test.n)])
+    return tables.markdown_table(["difference on Avg., paired over seeds", "mean", "t-test p", "seeds"], rows)
 
 
 def real_table() -> str:
