@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+from run_records import assert_same, assert_same_run, parameters, progress, records, without_timings
 
 from fastmmkd.cli import train_main
 from fastmmkd.engine import trainer
-from runs import assert_same, assert_same_run, parameters, progress, records, without_timings
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 180

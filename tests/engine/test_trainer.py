@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_records import assert_same, assert_same_run, parameters, progress, records, scalars, without_timings
 
 from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.trainer import epoch_order
 from fastmmkd.errors import Interrupted, UserError
-from runs import assert_same, assert_same_run, parameters, progress, records, scalars, without_timings
 
 Train = Callable[..., Path]
 STEPS_PER_EPOCH, EPOCHS = 5, 3
