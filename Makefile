@@ -3,9 +3,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MMMO_DIR ?= ../shared/data/ict_mmmo
-# The deepspeed launcher counts accelerators; on a machine without a GPU it has to be told.
-LAUNCH = $(if $(shell $(BIN)/python -c 'import torch; print(torch.cuda.is_available() or "")'),,DS_ACCELERATOR=cpu) \
-	$(BIN)/deepspeed -q --num_gpus 1
 
 .PHONY: train test setup lint types check test-slow real study readme clean
 
@@ -44,13 +41,16 @@ data/synthetic_mosi.h5: | setup
 data/ict_mmmo.h5: | setup
 	$(BIN)/fastmmkd data import --format mfn $(MMMO_DIR) --resplit 1 --out $@
 
-# Real features: ICT-MMMO under the deepspeed launcher.
+# Real features: the methods on ICT-MMMO.
 real: data/ict_mmmo.h5
-	$(LAUNCH) train.py --config configs/umdf_ict_mmmo.json --output runs/ict_mmmo --resume
+	$(BIN)/fastmmkd suite --config configs/umdf_ict_mmmo.json configs/corrkd_ict_mmmo.json configs/hrlf_ict_mmmo.json \
+		--out runs/ict_mmmo
 
-# The README's study: UMDF, its ablations and the baseline without missingness, three seeds each. Hours on two cores.
+# The README's study: every method and its ablations. Hours on two cores.
 study: data/synthetic_mosi.h5
-	$(BIN)/fastmmkd ablate --config configs/study.json --out runs/study
+	$(BIN)/fastmmkd ablate --config configs/study_umdf.json --out runs/study/umdf
+	$(BIN)/fastmmkd ablate --config configs/study_corrkd.json --out runs/study/corrkd
+	$(BIN)/fastmmkd ablate --config configs/study_hrlf.json --out runs/study/hrlf
 
 # Write the README's tables from the results under bench/results.
 readme: setup

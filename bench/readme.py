@@ -4,6 +4,8 @@ python -m bench.readme                          rewrite the tables
 python -m bench.readme --check                  exit 1 if they are not what the records say
 python -m bench.readme --study runs/study       first take over the results of `make study`
 python -m bench.readme --real runs/ict_mmmo     first take over the results of `make real`
+
+Results are taken of the methods that are there; the records of others stay.
 """
 
 from __future__ import annotations
@@ -12,18 +14,24 @@ import argparse
 import re
 import shutil
 import sys
+from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from fastmmkd.engine.ablation import ABLATIONS, slug
-from fastmmkd.evaluation import results, tables
-from fastmmkd.evaluation.significance import paired_test
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation import report, results, tables
+from fastmmkd.evaluation.report import Run
 from fastmmkd.files import make_directory, read_json, write_text
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RECORDS = ROOT / "bench" / "results" / "quality"
 FILES = ("results.json", "run.json")
+
+FULL = {method: next(iter(rows)) for method, rows in ABLATIONS.items()}
+"""Method -> its name for people, which is the first row of its ablation table."""
+ALONE = "without distillation"
+NOT_YET = "Not yet run.\n"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,10 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--real", type=Path, metavar="DIR", help="folder of `make real` to take results from")
     args = parser.parse_args(argv)
     if args.study:
-        for name in ABLATIONS["umdf"]:
-            take(args.study / slug(name), RECORDS / "study" / slug(name))
+        for method, runs in methods_in(args.study, "").items():
+            for name in ABLATIONS[method]:
+                take(runs / slug(name), _study_record(method, name))
     if args.real:
-        take(args.real, RECORDS / "ict_mmmo")
+        for method, run in methods_in(args.real, "_ict_mmmo").items():
+            take(run, _real_record(method))
     old = README.read_text(encoding="utf-8")
     new = render(old)
     if args.check:
@@ -45,6 +55,19 @@ def main(argv: list[str] | None = None) -> int:
         return int(new != old)
     write_text(README, new)
     return 0
+
+
+def methods_in(folder: Path, suffix: str) -> dict[str, Path]:
+    """Method -> its folder `<method><suffix>`, of the methods that are there.
+
+    Raises:
+        UserError: none is.
+    """
+    wanted = {method: folder / f"{method}{suffix}" for method in ABLATIONS}
+    found = {method: path for method, path in wanted.items() if path.is_dir()}
+    if not found:
+        raise UserError(f"{folder}: expected one of the folders {', '.join(path.name for path in wanted.values())}")
+    return found
 
 
 def take(run: Path, record: Path) -> None:
@@ -57,7 +80,8 @@ def take(run: Path, record: Path) -> None:
 
 def render(text: str) -> str:
     """The README with every generated part replaced by what the records say."""
-    parts = {"study": study_table(), "ict_mmmo": real_table()}
+    parts = {f"study_{method}": study_table(method) for method in ABLATIONS}
+    parts |= {"methods": methods_table(), "ict_mmmo": real_table()}
     for name, body in parts.items():
         pattern = re.compile(rf"(<!-- begin: {name} [^\n]*-->\n).*?(<!-- end: {name} -->)", re.DOTALL)
         text, found = pattern.subn(lambda match, body=body: match.group(1) + body + match.group(2), text)
@@ -66,45 +90,106 @@ def render(text: str) -> str:
     return text
 
 
-def study_table() -> str:
-    """UMDF, its ablations and the complete-training baselines on synthetic MOSI."""
-    runs = [(name, RECORDS / "study" / slug(name)) for name in ABLATIONS["umdf"]]
-    found = [(name, results.read(folder)) for name, folder in runs if (folder / "results.json").exists()]
-    if not found:
-        return "Not yet run.\n"
-    return _table(found, "f1_non0", RECORDS / "study" / slug(found[0][0])) + "\n" + _differences(found, "f1_non0")
+def study_table(method: str) -> str:
+    """A method, its ablations and its baselines on synthetic MOSI, and the method against each of them."""
+    records = _recorded({name: _study_record(method, name) for name in ABLATIONS[method]})
+    if not records:
+        return NOT_YET
+    runs = _runs(records)
+    return _table(records, "f1_non0") + "\n" + _differences([(runs[0], other) for other in runs[1:]], "f1_non0")
 
 
-def _differences(runs: list[tuple[str, dict[str, Any]]], key: str) -> str:
-    """The first run against each other one on "Avg.", paired over seeds."""
-    (name, first), *others = runs
-    mine = first["average"]["metrics"][key]["per_seed"]
-    rows = []
-    for other, found in others:
-        test = paired_test(mine, found["average"]["metrics"][key]["per_seed"])
-        p = "–" if test.t_p is None else f"{test.t_p:.3f}"
-        rows.append([f"{name} − {other}", f"{test.mean_difference:+.2f}", p, str(test.n)])
-    return tables.markdown_table(["difference on Avg., paired over seeds", "mean", "t-test p", "seeds"], rows)
+def methods_table() -> str:
+    """The methods, and their networks trained by themselves, on the same synthetic MOSI; each two methods compared."""
+    wanted = {name: _study_record(method, name) for method, name in FULL.items()}
+    wanted |= {
+        f"{FULL[method]} {ALONE}": _study_record(method, ALONE) for method, rows in ABLATIONS.items() if ALONE in rows
+    }
+    records = _recorded(wanted)
+    methods = [run for run in _runs(records) if run[0] in FULL.values()]
+    if len(methods) < 2:
+        return NOT_YET
+    return _table(records, "f1_non0") + "\n" + _differences(list(combinations(methods, 2)), "f1_non0")
 
 
 def real_table() -> str:
-    """UMDF on the re-split ICT-MMMO."""
-    folder = RECORDS / "ict_mmmo"
-    if not (folder / "results.json").exists():
-        return "Not yet run.\n"
-    found = [("UMDF", results.read(folder))]
-    return _table(found, "f1_non0", folder) + "\n" + _table(found, "mae", folder)
+    """The methods on the re-split ICT-MMMO."""
+    records = _recorded({name: _real_record(method) for method, name in FULL.items()})
+    if not records:
+        return NOT_YET
+    with_mae = [name for name, _ in tables.with_metric("mae", _runs(records))]
+    parts = [_table(records, "f1_non0")]
+    if with_mae:
+        parts.append(_table({name: records[name] for name in with_mae}, "mae"))
+    return "\n".join(parts)
 
 
-def _table(runs: list[tuple[str, dict[str, Any]]], key: str, folder: Path) -> str:
+def _study_record(method: str, row: str) -> Path:
+    return RECORDS / "study" / method / slug(row)
+
+
+def _real_record(method: str) -> Path:
+    return RECORDS / "ict_mmmo" / method
+
+
+def _recorded(wanted: dict[str, Path]) -> dict[str, Path]:
+    """Those whose results have been taken over."""
+    return {name: folder for name, folder in wanted.items() if (folder / results.FILE_NAME).exists()}
+
+
+def _runs(records: dict[str, Path]) -> list[Run]:
+    return [(name, results.read(folder)) for name, folder in records.items()]
+
+
+def _differences(pairs: list[tuple[Run, Run]], key: str) -> str:
+    """The first run of each pair against the second on "Avg.", paired over seeds."""
+    tests = [report.paired_on_average(a, b, key) for (_, a), (_, b) in pairs]
+    header = ["difference on Avg., paired over seeds", "mean", "t-test p", "Wilcoxon p", "seeds"]
+    rows = [
+        [f"{a} − {b}", _signed(test.mean_difference), _p(test.t_p), _p(test.wilcoxon_p), str(test.n)]
+        for ((a, _), (b, _)), test in zip(pairs, tests, strict=True)
+    ]
+    if all(test.wilcoxon_p is None for test in tests):  # it needs more seeds than the t-test
+        header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
+    return tables.markdown_table(header, rows)
+
+
+def _signed(value: float | None) -> str:
+    return tables.NONE if value is None else f"{value:+.2f}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return tables.NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _table(records: dict[str, Path], key: str) -> str:
+    """A caption that says what was run on what, and one metric of all records, which must be on the same data."""
+    runs = _runs(records)
+    if len(report.group(runs)) != 1:
+        raise ValueError(f"{', '.join(records)} were not evaluated on the same data; they cannot share a table")
     table = tables.metric_table(key, runs)
-    run, first = read_json(folder / "run.json", "a run.json"), runs[0][1]
-    seeds = ", ".join(map(str, first["seeds"]))
-    facts = (
-        f"{table.title} on {first['data']}; mean ± standard deviation over seeds {seeds}; "
-        f"{run['precision']} on {run['device']}, torch {run['versions']['torch']}."
-    )
-    return f"{facts}\n\n{tables.markdown_metric(table)}"
+    made = {name: read_json(folder / "run.json", "a run.json") for name, folder in records.items()}
+    seeds = {name: ", ".join(map(str, found["seeds"])) for name, found in runs}
+    machines = {
+        name: f"{run['precision']} on {run['device']}, torch {run['versions']['torch']}" for name, run in made.items()
+    }
+    facts = [f"mean ± standard deviation over seeds {_stated(seeds)}", _stated(machines)]
+    tasks = {name: found["task"] for name, found in runs}
+    if len(set(tasks.values())) > 1:
+        facts.append(f"trained for {_stated(tasks)}")
+    return f"{table.title} on {runs[0][1]['data']}; {'; '.join(facts)}.\n\n{tables.markdown_metric(table)}"
+
+
+def _stated(facts: dict[str, str]) -> str:
+    """`"x"` where all have the same fact, else `"x (a, b) and y (c)"`."""
+    named: dict[str, list[str]] = {}
+    for name, fact in facts.items():
+        named.setdefault(fact, []).append(name)
+    if len(named) == 1:
+        return next(iter(named))
+    return " and ".join(f"{fact} ({', '.join(names)})" for fact, names in named.items())
 
 
 if __name__ == "__main__":

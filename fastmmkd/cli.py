@@ -1,4 +1,4 @@
-"""The command line: `fastmmkd train|eval|predict|report|ablate|data|env`, and what `train.py` runs."""
+"""The command line: `fastmmkd train|eval|predict|report|ablate|suite|data|env`, and what `train.py` runs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_train_arguments(commands.add_parser("train", help="train and evaluate a config (as train.py does)"))
 
     from fastmmkd.data import commands as data_commands
-    from fastmmkd.engine import ablation
+    from fastmmkd.engine import ablation, suite
     from fastmmkd.evaluation import commands as report_commands
 
     data_commands.register(commands)
     report_commands.register(commands)
     ablation.register(commands)
+    suite.register(commands)
     _register_eval(commands)
     _register_predict(commands)
     environment = commands.add_parser("env", help="versions, devices, and which implementation each operation uses")
@@ -52,6 +53,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/<config name>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder; finished seeds stay")
     parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the config's train.seeds")
+    parser.add_argument("--teacher", type=Path, metavar="DIR", help="reuse the trained teachers of this run")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.set_defaults(run=_run_train)
 
@@ -62,7 +64,7 @@ def _run_train(args: argparse.Namespace) -> int:
     config = load_config(args.config, command_overrides(args.set, args.data, args.seeds))
     from fastmmkd.engine.run import train_run
 
-    train_run(config, args.output or Path("runs") / args.config.stem, args.resume)
+    train_run(config, args.output or Path("runs") / args.config.stem, args.resume, args.teacher)
     return 0
 
 

@@ -1,70 +1,23 @@
 """The schema of a config file: one JSON object that says everything about a run.
 
-Blocks: `method, data, model, missing, loss, train, eval, deepspeed`. The `deepspeed` block goes to DeepSpeed as it is.
+Blocks: `method, data, model, missing, teacher, loss, train, eval, deepspeed`; `model` and `loss` are the method's own,
+`teacher` is for the methods that have one. The `deepspeed` block goes to DeepSpeed as it is.
 Every mistake is one line that names the file, the key, what was expected, and the nearest valid key.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from typing_extensions import Self
 
-from fastmmkd.errors import UserError
+from fastmmkd.deepspeed_block import deepspeed_problem
+from fastmmkd.errors import UserError, nearest
 from fastmmkd.tasks import TASKS, Task
-
-DEEPSPEED_KEYS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "optimizer",
-    "scheduler",
-    "fp16",
-    "bf16",
-    "data_types",
-    "zero_optimization",
-    "gradient_clipping",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-    "sparse_gradients",
-    "communication_data_type",
-    "seq_parallel_communication_data_type",
-    "steps_per_print",
-    "wall_clock_breakdown",
-    "dump_state",
-    "memory_breakdown",
-    "zero_allow_untested_optimizer",
-    "zero_force_ds_cpu_optimizer",
-    "flops_profiler",
-    "comms_logger",
-    "tensorboard",
-    "wandb",
-    "csv_monitor",
-    "activation_checkpointing",
-    "checkpoint",
-    "torch_autocast",
-    "compile",
-    "amp",
-    "autotuning",
-    "elasticity",
-    "data_efficiency",
-    "curriculum_learning",
-    "aio",
-    "disable_allgather",
-    "graph_harvesting",
-    "timers",
-)
-"""Top-level keys that DeepSpeed documents; only near misses of these are refused."""
-
-DEEPSPEED_OPTIMIZERS = (
-    *("adam", "adamw", "adagrad", "lamb", "lion", "muon", "muadam", "muadamw", "musgd"),
-    *("onebitadam", "onebitlamb", "zerooneadam"),
-)
-"""What DeepSpeed knows by these names, in any case; every other name is a class of `torch.optim`."""
 
 LARGEST_SEED = 2**31 - 1
 
@@ -84,12 +37,26 @@ class DataBlock(Block):
     """Standardised features are clipped to +- this many standard deviations (decision: trackers emit outliers)."""
 
 
-class UmdfModel(Block):
-    """UMDF's network."""
+class ModelBlock(Block):
+    """What the networks of all methods have."""
 
     width: int = Field(default=40, gt=0)
     """d, features per stream."""
     heads: int = Field(default=8, gt=0)
+    attention_mask: Literal["missing", "padding", "none"] = "missing"
+    """Which frames are masked as keys: padding and missing ones, padding only, or none (the papers read literally)."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            divisors = [h for h in range(1, self.width + 1) if self.width % h == 0]
+            raise ValueError(f"heads: {self.heads} does not divide width {self.width}; expected one of {divisors}")
+        return self
+
+
+class UmdfModel(ModelBlock):
+    """UMDF's network."""
+
     mcim_layers: int = Field(default=4, gt=0)
     encoder_layers: int = Field(default=2, gt=0)
     """Layers of the transformer encoder after MCIM (decision; the paper leaves it open)."""
@@ -97,14 +64,27 @@ class UmdfModel(Block):
     """False: "w/o MCIM", self-attention in place of every crossmodal attention."""
     dfim: bool = True
     """False: "w/o DFIM", plain concatenation of the two streams."""
-    attention_mask: Literal["missing", "padding", "none"] = "missing"
-    """Which frames are masked as keys: padding and missing ones, padding only, or none (the papers read literally)."""
+
+
+class CorrkdModel(ModelBlock):
+    """CorrKD's network, teacher and student alike."""
+
+    encoder_layers: int = Field(default=4, gt=0)
+    """Layers of each modality's transformer encoder (decision; the paper leaves it open)."""
+
+
+class HrlfModel(ModelBlock):
+    """HRLF's network, teacher and student alike."""
+
+    encoder_layers: int = Field(default=4, gt=0)
+    """Layers of each modality's transformer encoder (decision; the paper leaves it open)."""
+    frf: bool = True
+    """False: "w/o FRF", the joint representation is that of the modalities themselves, none is factorised."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> UmdfModel:
-        if self.width % self.heads:
-            divisors = [h for h in range(1, self.width + 1) if self.width % h == 0]
-            raise ValueError(f"heads: {self.heads} does not divide width {self.width}; expected one of {divisors}")
+    def _halves(self) -> Self:
+        if self.width % 2:
+            raise ValueError(f"width: {self.width}; expected an even number, Q_m and U_m have width / 2 each")
         return self
 
 
@@ -112,7 +92,7 @@ class MissingBlock(Block):
     """What training drops."""
 
     enabled: bool = True
-    """False: both versions are the complete sample (the baseline without missingness)."""
+    """False: every version is the complete sample (the baseline without missingness)."""
     p_max: float = Field(default=0.7, ge=0, le=1)
     """Each version's frame ratio is uniform in [0, p_max)."""
     ratio: Literal["independent", "exact"] = "independent"
@@ -124,6 +104,49 @@ class UmdfLoss(Block):
 
     lambda_fea: float = Field(default=1.0, ge=0)
     lambda_logits: float = Field(default=1.0, ge=0)
+
+
+class CorrkdLoss(Block):
+    """`L = L_task + lambda_scd L_SCD + lambda_cpd L_CPD + lambda_rcd L_RCD`; 0 leaves a loss out ("w/o")."""
+
+    lambda_scd: float = Field(default=1.0, ge=0)
+    lambda_cpd: float = Field(default=1.0, ge=0)
+    lambda_rcd: float = Field(default=1.0, ge=0)
+    eta: float = Field(default=1.2, gt=0)
+    """Distance beyond which SCD no longer pushes different samples apart."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """SCD over pairs of samples: mean (decision), or the paper's sum, which grows with the square of the batch."""
+    rcd: Literal["mutual-information", "kl"] = "mutual-information"
+    """kl: "w/o RCD", KL divergence of the responses in its place (MSE for regression)."""
+    statistics_width: int = Field(default=64, gt=0)
+    """Hidden units of RCD's statistics networks (decision)."""
+    prototypes: Literal[2, 3, 7] = 2
+    """Regression only: classes that CPD bins the scores into."""
+    global_batch: bool = True
+    """SCD, CPD and RCD see the rows of all processes; false: those of their own only."""
+
+
+class HrlfLoss(Block):
+    """`L = L_task + lambda_frf L_FRF + lambda_hmi L_HMI + lambda_hal L_HAL + lambda_kl L_KL`; 0 leaves a loss out."""
+
+    lambda_frf: float = Field(default=1.0, ge=0)
+    lambda_hmi: float = Field(default=1.0, ge=0)
+    lambda_hal: float = Field(default=1.0, ge=0)
+    lambda_kl: float = Field(default=1.0, ge=0)
+    statistics_width: int = Field(default=64, gt=0)
+    """Hidden units of HMI's statistics networks and of HAL's discriminators (decision)."""
+    global_batch: bool = True
+    """HMI sees the rows of all processes; false: those of its own only."""
+
+
+class TeacherBlock(Block):
+    """The teacher phase, which comes before the student's; batch, optimiser and task are the run's."""
+
+    epochs: int = Field(gt=0)
+    incomplete_samples: bool = False
+    """True: samples that lack a modality train the teacher with what they have; false: they are left out."""
+    patience: int | None = Field(default=None, gt=0)
+    """Stop after this many epochs without a better checkpoint; null = train all epochs."""
 
 
 class TrainBlock(Block):
@@ -188,13 +211,15 @@ class EvalBlock(Block):
 
 
 class Config(Block):
-    """A whole run."""
+    """A whole run. The methods' own classes narrow `method`, `model` and `loss`."""
 
-    method: Literal["umdf"]
+    method: str
     data: DataBlock
-    model: UmdfModel = UmdfModel()
+    model: ModelBlock
     missing: MissingBlock = MissingBlock()
-    loss: UmdfLoss = UmdfLoss()
+    teacher: TeacherBlock | None = None
+    """Null: no distillation, the network is trained on missing data by itself."""
+    loss: Block
     train: TrainBlock
     eval: EvalBlock = EvalBlock()
     deepspeed: dict[str, Any]
@@ -204,70 +229,36 @@ class Config(Block):
         return Task(self.train.task)
 
     @model_validator(mode="after")
-    def _deepspeed_can_run(self) -> Config:
-        problem = deepspeed_problem(self.deepspeed, self.train)
+    def _deepspeed_can_run(self) -> Self:
+        problem = deepspeed_problem(self.deepspeed, self.train.batch_size, self.train.device)
         if problem:
             raise ValueError(problem)
         return self
 
 
-def deepspeed_problem(block: dict[str, Any], train: TrainBlock) -> str | None:
-    """What is wrong with a `deepspeed` block that DeepSpeed itself would not say, or None."""
-    for key in block:
-        hint = difflib.get_close_matches(key, DEEPSPEED_KEYS, n=1, cutoff=0.8)
-        if key not in DEEPSPEED_KEYS and hint:
-            return f"deepspeed.{key}: unknown key; did you mean deepspeed.{hint[0]}?"
-    for key in ("optimizer", "scheduler", "fp16", "bf16", "zero_optimization"):
-        if not isinstance(block.get(key, {}), dict):
-            return f"deepspeed.{key}: expected a block of keys, got {json.dumps(block[key])}"
-    problem = _optimizer_problem(block)
-    if problem:
-        return problem
-    for key in ("fp16", "bf16"):
-        enabled = _section(block, key).get("enabled", False)
-        if not isinstance(enabled, bool):
-            return f"deepspeed.{key}.enabled: expected true or false, got {json.dumps(enabled)}"
-    stage = _section(block, "zero_optimization").get("stage", 0)
-    fp16, bf16 = (_section(block, key).get("enabled", False) for key in ("fp16", "bf16"))
-    if stage not in (0, 1, 2):
-        return f"deepspeed.zero_optimization.stage: expected 0, 1 or 2, got {json.dumps(stage)}"
-    if fp16 and bf16:
-        return "deepspeed.bf16.enabled: fp16 and bf16 are both on; expected one of them"
-    if fp16 and stage == 0:
-        return (
-            "deepspeed.zero_optimization.stage: 0 with fp16 divides gradients by a loss scale that it never applied; "
-            "expected 1 or 2"
-        )
-    if fp16 and train.device == "cpu":
-        return "deepspeed.fp16.enabled: true with train.device=cpu; expected bf16 or neither (fp32) on a CPU"
-    if block.get("gradient_accumulation_steps", 1) != 1:
-        return "deepspeed.gradient_accumulation_steps: expected 1, the losses are defined on the whole mini-batch"
-    if "train_micro_batch_size_per_gpu" in block:
-        return (
-            "deepspeed.train_micro_batch_size_per_gpu: expected it left out, it is train.batch_size over the number of "
-            "processes"
-        )
-    given = block.get("train_batch_size", train.batch_size)
-    if given != train.batch_size:
-        return f"deepspeed.train_batch_size: {given}, but train.batch_size is {train.batch_size}; expected one of them"
-    return None
+class UmdfConfig(Config):
+    """Self-distillation: there is no teacher."""
+
+    method: Literal["umdf"]
+    model: UmdfModel = UmdfModel()
+    teacher: None = None
+    loss: UmdfLoss = UmdfLoss()
 
 
-def _optimizer_problem(block: dict[str, Any]) -> str | None:
-    if "optimizer" not in block:
-        return 'deepspeed.optimizer: missing; expected for example {"type": "Adam", "params": {"lr": 0.001}}'
-    kind = block["optimizer"].get("type")
-    if not isinstance(kind, str):
-        return 'deepspeed.optimizer.type: missing; expected for example "Adam"'
-    classes = [name for name, found in vars(torch.optim).items() if isinstance(found, type) and name != "Optimizer"]
-    if kind.lower() in DEEPSPEED_OPTIMIZERS or kind in classes:
-        return None
-    return f"deepspeed.optimizer.type: {kind!r} is not an optimizer{nearest(kind, ('Lamb', 'Lion', *classes))}"
+class CorrkdConfig(Config):
+    method: Literal["corrkd"]
+    model: CorrkdModel = CorrkdModel()
+    loss: CorrkdLoss = CorrkdLoss()
 
 
-def _section(block: dict[str, Any], key: str) -> dict[str, Any]:
-    value = block.get(key, {})
-    return value if isinstance(value, dict) else {}
+class HrlfConfig(Config):
+    method: Literal["hrlf"]
+    model: HrlfModel = HrlfModel()
+    loss: HrlfLoss = HrlfLoss()
+
+
+METHODS: dict[str, type[Config]] = {"umdf": UmdfConfig, "corrkd": CorrkdConfig, "hrlf": HrlfConfig}
+"""The config class of every method."""
 
 
 def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
@@ -308,16 +299,15 @@ def command_overrides(assignments: list[str], data: str | None, seeds: str | Non
 
 def parse_config(raw: dict[str, Any], name: str = "config") -> Config:
     """Validate a config held in memory; `name` stands for the file in error messages."""
+    method = raw.get("method")
+    if "method" in raw and method not in METHODS:
+        hint = nearest(str(method), METHODS)
+        raise UserError(f"{name}: method: expected one of {', '.join(METHODS)}, got {json.dumps(method)}{hint}")
+    schema = METHODS.get(str(method), UmdfConfig)
     try:
-        return Config.model_validate_json(json.dumps(raw))
+        return schema.model_validate_json(json.dumps(raw))
     except ValidationError as error:
-        raise UserError(f"{name}: {_first_problem(error)}") from None
-
-
-def nearest(word: str, choices: Any) -> str:
-    """`"; did you mean X?"` for the choice nearest to a word, or nothing."""
-    match = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]}?" if match else ""
+        raise UserError(f"{name}: {_first_problem(error, schema)}") from None
 
 
 def _json_names(folder: Path) -> list[str]:
@@ -345,18 +335,18 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, schema: type[Config]) -> str:
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
-        block: Any = Config
+        block: Any = schema
         for part in location[:-1]:
-            block = block.model_fields[part].annotation
+            annotation = block.model_fields[part].annotation
+            block = next((choice for choice in get_args(annotation) if choice is not NoneType), annotation)
+        names = [name for name, field in block.model_fields.items() if field.annotation is not NoneType]
         prefix = ".".join([*location[:-1], ""])
-        return f"{key}: unknown key; expected one of {', '.join(block.model_fields)}" + nearest(
-            key, [prefix + name for name in block.model_fields]
-        )
+        return f"{key}: unknown key; expected one of {', '.join(names)}" + nearest(key, [prefix + n for n in names])
     if first["type"] == "missing":
         return f"{key}: missing"
     if first["type"] == "value_error":

@@ -18,6 +18,12 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def barrier() -> None:
+    """Wait for every process."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,7 @@ from fastmmkd.engine.checkpoint import import_model
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation.protocol import Evaluator, Scenario
 from fastmmkd.files import read_json, replacing
-from fastmmkd.methods import build_method
-from fastmmkd.methods.umdf import UMDF
+from fastmmkd.methods import Network, build_network
 from fastmmkd.modalities import MODALITIES
 from fastmmkd.tasks import Task
 
@@ -32,7 +31,7 @@ class Predictor:
 
     config: Config
     seed: int
-    module: UMDF
+    module: Network
     normalisation: Normalisation
     feature_dims: tuple[int, ...]
     device: torch.device
@@ -100,7 +99,7 @@ def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predi
     seed = seeds[0] if seed is None else seed
     parameters, normalisation = import_model(seed_directory(run, seed))
     feature_dims = tuple(len(normalisation[modality][0]) for modality in MODALITIES)
-    module = build_method(config, feature_dims, seed)
+    module = build_network(config, feature_dims, seed)
     try:
         module.load_state_dict(parameters)
     except RuntimeError:

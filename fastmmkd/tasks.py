@@ -89,6 +89,36 @@ class Task:
         log_p = F.log_softmax(self.split_problems(logits_gno), dim=-1)
         return -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1).sum(-1).mean(-1)
 
+    def divergence(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        """What keeps a student's responses by its teacher's, per group `[G]`.
+
+        `KL(softmax teacher || softmax student)` averaged over samples and summed over problems; MSE for regression.
+
+        Args:
+            teacher, student: logits `[G, N, O]`; computed in float32 or better.
+        """
+        teacher, student = accumulation(teacher), accumulation(student)
+        if self.is_regression:
+            return (student - teacher).square().mean((1, 2))
+        log_t, log_s = (F.log_softmax(self.split_problems(x), dim=-1) for x in (teacher, student))
+        return (log_t.exp() * (log_t - log_s)).sum((-2, -1)).mean(-1)
+
+    def classes(self, targets: torch.Tensor, bins: int) -> tuple[torch.Tensor, int]:
+        """The class of every sample in every problem, int64 `[G, N, problems]`, and how many classes there are.
+
+        Args:
+            targets: as `loss` takes them.
+            bins: regression only, the classes that scores are binned into (2, 3 or 7, see `score_classes`).
+        """
+        if not self.is_regression:
+            return targets, self.outputs // self.problems
+        scores = targets.unsqueeze(-1)
+        if bins == 2:
+            return (scores >= 0).long(), 2
+        if bins == 3:
+            return scores.sign().long() + 1, 3
+        return scores.round().clamp(-3, 3).long() + 3, 7
+
     def split_problems(self, logits: torch.Tensor) -> torch.Tensor:
         """`[..., O]` -> `[..., problems, O / problems]`."""
         return logits.unflatten(-1, (self.problems, -1))

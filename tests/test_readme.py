@@ -1,16 +1,129 @@
 """The README says what the records say."""
 
+import copy
+import json
 import re
+import shutil
+from pathlib import Path
+
+import pytest
 
 from bench import readme
+from fastmmkd.engine.ablation import ABLATIONS, slug
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation import results
+
+UMDF = readme.RECORDS / "study" / "umdf"
+PARTS = ("study_umdf", "study_corrkd", "study_hrlf", "methods", "ict_mmmo")
 
 
 def test_tables_are_rendered_from_the_records() -> None:
     assert readme.main(["--check"]) == 0
 
 
-def test_render_replaces_only_the_marked_parts() -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_render_replaces_only_the_marked_parts(part: str) -> None:
     text = readme.README.read_text(encoding="utf-8")
-    broken = re.sub(r"(<!-- begin: study [^\n]*-->\n).*?(<!-- end: study -->)", r"\1stale\n\2", text, flags=re.DOTALL)
+    marked = rf"(<!-- begin: {part} [^\n]*-->\n).*?(<!-- end: {part} -->)"
+    broken = re.sub(marked, r"\1stale\n\2", text, flags=re.DOTALL)
     assert broken != text
     assert readme.render(broken) == text
+
+
+def test_a_part_that_is_missing_is_named() -> None:
+    text = readme.README.read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="0 parts named methods; expected one"):
+        readme.render(text.replace("begin: methods", "begin: method"))
+
+
+class TestOtherRecords:
+    """Runs made from UMDF's: those of CorrKD classify, on the same data."""
+
+    @pytest.fixture
+    def records(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr(readme, "RECORDS", tmp_path / "records")
+        monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+        parts = [f"<!-- begin: {part} (generated) -->\n<!-- end: {part} -->\n" for part in PARTS]
+        readme.README.write_text("".join(parts))
+        return tmp_path / "records"
+
+    @pytest.fixture
+    def runs(self, tmp_path: Path) -> Path:
+        """What `make study` and `make real` leave behind, HRLF not yet run."""
+        found = results.read(UMDF / "umdf")
+        for name in ABLATIONS["umdf"]:
+            self.write(tmp_path / "runs" / "umdf" / slug(name), found)
+        found = copy.deepcopy(found) | {"task": "classification-2", "method": "corrkd"}
+        statistic = found["average"]["metrics"]["f1_non0"]
+        statistic["per_seed"] = [value - 1 - 0.1 * i for i, value in enumerate(statistic["per_seed"])]
+        for name in ABLATIONS["corrkd"]:
+            self.write(tmp_path / "runs" / "corrkd" / slug(name), found)
+        self.write(tmp_path / "runs" / "corrkd_ict_mmmo", found)
+        return tmp_path / "runs"
+
+    def write(self, folder: Path, found: dict) -> None:
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(found))
+        shutil.copyfile(UMDF / "umdf" / "run.json", folder / "run.json")
+
+    def parts(self) -> dict[str, str]:
+        text = readme.README.read_text()
+        return {
+            part: text.split(f"<!-- begin: {part} (generated) -->\n")[1].split(f"<!-- end: {part} -->")[0]
+            for part in PARTS
+        }
+
+    def test_nothing_is_said_of_what_was_not_run(self, records: Path) -> None:
+        assert readme.main([]) == 0
+        assert set(self.parts().values()) == {"Not yet run.\n"}
+
+    def test_records_are_taken_of_the_methods_that_are_there(self, records: Path, runs: Path) -> None:
+        assert readme.main(["--study", str(runs), "--real", str(runs)]) == 0
+        taken = {str(path.parent.relative_to(records)) for path in records.rglob("results.json")}
+        assert taken == {
+            *(f"study/{method}/{slug(name)}" for method in ("umdf", "corrkd") for name in ABLATIONS[method]),
+            "ict_mmmo/corrkd",
+        }
+        parts = self.parts()
+        assert parts["study_hrlf"] == "Not yet run.\n"
+        for method in ("umdf", "corrkd"):
+            rows = [line.split("|")[1].strip() for line in parts[f"study_{method}"].splitlines() if "|" in line]
+            first, *others = ABLATIONS[method]
+            assert rows[2:] == [
+                *(first, *others, "floor", "ideal", "samples"),
+                *("difference on Avg., paired over seeds", rows[-len(others) - 1]),
+                *(f"{first} − {other}" for other in others),
+            ]
+
+    def test_methods_share_a_table_that_names_their_tasks(self, records: Path, runs: Path) -> None:
+        readme.main(["--study", str(runs)])
+        text = self.parts()["methods"]
+        assert text.startswith("F1 non0 (%) on synthetic, like mosi")
+        assert "trained for regression (UMDF) and classification-2 (CorrKD, CorrKD without distillation)" in text
+        assert "over seeds 1, 2, 3; " in text
+        (difference,) = (line for line in text.splitlines() if line.startswith("| UMDF − "))
+        cells = [cell.strip() for cell in difference.split("|")[1:-1]]
+        assert cells[:2] == ["UMDF − CorrKD", "+1.10"]
+        assert float(cells[2].removeprefix("< ")) < 0.01
+
+    def test_only_regressions_are_in_the_table_of_mae(self, records: Path, runs: Path) -> None:
+        readme.main(["--real", str(runs)])
+        assert "MAE" not in self.parts()["ict_mmmo"]
+        shutil.copytree(runs / "umdf" / "umdf", runs / "umdf_ict_mmmo")
+        readme.main(["--real", str(runs)])
+        f1, mae = self.parts()["ict_mmmo"].split("MAE (lower is better) on ")
+        assert "| CorrKD " in f1
+        assert "| CorrKD " not in mae
+        assert "| UMDF " in mae
+
+    def test_runs_on_different_data_share_no_table(self, records: Path, runs: Path) -> None:
+        path = runs / "corrkd" / "corrkd" / "results.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"data_hash": "0" * 64}))
+        with pytest.raises(ValueError, match="not evaluated on the same data"):
+            readme.main(["--study", str(runs)])
+
+    def test_a_folder_without_runs_is_refused(self, records: Path, tmp_path: Path) -> None:
+        with pytest.raises(
+            UserError, match="expected one of the folders umdf_ict_mmmo, corrkd_ict_mmmo, hrlf_ict_mmmo"
+        ):
+            readme.main(["--real", str(tmp_path)])

@@ -73,3 +73,8 @@ class Dataset:
     content_hash: str = ""
     """SHA-256 (hex) over features, lengths, presence, labels and ids in a canonical order; computed by `write`."""
     path: Path | None = None
+
+    @property
+    def feature_dims(self) -> tuple[int, ...]:
+        """d_m of language, audio, visual."""
+        return tuple(self.splits["train"].features[modality].shape[-1] for modality in MODALITIES)

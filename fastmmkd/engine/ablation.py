@@ -6,7 +6,8 @@ import argparse
 import re
 from pathlib import Path
 
-from fastmmkd.config import command_overrides, load_config
+from fastmmkd.config import Config, command_overrides, load_config
+from fastmmkd.engine.suite import Member, train_and_report
 from fastmmkd.errors import UserError
 
 COMPLETE_TRAINING = {
@@ -25,8 +26,23 @@ ABLATIONS: dict[str, dict[str, list[str]]] = {
         "w/o DFIM": ["model.dfim=false"],
         **COMPLETE_TRAINING,
     },
+    "corrkd": {
+        "CorrKD": [],
+        "w/o SCD": ["loss.lambda_scd=0.0"],
+        "w/o CPD": ["loss.lambda_cpd=0.0"],
+        "w/o RCD": ["loss.rcd=kl"],
+        "without distillation": ["teacher=null"],
+    },
+    "hrlf": {
+        "HRLF": [],
+        "w/o FRF": ["model.frf=false"],
+        "w/o HMI": ["loss.lambda_hmi=0.0"],
+        "w/o HAL": ["loss.lambda_hal=0.0"],
+        "without distillation": ["teacher=null"],
+    },
 }
-"""Per method, the rows of its ablation table and the overrides that make each (UMDF: the paper's Table 3)."""
+"""Per method, the rows of its ablation table, the full method first, and the overrides that make each: those of the
+papers' ablation tables (CorrKD replaces RCD by the KL divergence) and a baseline of our own."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,24 +59,26 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run_ablate(args: argparse.Namespace) -> int:
     """Train what is not trained yet (finished seeds are kept), then write the report."""
-    from fastmmkd.engine.run import train_run
-    from fastmmkd.evaluation.commands import print_headline
-    from fastmmkd.evaluation.report import report
-
     common = command_overrides(args.set, args.data, args.seeds)
-    rows = ABLATIONS[load_config(args.config, common).method]
+    full = load_config(args.config, common)
+    rows = ABLATIONS[full.method]
     for name in args.only or ():
         if name not in rows:
             raise UserError(f"--only {name}: no such row; expected one of {', '.join(rows)}")
-    chosen = {name: rows[name] for name in args.only or rows}
-    folders = {name: args.out / slug(name) for name in chosen}
-    for name, overrides in chosen.items():
-        train_run(load_config(args.config, common + overrides), folders[name], resume=True)
-    groups, files = report(list(folders.values()), args.out, names=list(folders))
-    for members in groups:
-        print_headline(members)
-    print("\n".join(map(str, files)))
+    folders = {name: args.out / slug(name) for name in rows}
+    first, members = folders[next(iter(rows))], []
+    for name in rows:
+        if not args.only or name in args.only:
+            config = load_config(args.config, common + rows[name])
+            shared = folders[name] != first and same_teacher(config, full)
+            members.append(Member(name, config, folders[name], first if shared else None))
+    train_and_report(members, args.out)
     return 0
+
+
+def same_teacher(config: Config, full: Config) -> bool:
+    """Whether a row's teachers are those of the full method: it has some, and they are of the same architecture."""
+    return config.teacher is not None and config.model == full.model
 
 
 def slug(name: str) -> str:

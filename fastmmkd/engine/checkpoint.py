@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fastmmkd.data.batches import Normalisation
-from fastmmkd.distributed import rank, world_size
+from fastmmkd.distributed import barrier, rank, world_size
 from fastmmkd.errors import UserError
 from fastmmkd.files import read_json, replacing, write_json
 from fastmmkd.modalities import MODALITIES
@@ -51,7 +50,7 @@ def save_checkpoint(engine: Any, folder: Path, progress: Progress, global_step: 
     # No two states share a tag, so that a checkpoint is never written over: an epoch's last step comes before its end.
     tag = f"epoch_{progress.epoch}_step_{progress.step}" + ("_end" if progress.finished else "")
     engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
-    _barrier()
+    barrier()
     if rank() == 0:
         write_json(
             folder / "latest.json", {"tag": tag, "world_size": world_size(), "step": global_step} | asdict(progress)
@@ -59,7 +58,7 @@ def save_checkpoint(engine: Any, folder: Path, progress: Progress, global_step: 
         for other in folder.iterdir():
             if other.is_dir() and other.name != tag:
                 shutil.rmtree(other)
-    _barrier()
+    barrier()
 
 
 def read_progress(folder: Path) -> tuple[Progress, dict[str, Any]] | None:
@@ -104,7 +103,7 @@ def export_model(module: torch.nn.Module, normalisation: Normalisation, director
                 tensors[f"{NORMALISATION}.{modality}.{name}"] = torch.from_numpy(np.asarray(value, np.float64))
         with replacing(directory / MODEL_FILE) as temporary:
             save_file(tensors, str(temporary), metadata=facts)
-    _barrier()
+    barrier()
 
 
 def import_model(directory: Path) -> tuple[dict[str, torch.Tensor], Normalisation]:
@@ -128,8 +127,3 @@ def import_model(directory: Path) -> tuple[dict[str, torch.Tensor], Normalisatio
     except (SafetensorError, KeyError, OSError) as error:
         raise UserError(f"{path}: not an exported model: {error}") from None
     return tensors, normalisation
-
-
-def _barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()

@@ -19,8 +19,19 @@ from fastmmkd.config import Config
 from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.distributed import rank, world_size
+from fastmmkd.engine.checkpoint import Progress
 from fastmmkd.engine.device import Placement, place, prepare_process, start_deepspeed, warnings_to
 from fastmmkd.engine.interruption import InterruptionWatch
+from fastmmkd.engine.phases import (
+    Phase,
+    final_phase,
+    find_teacher,
+    finish_teacher,
+    has_teacher,
+    load_teacher,
+    reuse_teacher,
+    teacher_phase,
+)
 from fastmmkd.engine.trainer import Session, Trainer
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
@@ -31,18 +42,22 @@ from fastmmkd.predictor import RUN_FILE, load, read_record, seed_directory
 PACKAGES = ("fastmmkd", "torch", "deepspeed", "numpy", "h5py", "triton")
 
 
-def train_run(config: Config, output: Path, resume: bool) -> Path:
+def train_run(config: Config, output: Path, resume: bool, teacher: Path | None = None) -> Path:
     """Train every seed of a config, evaluate, and write the result set into `output`.
 
     Args:
         config: the run.
         output: its folder; holds `run.json`, the results, `deepspeed.log` and one `seed_<s>` folder per seed.
         resume: continue what is there; finished seeds are kept.
+        teacher: reuse the teachers of this run, or this one teacher, instead of training them.
 
     Raises:
-        UserError: a missing data file, an existing run without `resume`, a run of another config or data.
+        UserError: a missing data file, an existing run without `resume`, a run of another config or data, a teacher
+            that does not fit.
         Interrupted: a signal asked to stop; everything is saved.
     """
+    if teacher and not config.teacher:
+        raise UserError(f"--teacher {teacher}: this run has no teacher phase; expected a config with a teacher block")
     prepare_process(config)
     placement = place(config)
     dataset = read_data(Path(config.data.path))
@@ -51,7 +66,10 @@ def train_run(config: Config, output: Path, resume: bool) -> Path:
     log_file = output / "deepspeed.log"
     with InterruptionWatch() as watch, warnings_to(log_file):
         deepspeed = start_deepspeed(placement, log_file)
-        session = Session(config, placement, deepspeed, dataset, console, watch)
+        session = Session(config, placement, deepspeed, dataset, console, watch, log_file)
+        if teacher:
+            for seed in config.train.seeds:  # before anything is trained
+                find_teacher(config, dataset, seed, teacher)
         _open_run(output, config, placement, dataset, resume)
         if placement.note:
             _say(console, placement.note, "yellow")
@@ -61,7 +79,7 @@ def train_run(config: Config, output: Path, resume: bool) -> Path:
             f"{world_size()} process{'es' if world_size() > 1 else ''}, seeds {', '.join(map(str, config.train.seeds))}"
             f" -> {output}",
         )
-        evaluations = [_train_seed(session, seed, output) for seed in config.train.seeds]
+        evaluations = [_train_seed(session, seed, output, teacher) for seed in config.train.seeds]
         if rank() == 0:
             write_run_results(output, load(output), dataset, evaluations, console)
     return output
@@ -170,26 +188,54 @@ def _difference(former: dict[str, Any], now: dict[str, Any], prefix: str = "") -
     return None
 
 
-def _train_seed(session: Session, seed: int, output: Path) -> SeedEvaluation:
+def _train_seed(session: Session, seed: int, output: Path, reused: Path | None) -> SeedEvaluation:
     directory = seed_directory(output, seed)
     evaluation_file = directory / "evaluation.json"
     if evaluation_file.exists():
         _say(session.console, f"seed {seed}: finished before")
         return evaluation_from_json(read_json(evaluation_file, "a seed's evaluation"))
-    trainer = Trainer(session, seed, directory)
-    try:
-        trainer.fit()
-    finally:
-        trainer.close()
-    if session.watch.agreed(session.placement.device, at_agreement=True):
-        raise Interrupted
-    _say(session.console, f"seed {seed}: evaluating the epoch {trainer.progress.best_epoch} model")
+    config, dataset = session.config, session.dataset
+    teacher = None
+    if config.teacher:
+        _obtain_teacher(session, seed, directory, reused)
+        teacher = load_teacher(config, dataset, directory, session.placement)
+    best = _fit(session, final_phase(config, dataset, seed, directory, teacher), seed)
+    _say(session.console, f"seed {seed}: evaluating the epoch {best.best_epoch} model")
     predictor = load(output, seed, str(session.placement.device))
     evaluator = predictor.evaluator(session.dataset.splits["test"], str(session.dataset.path))
     evaluation = evaluator.evaluate(predictor.module.predict, seed)
     if rank() == 0:
         write_json(evaluation_file, evaluation_to_json(evaluation))
     return evaluation
+
+
+def _obtain_teacher(session: Session, seed: int, directory: Path, reused: Path | None) -> None:
+    """Train a seed's teacher, or copy it from `reused`, unless that was done before."""
+    config, dataset = session.config, session.dataset
+    if has_teacher(directory):
+        _say(session.console, f"seed {seed}: the teacher was finished before")
+    elif reused:
+        reuse_teacher(config, dataset, seed, directory, reused)
+        _say(session.console, f"seed {seed}: takes the teacher of {reused}")
+    else:
+        _fit(session, teacher_phase(config, dataset, seed, directory), seed)
+        finish_teacher(config, dataset, seed, directory)
+
+
+def _fit(session: Session, phase: Phase, seed: int) -> Progress:
+    """Train a phase to its end.
+
+    Raises:
+        Interrupted: a signal asked to stop; the state is saved.
+    """
+    trainer = Trainer(session, phase, seed)
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+    if session.watch.agreed(session.placement.device, at_agreement=True):
+        raise Interrupted
+    return trainer.progress
 
 
 def evaluation_to_json(evaluation: SeedEvaluation) -> dict[str, Any]:

@@ -26,13 +26,12 @@ from fastmmkd.engine.checkpoint import (
 )
 from fastmmkd.engine.device import Placement, output_to
 from fastmmkd.engine.interruption import InterruptionWatch
+from fastmmkd.engine.phases import COMPLETE, Phase, teacher_rows
 from fastmmkd.engine.telemetry import Telemetry
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation import metrics
-from fastmmkd.evaluation.protocol import Evaluator, mean_over_conditions
+from fastmmkd.evaluation.protocol import Evaluator, Scenario, mean_over_conditions
 from fastmmkd.evaluation.results import Outcome
-from fastmmkd.methods import build_method
-from fastmmkd.modalities import MODALITIES
 from fastmmkd.tasks import TASKS, Task
 
 
@@ -46,6 +45,8 @@ class Session:
     dataset: Dataset
     console: Console
     watch: InterruptionWatch
+    log_file: Path
+    """Where DeepSpeed writes."""
 
     def __post_init__(self) -> None:
         self._check()
@@ -82,13 +83,14 @@ class Session:
             raise UserError(
                 f"train.batch_size: {batch_size}, but {path} has {samples} training samples; expected at most that"
             )
+        if self.config.teacher and len(teacher_rows(self.config, self.dataset.splits["train"])) < batch_size:
+            complete = len(teacher_rows(self.config, self.dataset.splits["train"]))
+            raise UserError(
+                f"train.batch_size: {batch_size}, but {path} has {complete} complete training samples for the teacher; "
+                "expected at most that, or teacher.incomplete_samples=true"
+            )
         if batch_size % world_size():
             raise UserError(f"train.batch_size: {batch_size} does not divide by {world_size()} processes")
-
-    @property
-    def feature_dims(self) -> tuple[int, ...]:
-        train = self.dataset.splits["train"]
-        return tuple(train.features[modality].shape[-1] for modality in MODALITIES)
 
     @property
     def select(self) -> str:
@@ -109,25 +111,24 @@ def epoch_order(samples: int, batch_size: int, seed: int, epoch: int) -> torch.T
 
 
 class Trainer:
-    """Trains one seed in its folder, from the start or from where a former run stopped."""
+    """Trains one phase of one seed in its folder, from the start or from where a former run stopped."""
 
-    def __init__(self, session: Session, seed: int, directory: Path) -> None:
-        self.session, self.seed, self.directory = session, seed, directory
+    def __init__(self, session: Session, phase: Phase, seed: int) -> None:
+        self.session, self.phase, self.seed = session, phase, seed
         self.config = session.config
-        self.checkpoints = directory / "checkpoints"
-        module = build_method(self.config, session.feature_dims, seed)
-        self.engine = self._initialize(module)
+        self.checkpoints = phase.directory / "checkpoints"
+        self.engine = self._initialize(phase.module)
         self.progress = Progress()
         found = read_progress(self.checkpoints)
         if found:
             self.progress, saved = found
-            with output_to(directory.parent / "deepspeed.log"):
+            with output_to(session.log_file):
                 load_checkpoint(self.engine, self.checkpoints, saved)
-        self.steps_per_epoch = session.train.size // self.config.train.batch_size
+        self.steps_per_epoch = len(phase.rows) // self.config.train.batch_size
 
     def _initialize(self, module: torch.nn.Module) -> Any:
         """DeepSpeed's engine; what it objects to in its part of the config becomes one line."""
-        log_file = self.directory.parent / "deepspeed.log"
+        log_file = self.session.log_file
         block = dict(self.session.placement.deepspeed)
         try:
             with output_to(log_file):
@@ -156,11 +157,11 @@ class Trainer:
             Interrupted: a signal asked to stop; the state is saved.
             UserError: the loss is no longer finite.
         """
-        train = self.config.train
-        title = f"{self.config.method} seed {self.seed}"
-        total = train.epochs * self.steps_per_epoch
+        phase = self.phase
+        title = f"{self.config.method} seed {self.seed} {phase.name}".rstrip()
+        total = phase.epochs * self.steps_per_epoch
         with Telemetry(
-            self.directory, title, total, self.global_step, self.session.console, silent=rank() > 0
+            phase.directory, title, total, self.global_step, self.session.console, silent=rank() > 0
         ) as telemetry:
             telemetry.rewind(self.progress.epoch)
             while not self._done():
@@ -170,9 +171,9 @@ class Trainer:
             self._save()
 
     def _done(self) -> bool:
-        train, progress = self.config.train, self.progress
+        phase, progress = self.phase, self.progress
         stale = progress.epoch - progress.best_epoch
-        return progress.epoch >= train.epochs or (train.patience is not None and stale >= train.patience)
+        return progress.epoch >= phase.epochs or (phase.patience is not None and stale >= phase.patience)
 
     def _epoch(self, telemetry: Telemetry) -> None:
         self._train_epoch(telemetry)
@@ -184,17 +185,25 @@ class Trainer:
         }
         seconds = progress.seconds
         self.engine.eval()
-        conditions = self.session.valid.conditions(self.engine.module.predict)
+        conditions = self._validate()
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, {}, 0.0
         record["valid"] = self._select(conditions)
         record["engine"] = self._engine_state() | {"seconds": seconds, "samples_per_second": self._rate(seconds)}
         telemetry.epoch(record, self._line(record))
         self._save()
 
+    def _validate(self) -> dict[str, Outcome]:
+        """The validation split under what the phase's checkpoint is chosen on."""
+        predict, valid = self.engine.module.network.predict, self.session.valid
+        if self.phase.select_on == "missing":
+            return valid.conditions(predict)
+        whole = Scenario((True, True, True), incomplete=self.phase.select_on == "whole")
+        return {"lav": valid.outcomes(predict, [whole])[0]}
+
     def _train_epoch(self, telemetry: Telemetry) -> None:
-        session, train, progress = self.session, self.config.train, self.progress
+        session, train, phase, progress = self.session, self.config.train, self.phase, self.progress
         device = session.placement.device
-        order = epoch_order(session.train.size, train.batch_size, self.seed, progress.epoch)
+        order = phase.rows[epoch_order(len(phase.rows), train.batch_size, self.seed, progress.epoch)]
         local = train.batch_size // world_size()
         mine = order[:, rank() * local : (rank() + 1) * local].to(device)
         seed = torch.tensor([self.seed], device=device)
@@ -203,10 +212,9 @@ class Trainer:
         started = time.monotonic()
         self.engine.train()
         for step in range(progress.step, self.steps_per_epoch):
-            batch = session.train.training_batch(
-                mine[step : step + 1], seed, epoch, self.engine.module.versions, self.config.missing
-            )
-            loss, parts = self.engine(batch.features, batch.masks, batch.targets)
+            rows = mine[step : step + 1]
+            batch = session.train.training_batch(rows, seed, epoch, phase.module.versions, phase.missing)
+            loss, parts = self.engine(batch.features, batch.masks, batch.targets, *self._taught(rows, seed, epoch))
             self.engine.backward(loss)
             self.engine.step()
             for name, part in parts.items():
@@ -224,6 +232,14 @@ class Trainer:
                 self._save()
                 raise Interrupted
 
+    @torch.no_grad()
+    def _taught(self, rows: torch.Tensor, seed: torch.Tensor, epoch: torch.Tensor) -> tuple[Any, ...]:
+        """What the teacher, if there is one, makes of the complete samples."""
+        if self.phase.teacher is None:
+            return ()
+        whole = self.session.train.training_batch(rows, seed, epoch, 1, COMPLETE)
+        return (self.phase.teacher.represent(whole.features, whole.masks),)
+
     def _collect(self, sums: dict[str, torch.Tensor]) -> None:
         """Move the sums on the device into the progress, averaged over processes; check that they are finite."""
         names = list(sums)
@@ -235,15 +251,13 @@ class Trainer:
             self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
         if not math.isfinite(self.progress.sums["loss"]):
             raise UserError(
-                f"{self.directory}: the loss is not finite in epoch {self.progress.epoch + 1}; expected a lower "
+                f"{self.phase.directory}: the loss is not finite in epoch {self.progress.epoch + 1}; expected a lower "
                 "deepspeed.optimizer.params.lr, or deepspeed.gradient_clipping"
             )
 
     def _select(self, conditions: dict[str, Outcome]) -> dict[str, float]:
         """Export the model if it is the best so far; the validation record."""
         key, progress = self.session.select, self.progress
-        if self.config.train.select_on == "complete":
-            conditions = {"lav": conditions["lav"]}
         valid = {name: mean_over_conditions(conditions, name) for name in metrics.keys(self.config.task)}
         score = valid[key]
         if math.isnan(score):
@@ -255,7 +269,8 @@ class Trainer:
         if progress.best is None or sign * (score - progress.best) > 0:
             progress.best, progress.best_epoch = score, progress.epoch
             facts = {"epoch": str(progress.epoch), "select": key, "score": f"{score:.6f}", "seed": str(self.seed)}
-            export_model(self.engine.module, self.session.dataset.normalisation, self.directory, facts)
+            network, normalisation = self.engine.module.network, self.session.dataset.normalisation
+            export_model(network, normalisation, self.phase.directory, facts)
         return valid
 
     def _engine_state(self) -> dict[str, float]:
@@ -272,7 +287,7 @@ class Trainer:
         parts = "  ".join(f"{name} {value:.3f}" for name, value in record["train"].items())
         mark = " *" if self.progress.best_epoch == self.progress.epoch else ""
         return (
-            f"epoch {record['epoch']}/{self.config.train.epochs}  {parts}  "
+            f"epoch {record['epoch']}/{self.phase.epochs}  {parts}  "
             f"valid {key} {record['valid'][key]:.2f}{mark}  {record['engine']['samples_per_second']:,.0f} samples/s"
         )
 

@@ -18,7 +18,7 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         "report",
         help="compare finished runs in the papers' table layout",
         description="Compare finished runs: tables (Markdown, CSV, LaTeX), curves on shared axes, and paired "
-        "significance tests on Avg. Runs on different data or tasks get separate tables.",
+        "significance tests on Avg. Runs on different data or labels get separate tables.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder (or its results.json)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the report to")
@@ -47,12 +47,12 @@ def print_headline(members: Group, console: Console | None = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from fastmmkd.evaluation import metrics, tables
+    from fastmmkd.evaluation import tables
 
     console = console or Console()
     # Eight columns of "81.20±0.41" and a name; a narrower terminal gets the means alone.
     spread = console.width >= 120
-    found = tables.metric_table(metrics.primary(members.task), members.runs)
+    found = tables.metric_table(members.primary, members.runs)
     table = Table(title=Text(f"{found.title} on {members.title}"), box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold")
     for header in tables.HEADERS:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
 from fastmmkd.data.store import EMOTIONS
-from fastmmkd.evaluation import metrics
+from fastmmkd.evaluation import metrics, tables
 from fastmmkd.files import replacing
 from fastmmkd.tasks import Task
 
@@ -56,19 +56,18 @@ def curves(path: Path, results: dict[str, Any] | Sequence[tuple[str, dict[str, A
     """Metrics against the ratio p of missing frames, as PNG.
 
     One line per run with a band of one standard deviation over its seeds, the floor dashed, and the ideal on complete
-    data as a star at p = 0 where it is known. Panels: F1 non0 and MAE for regression, F1 non0 for classification, one
-    F1 per emotion, F1 for the single label.
+    data as a star at p = 0 where it is known. Panels: F1 non0, and MAE of regressions; one F1 per emotion; F1 of the
+    single label.
 
     Args:
         path: the PNG to write.
-        results: one `results.json`, or (name, results) pairs that share their data and task.
+        results: one `results.json`, or (name, results) pairs that share their data and kind of labels.
 
     Raises:
         UserError: the file cannot be written.
     """
     runs = [(results["method"], results)] if isinstance(results, dict) else list(results)
-    reference = runs[0][1]
-    keys = _curve_keys(Task(reference["task"]))
+    keys = list(dict.fromkeys(key for _, found in runs for key in _curve_keys(Task(found["task"]))))
     columns = min(2, len(keys))
     rows = -(-len(keys) // columns)
     width = 5.2 * columns if columns > 1 else 6.4
@@ -77,9 +76,10 @@ def curves(path: Path, results: dict[str, Any] | Sequence[tuple[str, dict[str, A
         axes = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axis, key in zip(axes, keys, strict=True):
             _curve_panel(axis, key, runs)
-            _draw_references(axis, key, reference)
+            _draw_references(axis, key, runs)
         handles, names = axes[0].get_legend_handles_labels()
-        title = reference["data"] if len(reference["data"]) <= 70 else reference["data"][:69] + "…"
+        data = runs[0][1]["data"]
+        title = data if len(data) <= 70 else data[:69] + "…"
         figure.suptitle(title, fontsize=12)
         figure.legend(handles, names, loc="outside lower center", ncols=_legend_columns(names, width))
         _save(figure, path)
@@ -133,6 +133,8 @@ def _curve_keys(task: Task) -> list[str]:
 
 def _curve_panel(axis: Axes, key: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> None:
     for i, (name, results) in enumerate(runs):
+        if key not in metrics.keys(Task(results["task"])):
+            continue
         points = [(s["p"], s["metrics"][key]) for s in results["sweep"] if s["metrics"][key]["mean"] is not None]
         p = np.array([q for q, _ in points])
         mean = np.array([s["mean"] for _, s in points])
@@ -148,16 +150,16 @@ def _curve_panel(axis: Axes, key: str, runs: Sequence[tuple[str, dict[str, Any]]
     )
 
 
-def _draw_references(axis: Axes, key: str, results: dict[str, Any]) -> None:
-    complete = results["conditions"]["lav"]
-    floor, ideal = complete["floor"].get(key), (complete["ideal"] or {}).get(key)
-    if floor is not None:
-        axis.axhline(floor, color="#555555", linestyle="--", linewidth=1.4, label="floor (no features)")
-    if ideal is not None:
-        axis.plot(
-            0, ideal, marker="*", markersize=15, color="#F0E442", markeredgecolor="black", linestyle="none",
-            label="ideal, complete data", zorder=2.5, clip_on=False,
-        )  # fmt: skip
+def _draw_references(axis: Axes, key: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    for row in tables.metric_table(key, runs).references:
+        value = row.cells[tables.COLUMNS.index("lav")].mean
+        if value is not None and row.name.startswith("floor"):
+            axis.axhline(value, color="#555555", linestyle="--", linewidth=1.4, label=f"{row.name} (no features)")
+        elif value is not None:
+            axis.plot(
+                0, value, marker="*", markersize=15, color="#F0E442", markeredgecolor="black", linestyle="none",
+                label=f"{row.name}, complete data", zorder=2.5, clip_on=False,
+            )  # fmt: skip
 
 
 def _legend_columns(names: Sequence[str], width: float) -> int:

@@ -33,6 +33,8 @@ class Scenario:
     kept: tuple[bool, bool, bool]
     p: float = 0.0
     index: int = 0
+    incomplete: bool = False
+    """True: samples that lack some of these modalities take part with what they have."""
 
 
 @dataclass
@@ -47,9 +49,11 @@ class Evaluator:
     task: Task
     block: EvalBlock
 
-    def rows(self, kept: Sequence[bool]) -> np.ndarray:
-        """`[n]` int64, the samples that have every modality a scenario keeps."""
-        return np.flatnonzero(self.present[:, np.asarray(kept)].all(axis=1))
+    def rows(self, scenario: Scenario) -> np.ndarray:
+        """`[n]` int64, the samples that a scenario is evaluated on."""
+        if scenario.incomplete:
+            return np.arange(len(self.present))
+        return np.flatnonzero(self.present[:, np.asarray(scenario.kept)].all(axis=1))
 
     @torch.no_grad()
     def run(self, predict: Predict, scenario: Scenario, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +92,7 @@ class Evaluator:
         return found
 
     def _outcome(self, predict: Predict, scenario: Scenario) -> Outcome:
-        rows = self.rows(scenario.kept)
+        rows = self.rows(scenario)
         if not len(rows):
             return Outcome(0, {})
         return Outcome(len(rows), metrics.compute(self.task, self.labels[rows], self.run(predict, scenario, rows)[0]))

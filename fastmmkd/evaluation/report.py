@@ -16,7 +16,7 @@ from fastmmkd.evaluation import metrics, plots, render, results, tables
 from fastmmkd.evaluation.latex import escape, latex_metric
 from fastmmkd.evaluation.significance import MIN_T_PAIRS, MIN_WILCOXON_PAIRS, PairedTest, paired_test
 from fastmmkd.files import make_directory, write_text
-from fastmmkd.tasks import Task
+from fastmmkd.tasks import TASKS, Task
 
 Run = tuple[str, dict[str, Any]]
 """Display name and the contents of its results.json."""
@@ -24,22 +24,55 @@ Run = tuple[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Group:
-    """Runs on the same data (by hash) with the same task: the only ones that may share a table."""
+    """Runs on the same data (by hash) whose tasks share metrics: the only ones that may share a table.
+
+    Tasks on scores do, as their common metrics compare the same labels of the same samples. The two emotion tasks have
+    no common metric.
+    """
 
     runs: list[Run]
 
     @property
     def reference(self) -> dict[str, Any]:
-        """Data, task, floor and ideal, which all runs of the group share."""
-        return self.runs[0][1]
+        """A run to read off what all share, with an ideal if any run knows it."""
+        contents = [content for _, content in self.runs]
+        return next((content for content in contents if content["average"]["ideal"] is not None), contents[0])
 
     @property
-    def task(self) -> Task:
-        return Task(self.reference["task"])
+    def tasks(self) -> list[Task]:
+        """Each task once, in the order of `fastmmkd.tasks`."""
+        present = {content["task"] for _, content in self.runs}
+        return [Task(name) for name in TASKS if name in present]
+
+    @property
+    def primary(self) -> str:
+        """The headline metric, which all runs have."""
+        return metrics.primary(self.tasks[0])
+
+    @property
+    def keys(self) -> list[str]:
+        """Every metric that a run has."""
+        return list(dict.fromkeys(key for task in self.tasks for key in metrics.keys(task)))
+
+    @property
+    def shown(self) -> list[str]:
+        """The metrics that get a table."""
+        return list(dict.fromkeys(key for task in self.tasks for key in tables.shown_metrics(task)))
 
     @property
     def title(self) -> str:
-        return f"{self.reference['data']}, {self.reference['task']}"
+        return f"{self.reference['data']}, {' and '.join(task.name for task in self.tasks)}"
+
+    @property
+    def task_note(self) -> str:
+        """`" Tasks: regression (umdf, hrlf); classification-2 (corrkd)."`; nothing where all have the same."""
+        if len(self.tasks) == 1:
+            return ""
+        parts = []
+        for task in self.tasks:
+            names = [name for name, content in self.runs if content["task"] == task.name]
+            parts.append(f"{task.name} ({', '.join(names)})")
+        return f" Tasks: {'; '.join(parts)}."
 
 
 @dataclass(frozen=True)
@@ -53,8 +86,8 @@ class Comparison:
 def report(runs: Sequence[Path], out: Path, names: Sequence[str] | None = None) -> tuple[list[Group], list[Path]]:
     """Compare finished runs; writes report.md, report.csv, report.tex and curves.png into `out` (created if missing).
 
-    Runs with different data hashes or tasks never share a table: each (data, task) gets its own tables and its own
-    curves (curves.png, curves-2.png, ...).
+    Runs that are not of one group (see `Group`) never share a table: each group gets its own tables and its own curves
+    (curves.png, curves-2.png, ...). A metric that only some runs of a group have is tabled for those.
 
     Args:
         runs: run folders, or their results.json.
@@ -103,31 +136,48 @@ def load(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Run]
 
 
 def group(runs: Sequence[Run]) -> list[Group]:
-    """Split runs by (data hash, task), keeping their order."""
+    """Split runs by data hash and kind of labels, emotions by task too; keeps their order."""
     found: dict[tuple[str, str], list[Run]] = {}
     for name, content in runs:
-        found.setdefault((content["data_hash"], content["task"]), []).append((name, content))
+        kind = Task(content["task"]).label_kind
+        together = kind if kind == "score" else content["task"]
+        found.setdefault((content["data_hash"], together), []).append((name, content))
     return [Group(members) for members in found.values()]
 
 
 def compare(members: Group) -> list[Comparison]:
-    """Paired tests on "Avg." for each two runs of a group: the headline metric, and MAE for regression."""
-    keys = [metrics.primary(members.task)] + (["mae"] if members.task.is_regression else [])
+    """Paired tests on "Avg." for each two runs of a group: the headline metric, and MAE for two that have it."""
+    keys = [members.primary] + (["mae"] if "mae" in members.keys else [])
     return [
-        Comparison(a_name, b_name, key, _test(a, b, key))
+        Comparison(a_name, b_name, key, paired_on_average(a, b, key))
         for key in keys
-        for (a_name, a), (b_name, b) in combinations(members.runs, 2)
+        for (a_name, a), (b_name, b) in combinations(tables.with_metric(key, members.runs), 2)
     ]
+
+
+def paired_on_average(a: dict[str, Any], b: dict[str, Any], key: str) -> PairedTest:
+    """Paired tests of two results on a metric's "Avg.", over the seeds they have in common."""
+    common = [seed for seed in a["seeds"] if seed in b["seeds"]]
+    values = [
+        [content["average"]["metrics"][key]["per_seed"][content["seeds"].index(seed)] for seed in common]
+        for content in (a, b)
+    ]
+    return paired_test(*values)
 
 
 def markdown(groups: Sequence[Group], pictures: Sequence[str]) -> str:
     """`report.md`."""
     parts = ["# Comparison of runs\n"]
     if len(groups) > 1:
-        parts.append("Runs on different data or tasks cannot be compared; each has its own section.\n")
+        parts.append("Runs on different data or labels cannot be compared; each has its own section.\n")
     for members, picture in zip(groups, pictures, strict=True):
         parts += [f"## {members.title}\n", _runs_table(members), render.legend(members.reference)]
-        for key in tables.shown_metrics(members.task):
+        if len(members.tasks) > 1:
+            parts.append(
+                "The runs had different tasks. A metric that several have compares the same labels of the same "
+                "samples; runs whose task lacks a metric are not in its table.\n"
+            )
+        for key in members.shown:
             table = tables.metric_table(key, members.runs)
             parts += [f"### {table.title}\n", tables.markdown_metric(table)]
         parts += ["### Frames missing at ratio p\n", f"![Metrics against the ratio of missing frames]({picture})\n"]
@@ -137,20 +187,24 @@ def markdown(groups: Sequence[Group], pictures: Sequence[str]) -> str:
 
 
 def as_csv(groups: Sequence[Group]) -> str:
-    """`report.csv`: one line per metric and row; the papers' columns (`l` ... `lav`), then `<column>_std`."""
+    """`report.csv`: one line per metric and row; the papers' columns (`l` ... `lav`), then `<column>_std`.
+
+    `task` is the run's; that of a floor or ideal is empty where runs had different ones.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = ["data", "data_hash", "task", "metric", "run", "seeds"]
     writer.writerow([*head, *tables.COLUMNS, *(f"{c}_std" for c in tables.COLUMNS)])
     for members in groups:
-        facts = [members.reference[k] for k in ("data", "data_hash", "task")]
-        seeds = {name: len(content["seeds"]) for name, content in members.runs}
-        for key in metrics.keys(members.task):
+        facts = [members.reference[k] for k in ("data", "data_hash")]
+        known = {name: (content["task"], len(content["seeds"])) for name, content in members.runs}
+        shared = members.tasks[0].name if len(members.tasks) == 1 else ""
+        for key in members.keys:
             table = tables.metric_table(key, members.runs)
             for row in table.runs + table.references:
-                count = seeds[row.name] if row in table.runs else ""
+                task, count = known[row.name] if row in table.runs else (shared, "")
                 cells = [*(c.mean for c in row.cells), *(c.std for c in row.cells)]
-                writer.writerow([*facts, key, row.name, count, *cells])
+                writer.writerow([*facts, task, key, row.name, count, *cells])
     return out.getvalue()
 
 
@@ -158,9 +212,9 @@ def as_latex(groups: Sequence[Group]) -> str:
     """`report.tex`: tables to be `\\input` into a document that loads booktabs."""
     parts = ["% Needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}.\n"]
     for members in groups:
-        for key in tables.shown_metrics(members.task):
+        for key in members.shown:
             table = tables.metric_table(key, members.runs)
-            parts.append(latex_metric(table, f"{table.title} on {members.title}."))
+            parts.append(latex_metric(table, f"{table.title} on {members.title}.{members.task_note}"))
         if len(members.runs) > 1:
             rows = [" & ".join(map(escape, row)) + r" \\" for row in _significance_rows(members)]
             head = " & ".join(rf"\textbf{{{escape(h)}}}" for h in _SIGNIFICANCE_HEADER) + r" \\"
@@ -169,7 +223,7 @@ def as_latex(groups: Sequence[Group]) -> str:
                     [
                         r"\begin{table*}[t]",
                         r"\centering",
-                        rf"\caption{{Paired tests on Avg., {escape(members.title)}.}}",
+                        rf"\caption{{Paired tests on Avg., {escape(members.title + '.' + members.task_note)}}}",
                         r"\begin{tabular}{llcccc}",
                         *(r"\toprule", head, r"\midrule", *rows, r"\bottomrule"),
                         r"\end{tabular}",
@@ -184,21 +238,14 @@ def as_latex(groups: Sequence[Group]) -> str:
 _SIGNIFICANCE_HEADER = ("runs (first - second)", "metric", "common seeds", "mean difference", "t-test p", "Wilcoxon p")
 
 
-def _test(a: dict[str, Any], b: dict[str, Any], key: str) -> PairedTest:
-    common = [seed for seed in a["seeds"] if seed in b["seeds"]]
-    values = [
-        [content["average"]["metrics"][key]["per_seed"][content["seeds"].index(seed)] for seed in common]
-        for content in (a, b)
-    ]
-    return paired_test(*values)
-
-
 def _runs_table(members: Group) -> str:
+    header, tasks_differ = ["run", "seeds", "which", "data hash"], len(members.tasks) > 1
     rows = [
         [name, str(len(content["seeds"])), ", ".join(map(str, content["seeds"])), content["data_hash"][:12]]
+        + [content["task"]] * tasks_differ
         for name, content in members.runs
     ]
-    return tables.markdown_table(["run", "seeds", "which", "data hash"], rows)
+    return tables.markdown_table(header + ["task"] * tasks_differ, rows)
 
 
 def _significance(members: Group) -> str:

@@ -62,7 +62,7 @@ def draw_embedding(path: Path, predictor: Predictor, dataset: Dataset) -> None:
     """t-SNE of joint representations with language only and half of its frames missing, as in the papers."""
     test = dataset.splits["test"]
     evaluator = predictor.evaluator(test, str(dataset.path))
-    rows = evaluator.rows(LANGUAGE_ONLY_HALF.kept)
+    rows = evaluator.rows(LANGUAGE_ONLY_HALF)
     representations = np.zeros((0, 1))
     if len(rows):
         representations = evaluator.run(predictor.module.predict, LANGUAGE_ONLY_HALF, rows)[1]

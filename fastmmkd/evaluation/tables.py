@@ -36,12 +36,12 @@ class Row:
 
 @dataclass(frozen=True)
 class MetricTable:
-    """One metric of several runs on the same data and task."""
+    """One metric of several runs on the same data."""
 
     key: str
     runs: list[Row]
     references: list[Row]
-    """Floor, and ideal where it is known."""
+    """Floor, and ideal where it is known; one row each, or several that name their runs where runs disagree."""
     samples: list[int]
 
     @property
@@ -57,15 +57,23 @@ def shown_metrics(task: Task) -> list[str]:
     return [key for key in names if key.startswith("f1") or not any(e in key for e in EMOTIONS)]
 
 
+def with_metric(key: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """The runs whose task has the metric."""
+    return [(name, results) for name, results in runs if key in metrics.keys(Task(results["task"]))]
+
+
 def metric_table(key: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> MetricTable:
-    """Arrange one metric of named results (same data and task); the best run per column is marked if there are two."""
+    """Arrange one metric of named results (same data); the best run per column is marked if there are two.
+
+    Runs whose task lacks the metric are left out; at least one has it.
+    """
+    runs = with_metric(key, runs)
     rows = [Row(name, [_cell(entry["metrics"][key]) for entry in _entries(results)]) for name, results in runs]
-    first = _entries(runs[0][1])
-    references = [Row("floor", [Cell(entry["floor"].get(key)) for entry in first])]
-    if any(entry["ideal"] is not None for entry in first):
-        references.append(Row("ideal", [Cell((entry["ideal"] or {}).get(key)) for entry in first]))
     return MetricTable(
-        key, _mark_best(key, rows) if len(rows) > 1 else rows, references, [entry["samples"] for entry in first]
+        key,
+        _mark_best(key, rows) if len(rows) > 1 else rows,
+        _references(key, "floor", runs) + _references(key, "ideal", runs),
+        [entry["samples"] for entry in _entries(runs[0][1])],
     )
 
 
@@ -113,6 +121,24 @@ def empty_conditions(results: dict[str, Any]) -> list[str]:
 
 def _entries(results: dict[str, Any]) -> list[dict[str, Any]]:
     return [results["average"] if c == "average" else results["conditions"][c] for c in COLUMNS]
+
+
+def _references(key: str, kind: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> list[Row]:
+    """The runs' floor or ideal: one row if all that know it print the same, else one per value, naming its runs.
+
+    Both follow from the data alone, whatever the task; they differ between files of different versions at most.
+    """
+    found: dict[tuple[str, ...], tuple[list[Cell], list[str]]] = {}
+    for name, results in runs:
+        entries = _entries(results)
+        if all(entry[kind] is None for entry in entries):
+            continue
+        cells = [Cell((entry[kind] or {}).get(key)) for entry in entries]
+        printed = tuple(format_number(key, cell.mean) for cell in cells)
+        found.setdefault(printed, (cells, []))[1].append(name)
+    if len(found) == 1:
+        return [Row(kind, cells) for cells, _ in found.values()]
+    return [Row(f"{kind} of {', '.join(names)}", cells) for cells, names in found.values()]
 
 
 def _cell(statistic: dict[str, Any]) -> Cell:

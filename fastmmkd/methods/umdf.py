@@ -41,7 +41,7 @@ class UMDF(nn.Module):
         self.mcim = nn.ModuleList(
             CrossmodalInteraction(models, d, model.heads, model.mcim) for _ in range(model.mcim_layers)
         )
-        self.encoder = TransformerEncoder(models, joint, model.heads, model.encoder_layers)
+        self.encoder = TransformerEncoder((models,), joint, model.heads, model.encoder_layers)
         self.f_y = GroupedLinear((models,), joint, task.outputs)
         if model.dfim:
             self.dfim = DynamicFeatureIntegration(models, joint, model.heads)
@@ -50,6 +50,11 @@ class UMDF(nn.Module):
         else:
             self.head = GroupedLinear((models,), 2 * joint, task.outputs)
         self.has_dfim = model.dfim
+
+    @property
+    def network(self) -> UMDF:
+        """What is evaluated and exported: everything."""
+        return self
 
     def forward(
         self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor

@@ -14,7 +14,7 @@ from itertools import product
 import torch
 from torch import nn
 
-from fastmmkd.nn.grouped import FeedForward, GroupedLinear, Part, ResidualNorm, linear, projection
+from fastmmkd.nn.grouped import FeedForward, GroupedLinear, Part, ResidualNorm, join_groups, linear, projection
 from fastmmkd.ops import cross_attention
 
 OTHERS = ((1, 2), (0, 2), (0, 1))
@@ -46,7 +46,7 @@ class CrossmodalInteraction(nn.Module):
         sources = self._project_sources(streams) if self.crossmodal else {}
         outputs = []
         for targets in [(0, 1, 2)] if aligned else [(0,), (1,), (2,)]:
-            z_t = _groups([streams[t] for t in targets])
+            z_t = join_groups([streams[t] for t in targets])
             z_c = self._attend(z_t, targets, (COARSE,), sources, masks)
             z_f = torch.zeros_like(z_c)
             for blocks in [(FINE_1, FINE_2)] if aligned else [(FINE_1,), (FINE_2,)]:
@@ -85,20 +85,15 @@ class CrossmodalInteraction(nn.Module):
             segments = [[(source, t, b) for t, b in attentions] for source in range(3)]
             if COARSE not in blocks:
                 segments = [[(t, t, b) for t, b in attentions], [(OTHERS[t][b - 1], t, b) for t, b in attentions]]
-            key_values = [_groups([sources[use] for use in segment]) for segment in segments]
-            key_masks = [_groups([masks[source] for source, _, _ in segment]) for segment in segments]
+            key_values = [join_groups([sources[use] for use in segment]) for segment in segments]
+            key_masks = [join_groups([masks[source] for source, _, _ in segment]) for segment in segments]
         else:
             key_values = [linear(z, self.key_value[at].flatten(0, 2))]
-            key_masks = [_groups([masks[t] for t, _ in attentions])]
+            key_masks = [join_groups([masks[t] for t, _ in attentions])]
         keys, values = zip(*(kv.chunk(2, dim=-1) for kv in key_values), strict=True)
         query = linear(z, self.query[at].flatten(0, 2))
         attended = cross_attention(query, keys, values, key_masks, self.heads)
         return self.norm(self.out(attended, at), z, at)
-
-
-def _groups(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """n tensors `[S, ...]` -> `[S * n, ...]`, the n of one model side by side."""
-    return tensors[0] if len(tensors) == 1 else torch.stack(tensors, dim=1).flatten(0, 1)
 
 
 def _span(indices: tuple[int, ...]) -> slice:

@@ -1,41 +1,59 @@
-"""The transformer encoder (post-norm, no dropout) with one set of weights per model."""
+"""Transformer encoders (post-norm, no dropout) with one set of weights per group."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from fastmmkd.nn.grouped import FeedForward, GroupedLinear, ResidualNorm, linear, projection
+from fastmmkd.nn.grouped import WHOLE, FeedForward, GroupedLinear, Part, ResidualNorm, join_groups, linear, projection
 from fastmmkd.ops import cross_attention
 
 
 class EncoderLayer(nn.Module):
     """`X = LN(X + SA(X))`, `X = LN(X + FFN(X))`."""
 
-    def __init__(self, models: int, d: int, heads: int) -> None:
+    def __init__(self, groups: tuple[int, ...], d: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query_key_value = projection((models,), d, 3 * d, fan_out=d)
-        self.out = GroupedLinear((models,), d, d)
-        self.norm = ResidualNorm((models,), d)
-        self.feed_forward = FeedForward((models,), d)
+        self.query_key_value = projection(groups, d, 3 * d, fan_out=d)
+        self.out = GroupedLinear(groups, d, d)
+        self.norm = ResidualNorm(groups, d)
+        self.feed_forward = FeedForward(groups, d)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """`[S, B, T, d]` and `[S, B, T]` bool (True = may be attended to) -> `[S, B, T, d]`."""
-        query, key, value = linear(x, self.query_key_value).chunk(3, dim=-1)
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, at: Part = WHOLE) -> torch.Tensor:
+        """`[G, B, T, d]` and `[G, B, T]` bool (True = may be attended to) -> `[G, B, T, d]`."""
+        query, key, value = linear(x, self.query_key_value[at].flatten(0, -3)).chunk(3, dim=-1)
         attended = cross_attention(query, [key], [value], [mask], self.heads)
-        return self.feed_forward(self.norm(self.out(attended), x))
+        return self.feed_forward(self.norm(self.out(attended, at), x, at), at)
 
 
 class TransformerEncoder(nn.Module):
     """A stack of encoder layers."""
 
+    def __init__(self, groups: tuple[int, ...], d: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(groups, d, heads) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, at: Part = WHOLE) -> torch.Tensor:
+        """`[G, B, T, d]` and `[G, B, T]` bool -> `[G, B, T, d]`, G being the product of the group axes (of `at`)."""
+        for layer in self.layers:
+            x = layer(x, mask, at)
+        return x
+
+
+class ModalityEncoders(nn.Module):
+    """A transformer encoder per modality. Streams of equal length run as groups of one call."""
+
     def __init__(self, models: int, d: int, heads: int, layers: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(models, d, heads) for _ in range(layers))
+        self.encoder = TransformerEncoder((models, 3), d, heads, layers)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """`[S, B, T, d]` and `[S, B, T]` bool -> `[S, B, T, d]`."""
-        for layer in self.layers:
-            x = layer(x, mask)
-        return x
+    def forward(self, streams: list[torch.Tensor], masks: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Per modality `[S, B, T_m, d]` and `[S, B, T_m]` bool -> per modality `[S, B, T_m, d]`."""
+        if len({z.shape[2] for z in streams}) == 1:
+            encoded = self.encoder(join_groups(streams), join_groups(masks))
+            return list(encoded.unflatten(0, (-1, 3)).unbind(1))
+        return [
+            self.encoder(z, mask, (slice(None), slice(m, m + 1)))
+            for m, (z, mask) in enumerate(zip(streams, masks, strict=True))
+        ]

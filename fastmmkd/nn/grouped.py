@@ -27,6 +27,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return y.view(*x.shape[:-1], weight.shape[-1])
 
 
+def join_groups(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """n tensors `[S, ...]` -> `[S * n, ...]`, the n of one model side by side."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(tensors, dim=1).flatten(0, 1)
+
+
 def uniform_parameter(shape: tuple[int, ...], bound: float) -> nn.Parameter:
     """A parameter drawn from `U(-bound, bound)`."""
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))

@@ -23,7 +23,7 @@ class DynamicFeatureIntegration(nn.Module):
         super().__init__()
         self.frame_score = GroupedLinear((models,), d, 1)
         self.gate = GroupedLinear((models,), 3 * 2 * d, d)
-        self.encoder = TransformerEncoder(models, d, heads, layers=1)
+        self.encoder = TransformerEncoder((models,), d, heads, layers=1)
 
     def forward(self, h_a: torch.Tensor, h_b: torch.Tensor, mask_a: torch.Tensor, mask_b: torch.Tensor) -> torch.Tensor:
         """`[S, B, T, d]` twice and their `[S, B, T]` masks -> the integrated representation `[S, B, T, d]`."""

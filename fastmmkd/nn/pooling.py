@@ -1,8 +1,10 @@
-"""Resampling of unaligned streams to a common number of frames."""
+"""Pooling over time: resampling of unaligned streams, and means over the frames that count."""
 
 from __future__ import annotations
 
 import torch
+
+from fastmmkd.ops.precision import accumulation
 
 
 def masked_adaptive_mean(x: torch.Tensor, mask: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,3 +31,10 @@ def masked_adaptive_mean(x: torch.Tensor, mask: torch.Tensor, steps: int) -> tup
     weight = mask.unsqueeze(-1).to(x.dtype)
     count = bins @ weight
     return bins @ (x * weight) / count.clamp_min(1), count.squeeze(-1) > 0
+
+
+def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the frames that count: `[S, B, T, d]` and `[S, B, T]` bool -> `[S, B, d]`, 0 where none does."""
+    weight = mask.unsqueeze(-1)
+    total = (accumulation(x) * weight).sum(dim=2)
+    return (total / weight.sum(dim=2).clamp_min(1)).to(x.dtype)

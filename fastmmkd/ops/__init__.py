@@ -3,7 +3,10 @@
 from fastmmkd.ops.cross_attention import cross_attention
 from fastmmkd.ops.gaussian_mmd import gaussian_mmd
 from fastmmkd.ops.js_divergence import js_divergence
+from fastmmkd.ops.jsd_mutual_information import jsd_mutual_information
 from fastmmkd.ops.missing_draw import missing_draw
+from fastmmkd.ops.pairwise_contrastive import pairwise_contrastive
+from fastmmkd.ops.prototype_similarity import prototype_similarity
 from fastmmkd.ops.registry import OPERATIONS, PROVIDERS, explain, use_provider
 from fastmmkd.ops.residual_layer_norm import residual_layer_norm
 
@@ -14,7 +17,10 @@ __all__ = [
     "explain",
     "gaussian_mmd",
     "js_divergence",
+    "jsd_mutual_information",
     "missing_draw",
+    "pairwise_contrastive",
+    "prototype_similarity",
     "residual_layer_norm",
     "use_provider",
 ]

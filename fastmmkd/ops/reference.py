@@ -73,6 +73,57 @@ def js_divergence(logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tenso
     return 0.5 * (kl_a + kl_b).mean(-1)
 
 
+def pairwise_contrastive(
+    student: torch.Tensor, teacher: torch.Tensor, eta: float, offset: int, reduction: str
+) -> torch.Tensor:
+    """See `fastmmkd.ops.pairwise_contrastive`."""
+    student, teacher = accumulation(student), accumulation(teacher)
+    n, rows = student.shape[1], teacher.shape[1]
+    row = torch.arange(rows, device=student.device)
+    own_ij = row == row[offset : offset + n, None]
+    squared_gij = (student.unsqueeze(2) - teacher.unsqueeze(1)).square().sum(-1)
+    # The square root never sees a 0, where its gradient would be infinite.
+    zero_gij = squared_gij == 0
+    distance_gij = squared_gij.masked_fill(zero_gij, 1.0).sqrt().masked_fill(zero_gij, 0.0)
+    negative = (eta - distance_gij).clamp_min(0.0).square().masked_fill(own_ij, 0.0).sum((1, 2))
+    positive = squared_gij.diagonal(offset, 1, 2).sum(-1)
+    loss = (rows - 1) * positive + negative
+    return loss if reduction == "sum" else loss / max(n * (rows - 1), 1)
+
+
+def prototype_similarity(
+    student: torch.Tensor, teacher: torch.Tensor, classes: torch.Tensor, count: int
+) -> torch.Tensor:
+    """See `fastmmkd.ops.prototype_similarity`."""
+    member_gik = classes.unsqueeze(-1) == torch.arange(count, device=classes.device)
+    present = member_gik.any(1).sum(-1)
+
+    def similarity(x: torch.Tensor) -> torch.Tensor:
+        x = accumulation(x)
+        members_gk1 = member_gik.sum(1).clamp_min(1).unsqueeze(-1)
+        prototype_gkd = (x.unsqueeze(2) * member_gik.unsqueeze(-1)).sum(1) / members_gk1
+        return (_direction(x).unsqueeze(2) * _direction(prototype_gkd).unsqueeze(1)).sum(-1)
+
+    # The prototype of an absent class is 0: its similarities are 0 in both networks.
+    squared = (similarity(student) - similarity(teacher)).square()
+    return squared.sum((1, 2)) / (present * student.shape[1]).clamp_min(1)
+
+
+def jsd_mutual_information(
+    left: torch.Tensor, right: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """See `fastmmkd.ops.jsd_mutual_information`."""
+    n = left.shape[1]
+    hidden_gijh = (accumulation(left).unsqueeze(2) + accumulation(right).unsqueeze(1)).relu()
+    with torch.autocast(left.device.type, enabled=False):  # it would take this product in half precision
+        score_gij = (hidden_gijh @ accumulation(weight)[:, None, :, None]).squeeze(-1)
+    score_gij = score_gij + accumulation(bias)[:, None, None]
+    joint = F.logsigmoid(score_gij.diagonal(0, 1, 2)).mean(-1)  # log sigmoid(x) = -softplus(-x)
+    same_ij = torch.eye(n, dtype=torch.bool, device=left.device)
+    marginal = F.logsigmoid(-score_gij).masked_fill(same_ij, 0.0).sum((1, 2)) / max(n * (n - 1), 1)
+    return joint + marginal
+
+
 def missing_pattern(
     present: torch.Tensor, sample: torch.Tensor, seed: torch.Tensor, epoch: torch.Tensor, versions: int, p_max: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,6 +206,19 @@ def missing_draw(
         drawn.append((x[sample][:, None] * mask.unsqueeze(-1)).flatten(1, 2))
         masks.append(mask.flatten(1, 2))
     return drawn, masks
+
+
+def _direction(x: torch.Tensor) -> torch.Tensor:
+    """`x / |x|` over the last axis; 0 with gradient 0 where x is 0.
+
+    Dividing by the largest element first, a constant because the direction does not depend on it, keeps squares and
+    their gradients in range.
+    """
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    zero = largest < torch.finfo(x.dtype).tiny
+    scaled = x / largest.masked_fill(zero, 1.0)
+    norm = scaled.square().sum(-1, keepdim=True).masked_fill(zero, 1.0).sqrt()
+    return (scaled / norm).masked_fill(zero, 0.0)
 
 
 def _counter(

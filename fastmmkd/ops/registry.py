@@ -20,7 +20,16 @@ from fastmmkd.ops import reference
 PROVIDERS = ("triton", "cuda", "cpp", "reference")
 """All providers, the preferred first."""
 
-OPERATIONS = ("cross_attention", "residual_layer_norm", "gaussian_mmd", "js_divergence", "missing_draw")
+OPERATIONS = (
+    "cross_attention",
+    "residual_layer_norm",
+    "gaussian_mmd",
+    "js_divergence",
+    "pairwise_contrastive",
+    "prototype_similarity",
+    "jsd_mutual_information",
+    "missing_draw",
+)
 
 
 @dataclass(frozen=True)

@@ -91,12 +91,28 @@ def test_curves_show_the_mean_over_seeds_the_floor_and_every_run(tmp_path, simul
     monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
     runs = [("cost in $ of a_b", simulate(known_posterior=False)), ("b", simulate(noise=0.6))]
     plots.curves(tmp_path / "c.png", runs)
-    first, second, floor = figures[0].axes[0].get_lines()
+    first, second, floor, ideal = figures[0].axes[0].get_lines()
     for line, (name, found) in zip((first, second), runs, strict=True):
         assert line.get_label() == name
         np.testing.assert_allclose(line.get_xdata(), [0.0, 0.5, 1.0])
         np.testing.assert_allclose(line.get_ydata(), [s["metrics"]["f1_non0"]["mean"] for s in found["sweep"]])
     assert set(floor.get_ydata()) == {runs[0][1]["conditions"]["lav"]["floor"]["f1_non0"]}
+    assert list(ideal.get_ydata()) == [runs[1][1]["conditions"]["lav"]["ideal"]["f1_non0"]]  # the second run knows it
+
+
+def test_a_panel_shows_the_runs_that_have_its_metric(tmp_path, simulate, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    runs = [("classes", simulate(task="classification-2", noise=0.6)), ("scores", simulate())]
+    plots.curves(tmp_path / "c.png", runs)
+    shown = {
+        axis.get_title(): {line.get_label(): line.get_color() for line in axis.get_lines()} for axis in figures[0].axes
+    }
+    references = {"floor (no features)", "ideal, complete data"}
+    assert [*shown] == ["F1 non0 (%)", "MAE, lower is better"]
+    assert set(shown["F1 non0 (%)"]) == {"classes", "scores"} | references
+    assert set(shown["MAE, lower is better"]) == {"scores"} | references
+    assert shown["F1 non0 (%)"]["scores"] == shown["MAE, lower is better"]["scores"]
 
 
 def test_curves_without_a_sweep_or_with_one_seed(tmp_path, simulate):

@@ -59,17 +59,17 @@ def evaluator(dataset: Dataset, task: Task = REGRESSION, **block: Any) -> Evalua
 
 def test_a_condition_asks_the_samples_that_have_what_it_keeps(natural: Dataset) -> None:
     found = evaluator(natural)
-    assert found.rows((False, False, True)).tolist() == list(range(14))
-    assert found.rows((True, False, False)).tolist() == list(range(5, 14))
-    assert found.rows((False, True, True)).tolist() == [0, 1, 2, *range(8, 14)]
-    assert found.rows((True, True, False)).tolist() == list(range(8, 14))
+    assert found.rows(Scenario((False, False, True))).tolist() == list(range(14))
+    assert found.rows(Scenario((True, False, False))).tolist() == list(range(5, 14))
+    assert found.rows(Scenario((False, True, True))).tolist() == [0, 1, 2, *range(8, 14)]
+    assert found.rows(Scenario((True, True, False))).tolist() == list(range(8, 14))
     samples = {name: outcome.samples for name, outcome in found.conditions(Counting()).items()}
     assert samples == {"l": 9, "a": 9, "v": 14, "la": 6, "lv": 9, "av": 9, "lav": 6}
 
 
 def test_an_outcome_is_the_metrics_of_the_predictions(natural: Dataset) -> None:
     found = evaluator(natural)
-    rows = found.rows((True, False, True))
+    rows = found.rows(Scenario((True, False, True)))
     x = [found.resident.features[m][rows].double().sum((1, 2)).numpy() / 10 for m in (0, 2)]
     expected = metrics.compute(REGRESSION, natural.splits["test"].labels[rows], x[0] + x[1])
     outcome = found.conditions(Counting())["lv"]
@@ -108,7 +108,7 @@ def test_the_sweep_is_on_complete_samples_and_draws_anew_at_every_ratio(natural:
     assert evaluation.sweep[0][1] == evaluation.conditions["lav"].metrics
     assert evaluation.sweep[1][1]["mae"] != evaluation.sweep[2][1]["mae"]
     # Nothing is left at p = 1: the prediction is 0 for all.
-    labels = natural.splits["test"].labels[found.rows(ALL)]
+    labels = natural.splits["test"].labels[found.rows(Scenario(ALL))]
     assert evaluation.sweep[3][1]["mae"] == pytest.approx(np.abs(labels).mean())
 
 

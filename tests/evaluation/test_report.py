@@ -1,4 +1,5 @@
 import argparse
+import copy
 import csv
 import json
 from pathlib import Path
@@ -69,19 +70,100 @@ def test_significance_table_pairs_common_seeds(tmp_path, make_run):
     assert "Not enough common seeds for some tests" in text
 
 
-def test_other_data_or_tasks_get_tables_of_their_own(tmp_path, make_run):
+def test_other_data_or_labels_get_tables_of_their_own(tmp_path, make_run):
     runs = [
         make_run("a", noise=0.2),
         make_run("b", data_hash="cd" * 32),
         make_run("c", task="emotions-binary"),
         make_run("d", noise=0.4),
+        make_run("e", task="emotions-4way"),
     ]
     groups, files = report.report(runs, tmp_path / "out")
-    assert [[name for name, _ in g.runs] for g in groups] == [["umdf (a)", "umdf (d)"], ["umdf (b)"], ["umdf (c)"]]
-    assert [f.name for f in files[3:]] == ["curves.png", "curves-2.png", "curves-3.png"]
+    names = [[name for name, _ in g.runs] for g in groups]
+    assert names == [["umdf (a)", "umdf (d)"], ["umdf (b)"], ["umdf (c)"], ["umdf (e)"]]
+    assert [f.name for f in files[3:]] == ["curves.png", "curves-2.png", "curves-3.png", "curves-4.png"]
     text = files[0].read_text()
     assert "cannot be compared" in text
     assert text.count("### Significance on Avg.") == 1
+    assert "had different tasks" not in text
+
+
+class TestScoresWithDifferentTasks:
+    """A classifier and regressions on the same data share the tables of the metrics they have in common."""
+
+    @pytest.fixture
+    def out(self, tmp_path, make_run):
+        seeds = (1, 2, 3, 4, 5, 6)
+        runs = [
+            make_run("c", method="corrkd", task="classification-2", noise=0.3, seeds=seeds),
+            make_run("h", method="hrlf", noise=0.2, seeds=seeds),
+            make_run("u", method="umdf", noise=1.0, seeds=seeds, known_posterior=False),
+        ]
+        self.groups, _ = report.report(runs, tmp_path / "out")
+        return tmp_path / "out"
+
+    def test_tables_hold_the_runs_that_have_the_metric(self, out):
+        assert [[name for name, _ in g.runs] for g in self.groups] == [["corrkd", "hrlf", "umdf"]]
+        text = (out / "report.md").read_text()
+        assert list(bold_rows(text, "F1 non0 (%)")) == ["corrkd", "hrlf", "umdf", "floor", "ideal", "samples"]
+        assert list(bold_rows(text, "MAE (lower is better)")) == ["hrlf", "umdf", "floor", "ideal", "samples"]
+        assert text.count("### F1 non0 (%)") == 1
+
+    def test_the_tasks_are_named(self, out):
+        text = (out / "report.md").read_text()
+        assert "## simulated MOSI (seed 0), regression and classification-2\n" in text
+        runs_table = text.split("\n\n")[2].splitlines()
+        rows = [[cell.strip() for cell in (line.split("|")[1], line.split("|")[-2])] for line in runs_table]
+        assert rows[0] == ["run", "task"]
+        assert rows[2:] == [["corrkd", "classification-2"], ["hrlf", "regression"], ["umdf", "regression"]]
+        assert "Tasks: regression (hrlf, umdf); classification-2 (corrkd)." in (out / "report.tex").read_text()
+        with (out / "report.csv").open() as file:
+            lines = {(line["metric"], line["run"]): line["task"] for line in csv.DictReader(file)}
+        assert lines["f1_non0", "corrkd"] == "classification-2"
+        assert lines["f1_non0", "hrlf"] == "regression"
+        assert lines["f1_non0", "floor"] == ""
+        assert ("mae", "corrkd") not in lines
+
+    def test_pairs_are_tested_on_what_both_have(self, out):
+        pairs = [(c.first, c.second, c.key) for c in report.compare(self.groups[0])]
+        assert pairs == [
+            ("corrkd", "hrlf", "f1_non0"),
+            ("corrkd", "umdf", "f1_non0"),
+            ("hrlf", "umdf", "f1_non0"),
+            ("hrlf", "umdf", "mae"),
+        ]
+        worst = next(c.test for c in report.compare(self.groups[0]) if (c.first, c.second) == ("hrlf", "umdf"))
+        assert worst.n == 6
+        assert worst.t_p < 0.01
+        assert worst.wilcoxon_p == pytest.approx(2 / 2**6)
+
+    @pytest.mark.usefixtures("out")
+    def test_the_headline_is_printed_for_all(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "140")
+        commands.print_headline(self.groups[0])
+        printed = capsys.readouterr().out
+        assert all(name in printed for name in ("F1 non0", "corrkd", "hrlf", "umdf", "floor", "ideal"))
+
+
+@pytest.mark.parametrize("key", ["f1_non0", "acc2_has0"])
+def test_floor_and_ideal_do_not_depend_on_the_task(simulate, key):
+    """What lets runs with different tasks share them."""
+    tasks = ("regression", "classification-2", "classification-3", "classification-7")
+    table = tables.metric_table(key, [(task, simulate(task=task)) for task in tasks])
+    assert [row.name for row in table.references] == ["floor", "ideal"]
+    first = simulate()["conditions"]["la"]
+    assert [row.cells[3].mean for row in table.references] == [first["floor"][key], first["ideal"][key]]
+
+
+def test_references_that_disagree_name_their_runs(simulate):
+    other = copy.deepcopy(simulate())
+    other["conditions"]["a"]["floor"]["f1_non0"] += 1.0
+    runs = [("a", simulate()), ("b", other), ("c", simulate(noise=0.5)), ("d", simulate(known_posterior=False))]
+    table = tables.metric_table("f1_non0", runs)
+    assert [row.name for row in table.references] == ["floor of a, c, d", "floor of b", "ideal"]
+    assert [row.cells[1].mean for row in table.references[:2]] == [
+        found["conditions"]["a"]["floor"]["f1_non0"] for found in (simulate(), other)
+    ]
 
 
 def test_csv_in_the_papers_columns(tmp_path, three_runs):

@@ -1,0 +1,190 @@
+"""What a run trains, one stretch after the other: a teacher on complete samples, then a student that learns from it.
+
+A method without a teacher, or a network without distillation, has one phase. A seed's folder holds its last phase; the
+teacher phase lies in `teacher/` below it, and `teacher/teacher.json` marks it as finished and says what it fits.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from fastmmkd.config import Config, MissingBlock
+from fastmmkd.data.dataset import Dataset, Split
+from fastmmkd.distributed import barrier, rank
+from fastmmkd.engine.checkpoint import MODEL_FILE, import_model
+from fastmmkd.engine.device import Placement
+from fastmmkd.errors import UserError
+from fastmmkd.files import make_directory, read_json, replacing, write_json
+from fastmmkd.methods import Teacher, Trainable, build_network, build_student, build_teacher
+
+COMPLETE = MissingBlock(enabled=False)
+TEACHER_FOLDER = "teacher"
+TEACHER_FILE = "teacher.json"
+TEACHER_SEEDS = 1 << 32
+"""Added to a seed for its teacher's initialisation: teacher and student do not start from the same weights."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training."""
+
+    name: Literal["", "teacher", "student"]
+    """For people; empty where it is the only one."""
+    module: Trainable
+    """What is trained, see `fastmmkd.methods`."""
+    directory: Path
+    epochs: int
+    patience: int | None
+    missing: MissingBlock
+    rows: torch.Tensor
+    """`[n]` int64, the training samples it uses."""
+    select_on: Literal["missing", "complete", "whole"]
+    """Validation samples that the checkpoint is chosen on: see `TrainBlock.select_on`; whole = with all each has."""
+    teacher: Teacher | None = None
+
+
+def teacher_phase(config: Config, dataset: Dataset, seed: int, directory: Path) -> Phase:
+    """The network on complete samples, in `<directory>/teacher`.
+
+    Args:
+        config: a run with a teacher.
+        dataset: what it trains on.
+        seed: of the run; the teacher's initialisation is its own.
+        directory: the seed's.
+    """
+    assert config.teacher
+    return Phase(
+        "teacher",
+        build_teacher(config, dataset.feature_dims, TEACHER_SEEDS + seed),
+        directory / TEACHER_FOLDER,
+        config.teacher.epochs,
+        config.teacher.patience,
+        COMPLETE,
+        torch.from_numpy(teacher_rows(config, dataset.splits["train"])),
+        "whole" if config.teacher.incomplete_samples else "complete",
+    )
+
+
+def final_phase(config: Config, dataset: Dataset, seed: int, directory: Path, teacher: Teacher | None) -> Phase:
+    """The student, or without a teacher the network by itself, on missing versions."""
+    return Phase(
+        "student" if teacher else "",
+        (build_student if teacher else build_network)(config, dataset.feature_dims, seed),
+        directory,
+        config.train.epochs,
+        config.train.patience,
+        config.missing,
+        torch.arange(len(dataset.splits["train"])),
+        config.train.select_on,
+        teacher,
+    )
+
+
+def teacher_rows(config: Config, train: Split) -> np.ndarray:
+    """`[n]` int64, the samples that the teacher trains on: the complete ones, or all."""
+    assert config.teacher
+    return np.arange(len(train)) if config.teacher.incomplete_samples else np.flatnonzero(train.present.all(axis=1))
+
+
+def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What a teacher has to have in common with a run to be reused: architecture, task, and what its inputs mean."""
+    return {
+        "method": config.method,
+        "task": config.train.task,
+        "model": config.model.model_dump(mode="json"),
+        "clip": config.data.clip,
+        "feature_dims": list(dataset.feature_dims),
+        "data_hash": dataset.content_hash,
+    }
+
+
+def has_teacher(directory: Path) -> bool:
+    """Whether a seed's teacher phase is finished."""
+    return (directory / TEACHER_FOLDER / TEACHER_FILE).exists()
+
+
+def finish_teacher(config: Config, dataset: Dataset, seed: int, directory: Path) -> None:
+    """Mark a seed's teacher as finished."""
+    if rank() == 0:
+        found = {"version": 1, "seed": seed, "identity": identity(config, dataset)}
+        write_json(directory / TEACHER_FOLDER / TEACHER_FILE, found)
+    barrier()
+
+
+def reuse_teacher(config: Config, dataset: Dataset, seed: int, directory: Path, source: Path) -> None:
+    """Copy a trained teacher into a seed's folder.
+
+    Raises:
+        UserError: as `find_teacher`.
+    """
+    folder = find_teacher(config, dataset, seed, source)
+    if rank() == 0:
+        own = directory / TEACHER_FOLDER
+        make_directory(own)
+        with replacing(own / MODEL_FILE) as temporary:
+            shutil.copyfile(folder / MODEL_FILE, temporary)
+        found = read_json(folder / TEACHER_FILE, "a teacher's teacher.json")
+        write_json(own / TEACHER_FILE, found | {"source": str(folder)})
+    barrier()
+
+
+def find_teacher(config: Config, dataset: Dataset, seed: int, source: Path) -> Path:
+    """The folder under `source` (`--teacher`) that holds a fitting teacher.
+
+    `source` is a run (each seed takes the teacher of its own seed), or one teacher's folder (all seeds take it).
+
+    Raises:
+        UserError: there is none, or one of another architecture, task or data.
+    """
+    of_run = source / f"seed_{seed}" / TEACHER_FOLDER
+    folder = next((f for f in (source, source / TEACHER_FOLDER, of_run) if (f / TEACHER_FILE).exists()), None)
+    if folder is None:
+        raise UserError(
+            f"{source}: no trained teacher for seed {seed}; expected a run whose {of_run.relative_to(source)} holds "
+            f"{TEACHER_FILE}, or such a folder itself"
+        )
+    found = read_json(folder / TEACHER_FILE, "a teacher's teacher.json")
+    theirs = found.get("identity") if isinstance(found, dict) else None
+    if not isinstance(theirs, dict):
+        raise UserError(f"{folder / TEACHER_FILE}: not a teacher's {TEACHER_FILE}; expected the key identity")
+    changed = _difference(theirs, identity(config, dataset))
+    if changed:
+        raise UserError(f"{folder}: this teacher does not fit the run: {changed}")
+    if not (folder / MODEL_FILE).exists():
+        raise UserError(f"{folder / MODEL_FILE}: no such file; expected the teacher's weights")
+    return folder
+
+
+def load_teacher(config: Config, dataset: Dataset, directory: Path, placement: Placement) -> Teacher:
+    """A seed's finished teacher, frozen: evaluation mode, no gradients, the run's device and precision.
+
+    Raises:
+        UserError: its file is damaged, or of another network.
+    """
+    folder = directory / TEACHER_FOLDER
+    parameters, _ = import_model(folder)
+    network = build_teacher(config, dataset.feature_dims, seed=0)
+    try:
+        network.load_state_dict(parameters)
+    except RuntimeError:
+        raise UserError(f"{folder / MODEL_FILE}: the weights are not of the config's network") from None
+    return network.to(placement.device, placement.dtype).eval().requires_grad_(False)
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> str | None:
+    """The first fact in which they differ, in words."""
+    for key in ours | theirs:
+        a, b, name = theirs.get(key), ours.get(key), prefix + key
+        if isinstance(a, dict) and isinstance(b, dict):
+            found = _difference(a, b, name + ".")
+            if found:
+                return found
+        elif a != b:
+            return f"{name} is {a}, the run has {b}"
+    return None

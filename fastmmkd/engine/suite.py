@@ -1,0 +1,107 @@
+"""`fastmmkd suite`: several configs, each trained on every seed, and one report over all of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastmmkd.config import Config, command_overrides, load_config
+from fastmmkd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run among several."""
+
+    name: str
+    """What the report calls it."""
+    config: Config
+    folder: Path
+    teacher: Path | None = None
+    """A run of the same teachers: they are taken from there where it has trained them for every seed."""
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `suite` to the command line; its handler is `args.run(args) -> exit code`."""
+    parser = subparsers.add_parser("suite", help="train several configs and report them side by side")
+    parser.add_argument("--config", required=True, nargs="+", type=Path, metavar="FILE", help="config files")
+    parser.add_argument("--data", metavar="FILE", help="data file in place of the configs' data.path")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every config")
+    parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the configs' train.seeds")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="one run folder per config, named as it, and the report"
+    )
+    parser.set_defaults(run=run_suite)
+
+
+def run_suite(args: argparse.Namespace) -> int:
+    """Train what is not trained yet (finished seeds are kept), then write the report."""
+    common = command_overrides(args.set, args.data, args.seeds)
+    files: dict[str, Path] = {}
+    for file in args.config:
+        if file.stem in files:
+            folder = args.out / file.stem
+            raise UserError(f"--config {files[file.stem]} {file}: both would go to {folder}; expected other file names")
+        files[file.stem] = file
+    members = [Member(name, load_config(file, common), args.out / name) for name, file in files.items()]
+    train_and_report(members, args.out)
+    return 0
+
+
+def train_and_report(members: Sequence[Member], out: Path) -> None:
+    """Train every member where it is not trained yet, write the report into `out` and print its headline tables.
+
+    A member that fails, for example because its loss diverges, does not keep the others from being trained.
+
+    Raises:
+        UserError: data that cannot be read (before training), or members that failed (after the report on the rest).
+        Interrupted: a signal asked to stop; everything is saved, and the same call continues.
+    """
+    from fastmmkd.engine.run import read_data, train_run
+    from fastmmkd.evaluation.commands import print_headline
+    from fastmmkd.evaluation.report import report
+
+    for path in dict.fromkeys(member.config.data.path for member in members):
+        read_data(Path(path))
+    for member in members:
+        print(f"{member.name}: {plan(member)}", flush=True)
+    failed: dict[str, UserError] = {}
+    for member in members:
+        try:
+            train_run(member.config, member.folder, resume=True, teacher=trained_teachers(member))
+        except UserError as error:
+            failed[member.name] = error
+            print(f"{member.name}: failed: {error}", flush=True)
+    trained = [member for member in members if member.name not in failed]
+    if trained:
+        groups, files = report([m.folder for m in trained], out, names=[m.name for m in trained])
+        for group in groups:
+            print_headline(group)
+        print("\n".join(map(str, files)))
+    if failed:
+        reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise UserError(f"{len(failed)} of {len(members)} runs failed and are not in the report: {reasons}")
+
+
+def trained_teachers(member: Member) -> Path | None:
+    """The run to take a member's teachers from; None where it has to train its own."""
+    from fastmmkd.engine.phases import has_teacher
+    from fastmmkd.predictor import seed_directory
+
+    source = member.teacher
+    if source and all(has_teacher(seed_directory(source, seed)) for seed in member.config.train.seeds):
+        return source
+    return None
+
+
+def plan(member: Member) -> str:
+    """What is left of a member: `"done"`, `"2 of 3 seeds done"` or `"to do"`."""
+    from fastmmkd.predictor import seed_directory
+
+    seeds = member.config.train.seeds
+    done = sum((seed_directory(member.folder, seed) / "evaluation.json").exists() for seed in seeds)
+    if done == len(seeds):
+        return "done"
+    return f"{done} of {len(seeds)} seeds done" if done else "to do"

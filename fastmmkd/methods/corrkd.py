@@ -1,0 +1,191 @@
+"""CorrKD: correlation-decoupled knowledge distillation with incomplete modalities (Li et al., CVPR 2024).
+
+A teacher that was trained on complete samples and a student that sees missing versions of them share one architecture.
+Three distillation losses tie the student to the teacher: across samples (SCD), across categories (CPD), and between
+responses (RCD). Equation numbers are the paper's.
+
+Shape legend: S models, B samples, N samples over all processes, T_m frames and d_m features of modality m, d width,
+O outputs, P problems (4 for the binary IEMOCAP emotions, else 1), C classes of a problem.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fastmmkd.config import CorrkdLoss, CorrkdModel
+from fastmmkd.distributed import gather_rows, rank, world_size
+from fastmmkd.nn.embedding import TemporalEmbedding
+from fastmmkd.nn.encoder import ModalityEncoders
+from fastmmkd.nn.grouped import GroupedLinear
+from fastmmkd.nn.pooling import masked_mean
+from fastmmkd.nn.statistics import StatisticsNetwork
+from fastmmkd.ops import pairwise_contrastive, prototype_similarity
+from fastmmkd.ops.precision import accumulation
+from fastmmkd.tasks import Task
+
+
+class Representation(NamedTuple):
+    """What one network makes of a batch."""
+
+    joint: torch.Tensor
+    """H `[S, B, 3 d]`."""
+    logits: torch.Tensor
+    """`[S, B, O]`; R is their softmax."""
+
+
+class CorrkdNetwork(nn.Module):
+    """Modality representation fusion and classifier (section 3.3), of teacher and student alike.
+
+    Trained by itself it minimises the task loss: that is the teacher, on complete samples, and the student without
+    distillation, on missing versions.
+    """
+
+    versions = 1
+    """Missing versions of each sample that `forward` expects."""
+
+    def __init__(self, model: CorrkdModel, task: Task, feature_dims: tuple[int, ...], models: int = 1) -> None:
+        super().__init__()
+        self.task = task
+        d, joint = model.width, 3 * model.width
+        self.embedding = TemporalEmbedding(models, feature_dims, d)
+        self.encoders = ModalityEncoders(models, d, model.heads, model.encoder_layers)
+        self.hidden = GroupedLinear((models,), joint, joint)
+        self.head = GroupedLinear((models,), joint, task.outputs)
+
+    @property
+    def network(self) -> CorrkdNetwork:
+        """What is evaluated and exported: everything."""
+        return self
+
+    def represent(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> Representation:
+        """`F_m = Conv1d(X_m) + PE`, `E_m = encoder(F_m)`, `H = mean over time of [E_L, E_A, E_V]`, `R = MLP(H)`.
+
+        Decision: each modality's mean is over its frames that may be attended to, and 0 where it has none; this also
+        serves streams of different lengths.
+
+        Args:
+            features: per modality `[S, B, T_m, d_m]`, zero where missing.
+            masks: per modality `[S, B, T_m]` bool, frames that may be attended to.
+        """
+        encoded = self.encoders(self.embedding(features), masks)
+        joint = torch.cat([masked_mean(e, mask) for e, mask in zip(encoded, masks, strict=True)], dim=-1)
+        return Representation(joint, self.head(self.hidden(joint).relu()))
+
+    def forward(
+        self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """`L_task` alone; arguments and result as `CorrKD.forward` has them."""
+        task = self.task.loss(self.represent(features, masks).logits, targets)
+        return task.sum(), {"loss": task.detach(), "task": task.detach()}
+
+    def predict(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[S, B, O]` and joint representations `[S, B, 3 d]`."""
+        joint, logits = self.represent(features, masks)
+        return logits, joint
+
+
+class CorrKD(nn.Module):
+    """The student with its distillation losses."""
+
+    versions = 1
+    """Missing versions of each sample that `forward` expects."""
+
+    def __init__(self, network: CorrkdNetwork, loss: CorrkdLoss, models: int = 1) -> None:
+        super().__init__()
+        self.network = network
+        self.weights = loss
+        self.task = network.task
+        self.has_response_bounds = bool(loss.lambda_rcd) and loss.rcd == "mutual-information"
+        if self.has_response_bounds:
+            task, hidden = self.task, loss.statistics_width
+            others = 1 if task.is_regression else task.outputs // task.problems - 1
+            groups = (models, task.problems)
+            if not task.is_regression:
+                self.target_statistics = StatisticsNetwork(groups, 1, 1, hidden)
+            self.other_statistics = StatisticsNetwork(groups, others, others, hidden)
+
+    def forward(
+        self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor, taught: Representation
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """`L = L_task + L_SCD + L_CPD + L_RCD`, each with its weight.
+
+        Args:
+            features: per modality `[S, B, T_m, d_m]`, the missing version; zero where missing.
+            masks: per modality `[S, B, T_m]` bool, frames that may be attended to.
+            targets: `[S, B]` or `[S, B, P]`, see `Task.targets`.
+            taught: what the frozen teacher makes of the complete samples, without a graph.
+
+        Returns:
+            The scalar to minimise (summed over the S models, which share nothing) and its parts, detached, `[S]` each.
+        """
+        joint, logits = self.network.represent(features, masks)
+        total = self.task.loss(logits, targets)
+        parts = {"task": total}
+        for name, weight, loss in (
+            ("scd", self.weights.lambda_scd, lambda: self.contrastive(joint, taught.joint)),
+            ("cpd", self.weights.lambda_cpd, lambda: self.prototypes(joint, taught.joint, targets)),
+            ("rcd", self.weights.lambda_rcd, lambda: self.responses(logits, taught.logits, targets)),
+        ):
+            if weight:
+                parts[name] = loss()
+                total = total + weight * parts[name]
+        return total.sum(), {"loss": total.detach()} | {name: part.detach() for name, part in parts.items()}
+
+    def contrastive(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """`L_SCD` (eq. 1): the own student rows against the teacher rows of every process, `[S, B, 3 d]` -> `[S]`."""
+        eta, reduction = self.weights.eta, self.weights.reduction
+        if not self.weights.global_batch:
+            return pairwise_contrastive(student, teacher, eta, reduction=reduction)
+        offset = rank() * student.shape[1]
+        loss = pairwise_contrastive(student, gather_rows(teacher), eta, offset, reduction)
+        return loss * world_size() if reduction == "sum" else loss  # the engine averages over processes
+
+    def prototypes(self, student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """`L_CPD` (eqs. 2 to 4): `[S, B, 3 d]` twice -> `[S]`.
+
+        Decision: with several problems (the binary emotions) the classes are those of one emotion, "does not hold" and
+        "holds", and the loss is averaged over the emotions. Regression bins its scores into `loss.prototypes` classes.
+        """
+        classes_sbp, count = self.task.classes(targets, self.weights.prototypes)
+        student, teacher, classes_sbp = (self._joined(x) for x in (student, teacher, classes_sbp))
+        problems = classes_sbp.shape[-1]
+        student, teacher = (x.repeat_interleave(problems, dim=0) for x in (student, teacher))
+        loss = prototype_similarity(student, teacher, classes_sbp.transpose(1, 2).flatten(0, 1), count)
+        return loss.view(-1, problems).mean(1)
+
+    def responses(self, student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """`L_RCD = -I(Rt_T, Rs_T) - I(Rt_NT, Rs_NT)` (eq. 7): logits `[S, B, O]` twice -> `[S]`.
+
+        Decision: with several problems the true class is that of each emotion ("does not hold" or "holds"), and the
+        loss is averaged over the emotions. Regression has one response, the score: `-I(Rt, Rs)`.
+        """
+        if not self.has_response_bounds:
+            return self.task.divergence(teacher, student)
+        student, teacher = self._joined(student), self._joined(teacher)
+        if self.task.is_regression:
+            return -self.other_statistics(teacher, student)
+        classes_snp = self._joined(targets)
+        (target_t, other_t), (target_s, other_s) = (self.disentangle(x, classes_snp) for x in (teacher, student))
+        bound = self.target_statistics(target_t, target_s) + self.other_statistics(other_t, other_s)
+        return -bound.view(-1, self.task.problems).mean(1)
+
+    def disentangle(self, logits: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Target category response `R_T [S * P, N, 1]` and the others, `R_NT [S * P, N, C - 1]`, not renormalised.
+
+        Args:
+            logits: `[S, N, O]`.
+            classes: int64 `[S, N, P]`, the true ones.
+        """
+        response_snpc = self.task.split_problems(accumulation(logits)).softmax(-1).to(logits.dtype)
+        target = classes.unsqueeze(-1)
+        column = torch.arange(response_snpc.shape[-1] - 1, device=logits.device)
+        other = column + (column >= target).long()  # the columns in order, without the target's
+        split = response_snpc.gather(-1, target), response_snpc.gather(-1, other)
+        true, rest = (part.transpose(1, 2).flatten(0, 1) for part in split)
+        return true, rest
+
+    def _joined(self, x: torch.Tensor) -> torch.Tensor:
+        return gather_rows(x) if self.weights.global_batch else x
