@@ -11,6 +11,7 @@ from pathlib import Path
 from fastmmkd.errors import Interrupted, UserError
 
 USER_ERROR, INTERRUPTED = 2, 130
+WITH_RESUME = "continue with --resume"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment = commands.add_parser("env", help="versions, devices, and which implementation each operation uses")
     environment.set_defaults(run=_run_env)
     args = parser.parse_args(argv)
-    return _guarded(lambda: args.run(args))
+    return _guarded(lambda: args.run(args), WITH_RESUME if args.command == "train" else "run the same command again")
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="train.py", description="Train and evaluate a config.")
     add_train_arguments(parser)
     args = parser.parse_args(argv)
-    return _guarded(lambda: args.run(args))
+    return _guarded(lambda: args.run(args), WITH_RESUME)
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,7 +125,7 @@ def _run_env(args: argparse.Namespace) -> int:
     return 0
 
 
-def _guarded(command: Callable[[], int]) -> int:
+def _guarded(command: Callable[[], int], how_to_continue: str) -> int:
     """Turn the exceptions that users are meant to see into one line and an exit code."""
     try:
         return command()
@@ -137,7 +138,7 @@ def _guarded(command: Callable[[], int]) -> int:
         return INTERRUPTED
     except Interrupted:
         if os.environ.get("RANK", "0") == "0":
-            print("interrupted; everything is saved, continue with --resume", file=sys.stderr)
+            print(f"interrupted; everything is saved, {how_to_continue}", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -122,6 +122,8 @@ class CorrkdLoss(Block):
     """Hidden units of RCD's statistics networks (decision)."""
     prototypes: Literal[2, 3, 7] = 2
     """Regression only: classes that CPD bins the scores into."""
+    unit_rows: bool = False
+    """SCD compares `H / |H|` instead of H: another reading, in which eta lies within the range of distances."""
     global_batch: bool = True
     """SCD, CPD and RCD see the rows of all processes; false: those of their own only."""
 
@@ -133,6 +135,9 @@ class HrlfLoss(Block):
     lambda_hmi: float = Field(default=1.0, ge=0)
     lambda_hal: float = Field(default=1.0, ge=0)
     lambda_kl: float = Field(default=1.0, ge=0)
+    fixed_targets: bool = True
+    """What L_FRF compares translations with, Z and Q, passes no gradient (decision: else L_FRF is least where no
+    representation depends on its sample, and training ends there)."""
     statistics_width: int = Field(default=64, gt=0)
     """Hidden units of HMI's statistics networks and of HAL's discriminators (decision)."""
     global_batch: bool = True
@@ -159,7 +164,7 @@ class TrainBlock(Block):
     epochs: int = Field(gt=0)
     seeds: tuple[int, ...] = (1,)
     select: str | None = None
-    """Metric of the best checkpoint on the validation split; null = the task's."""
+    """Metric of the best checkpoint on the validation split; null = MAE for regression, else the loss."""
     select_on: Literal["missing", "complete"] = "missing"
     """Where it is taken: the mean over the seven conditions, or {l,a,v} alone as complete-modality methods do."""
     patience: int | None = Field(default=None, gt=0)

@@ -109,10 +109,11 @@ def process_state() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def train_tiny() -> Callable[..., Path]:
-    """`train_tiny(raw_config, output, resume=False, stop_after=None, results=False)`: a run in this process.
+    """`train_tiny(raw_config, output, resume=False, stop_after=None, results=False, teacher=None)`: a run in here.
 
     stop_after: a signal to stop arrives during this step (counted over the whole call).
     results: also write tables and plots, which takes longer than a tiny training.
+    teacher: `--teacher`.
     """
     from fastmmkd.config import parse_config
     from fastmmkd.engine import interruption, run
@@ -131,13 +132,14 @@ def train_tiny() -> Callable[..., Path]:
         resume: bool = False,
         stop_after: int | None = None,
         results: bool = False,
+        teacher: Path | None = None,
     ) -> Path:
         Stopping.step, Stopping.stop_after = 0, stop_after or 0
         with contained_process(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(run, "InterruptionWatch", Stopping)
             if not results:
                 patch.setattr(run, "write_run_results", lambda *arguments: None)
-            return run.train_run(parse_config(raw), output, resume)
+            return run.train_run(parse_config(raw), output, resume, teacher)
 
     return train
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from fastmmkd.config import Config, MissingBlock
+from fastmmkd.config import LARGEST_SEED, Config, MissingBlock
 from fastmmkd.data.dataset import Dataset, Split
 from fastmmkd.distributed import barrier, rank
 from fastmmkd.engine.checkpoint import MODEL_FILE, import_model
@@ -26,8 +26,9 @@ from fastmmkd.methods import Teacher, Trainable, build_network, build_student, b
 COMPLETE = MissingBlock(enabled=False)
 TEACHER_FOLDER = "teacher"
 TEACHER_FILE = "teacher.json"
-TEACHER_SEEDS = 1 << 32
-"""Added to a seed for its teacher's initialisation: teacher and student do not start from the same weights."""
+TEACHER_SEEDS = LARGEST_SEED + 1
+"""Added to a seed for its teacher's initialisation: teacher and student do not start from the same weights. The sum
+still fits into 32 bits, all that torch's generator takes of a seed."""
 
 
 @dataclass(frozen=True)
@@ -118,20 +119,19 @@ def finish_teacher(config: Config, dataset: Dataset, seed: int, directory: Path)
 
 
 def reuse_teacher(config: Config, dataset: Dataset, seed: int, directory: Path, source: Path) -> None:
-    """Copy a trained teacher into a seed's folder.
+    """Copy a trained teacher into a seed's folder, in place of one whose training was not finished.
 
     Raises:
         UserError: as `find_teacher`.
     """
-    folder = find_teacher(config, dataset, seed, source)
-    if rank() == 0:
-        own = directory / TEACHER_FOLDER
-        make_directory(own)
-        with replacing(own / MODEL_FILE) as temporary:
-            shutil.copyfile(folder / MODEL_FILE, temporary)
-        found = read_json(folder / TEACHER_FILE, "a teacher's teacher.json")
-        write_json(own / TEACHER_FILE, found | {"source": str(folder)})
-    barrier()
+    folder, own = find_teacher(config, dataset, seed, source), directory / TEACHER_FOLDER
+    if own.exists():
+        shutil.rmtree(own)
+    make_directory(own)
+    with replacing(own / MODEL_FILE) as temporary:
+        shutil.copyfile(folder / MODEL_FILE, temporary)
+    found = read_json(folder / TEACHER_FILE, "a teacher's teacher.json")
+    write_json(own / TEACHER_FILE, found | {"source": str(folder)})
 
 
 def find_teacher(config: Config, dataset: Dataset, seed: int, source: Path) -> Path:
@@ -140,7 +140,7 @@ def find_teacher(config: Config, dataset: Dataset, seed: int, source: Path) -> P
     `source` is a run (each seed takes the teacher of its own seed), or one teacher's folder (all seeds take it).
 
     Raises:
-        UserError: there is none, or one of another architecture, task or data.
+        UserError: there is none, or one of another architecture, task or data, or its weights are damaged.
     """
     of_run = source / f"seed_{seed}" / TEACHER_FOLDER
     folder = next((f for f in (source, source / TEACHER_FOLDER, of_run) if (f / TEACHER_FILE).exists()), None)
@@ -156,8 +156,7 @@ def find_teacher(config: Config, dataset: Dataset, seed: int, source: Path) -> P
     changed = _difference(theirs, identity(config, dataset))
     if changed:
         raise UserError(f"{folder}: this teacher does not fit the run: {changed}")
-    if not (folder / MODEL_FILE).exists():
-        raise UserError(f"{folder / MODEL_FILE}: no such file; expected the teacher's weights")
+    read_teacher(config, dataset, folder)
     return folder
 
 
@@ -165,16 +164,25 @@ def load_teacher(config: Config, dataset: Dataset, directory: Path, placement: P
     """A seed's finished teacher, frozen: evaluation mode, no gradients, the run's device and precision.
 
     Raises:
-        UserError: its file is damaged, or of another network.
+        UserError: as `read_teacher`.
     """
-    folder = directory / TEACHER_FOLDER
+    network = read_teacher(config, dataset, directory / TEACHER_FOLDER)
+    return network.to(placement.device, placement.dtype).eval().requires_grad_(False)
+
+
+def read_teacher(config: Config, dataset: Dataset, folder: Path) -> Teacher:
+    """The teacher whose weights lie in a folder.
+
+    Raises:
+        UserError: its file is missing or damaged, or of another network.
+    """
     parameters, _ = import_model(folder)
     network = build_teacher(config, dataset.feature_dims, seed=0)
     try:
         network.load_state_dict(parameters)
     except RuntimeError:
         raise UserError(f"{folder / MODEL_FILE}: the weights are not of the config's network") from None
-    return network.to(placement.device, placement.dtype).eval().requires_grad_(False)
+    return network
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> str | None:

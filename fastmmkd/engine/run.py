@@ -18,7 +18,7 @@ from rich.console import Console
 from fastmmkd.config import Config
 from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
-from fastmmkd.distributed import rank, world_size
+from fastmmkd.distributed import barrier, rank, world_size
 from fastmmkd.engine.checkpoint import Progress
 from fastmmkd.engine.device import Placement, place, prepare_process, start_deepspeed, warnings_to
 from fastmmkd.engine.interruption import InterruptionWatch
@@ -68,8 +68,9 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
         deepspeed = start_deepspeed(placement, log_file)
         session = Session(config, placement, deepspeed, dataset, console, watch, log_file)
         if teacher:
-            for seed in config.train.seeds:  # before anything is trained
-                find_teacher(config, dataset, seed, teacher)
+            for seed in config.train.seeds:  # before anything is written
+                if not has_teacher(seed_directory(output, seed)):
+                    find_teacher(config, dataset, seed, teacher)
         _open_run(output, config, placement, dataset, resume)
         if placement.note:
             _say(console, placement.note, "yellow")
@@ -79,7 +80,9 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
             f"{world_size()} process{'es' if world_size() > 1 else ''}, seeds {', '.join(map(str, config.train.seeds))}"
             f" -> {output}",
         )
-        evaluations = [_train_seed(session, seed, output, teacher) for seed in config.train.seeds]
+        if teacher:
+            _reuse_teachers(session, output, teacher)
+        evaluations = [_train_seed(session, seed, output) for seed in config.train.seeds]
         if rank() == 0:
             write_run_results(output, load(output), dataset, evaluations, console)
     return output
@@ -188,7 +191,18 @@ def _difference(former: dict[str, Any], now: dict[str, Any], prefix: str = "") -
     return None
 
 
-def _train_seed(session: Session, seed: int, output: Path, reused: Path | None) -> SeedEvaluation:
+def _reuse_teachers(session: Session, output: Path, source: Path) -> None:
+    """Copy a teacher to every seed that has none; from then on the run needs `source` no more."""
+    if rank() == 0:
+        for seed in session.config.train.seeds:
+            directory = seed_directory(output, seed)
+            if not has_teacher(directory):
+                reuse_teacher(session.config, session.dataset, seed, directory, source)
+                _say(session.console, f"seed {seed}: takes the teacher of {source}")
+    barrier()
+
+
+def _train_seed(session: Session, seed: int, output: Path) -> SeedEvaluation:
     directory = seed_directory(output, seed)
     evaluation_file = directory / "evaluation.json"
     if evaluation_file.exists():
@@ -197,7 +211,11 @@ def _train_seed(session: Session, seed: int, output: Path, reused: Path | None) 
     config, dataset = session.config, session.dataset
     teacher = None
     if config.teacher:
-        _obtain_teacher(session, seed, directory, reused)
+        if has_teacher(directory):
+            _say(session.console, f"seed {seed}: its teacher is finished")
+        else:
+            _fit(session, teacher_phase(config, dataset, seed, directory), seed)
+            finish_teacher(config, dataset, seed, directory)
         teacher = load_teacher(config, dataset, directory, session.placement)
     best = _fit(session, final_phase(config, dataset, seed, directory, teacher), seed)
     _say(session.console, f"seed {seed}: evaluating the epoch {best.best_epoch} model")
@@ -207,19 +225,6 @@ def _train_seed(session: Session, seed: int, output: Path, reused: Path | None) 
     if rank() == 0:
         write_json(evaluation_file, evaluation_to_json(evaluation))
     return evaluation
-
-
-def _obtain_teacher(session: Session, seed: int, directory: Path, reused: Path | None) -> None:
-    """Train a seed's teacher, or copy it from `reused`, unless that was done before."""
-    config, dataset = session.config, session.dataset
-    if has_teacher(directory):
-        _say(session.console, f"seed {seed}: the teacher was finished before")
-    elif reused:
-        reuse_teacher(config, dataset, seed, directory, reused)
-        _say(session.console, f"seed {seed}: takes the teacher of {reused}")
-    else:
-        _fit(session, teacher_phase(config, dataset, seed, directory), seed)
-        finish_teacher(config, dataset, seed, directory)
 
 
 def _fit(session: Session, phase: Phase, seed: int) -> Progress:

@@ -56,15 +56,18 @@ def train_and_report(members: Sequence[Member], out: Path) -> None:
     A member that fails, for example because its loss diverges, does not keep the others from being trained.
 
     Raises:
-        UserError: data that cannot be read (before training), or members that failed (after the report on the rest).
+        UserError: data that cannot be read or do not fit (before training), or members that failed (after the report
+            on the rest).
         Interrupted: a signal asked to stop; everything is saved, and the same call continues.
     """
     from fastmmkd.engine.run import read_data, train_run
+    from fastmmkd.engine.trainer import check
     from fastmmkd.evaluation.commands import print_headline
     from fastmmkd.evaluation.report import report
 
-    for path in dict.fromkeys(member.config.data.path for member in members):
-        read_data(Path(path))
+    datasets = {path: read_data(Path(path)) for path in dict.fromkeys(m.config.data.path for m in members)}
+    for member in members:
+        check(member.config, datasets[member.config.data.path])
     for member in members:
         print(f"{member.name}: {plan(member)}", flush=True)
     failed: dict[str, UserError] = {}

@@ -49,7 +49,7 @@ class Session:
     """Where DeepSpeed writes."""
 
     def __post_init__(self) -> None:
-        self._check()
+        check(self.config, self.dataset)
         self.train = self._resident("train")
         valid = self.dataset.splits["valid"]
         self.valid = Evaluator(self._resident("valid"), valid.labels, valid.present, self.config.task, self.config.eval)
@@ -66,41 +66,50 @@ class Session:
             placement.dtype,
         )
 
-    def _check(self) -> None:
-        """Refuse what would only fail after the first steps, or not at all."""
-        task, batch_size, path = self.config.task, self.config.train.batch_size, self.dataset.path
-        if task.label_kind != self.dataset.label_kind:
-            fitting = ", ".join(name for name in TASKS if Task(name).label_kind == self.dataset.label_kind)
-            raise UserError(
-                f"train.task: {task.name} needs {task.label_kind} labels, {path} has {self.dataset.label_kind} labels; "
-                f"expected one of {fitting}"
-            )
-        if self.select not in metrics.keys(task):
-            valid = ", ".join(metrics.keys(task))
-            raise UserError(f"train.select: {self.select!r} is no metric of {task.name}; expected one of {valid}")
-        samples = len(self.dataset.splits["train"])
-        if samples < batch_size:
-            raise UserError(
-                f"train.batch_size: {batch_size}, but {path} has {samples} training samples; expected at most that"
-            )
-        if self.config.teacher and len(teacher_rows(self.config, self.dataset.splits["train"])) < batch_size:
-            complete = len(teacher_rows(self.config, self.dataset.splits["train"]))
-            raise UserError(
-                f"train.batch_size: {batch_size}, but {path} has {complete} complete training samples for the teacher; "
-                "expected at most that, or teacher.incomplete_samples=true"
-            )
-        if batch_size % world_size():
-            raise UserError(f"train.batch_size: {batch_size} does not divide by {world_size()} processes")
-
     @property
     def select(self) -> str:
         """The metric that chooses the checkpoint."""
-        return self.config.train.select or default_selection(self.config.task)
+        return selection(self.config)
+
+
+def check(config: Config, dataset: Dataset) -> None:
+    """Refuse what would only fail after the first steps, or not at all.
+
+    Raises:
+        UserError: labels, metric or sizes of the data do not fit the config.
+    """
+    task, batch_size, path = config.task, config.train.batch_size, dataset.path
+    if task.label_kind != dataset.label_kind:
+        fitting = ", ".join(name for name in TASKS if Task(name).label_kind == dataset.label_kind)
+        raise UserError(
+            f"train.task: {task.name} needs {task.label_kind} labels, {path} has {dataset.label_kind} labels; "
+            f"expected one of {fitting}"
+        )
+    if selection(config) not in metrics.selectable(task):
+        valid = ", ".join(metrics.selectable(task))
+        raise UserError(f"train.select: {selection(config)!r} is no metric of {task.name}; expected one of {valid}")
+    train = dataset.splits["train"]
+    if len(train) < batch_size:
+        raise UserError(
+            f"train.batch_size: {batch_size}, but {path} has {len(train)} training samples; expected at most that"
+        )
+    if config.teacher and len(teacher_rows(config, train)) < batch_size:
+        raise UserError(
+            f"train.batch_size: {batch_size}, but {path} has {len(teacher_rows(config, train))} complete training "
+            "samples for the teacher; expected at most that, or teacher.incomplete_samples=true"
+        )
+    if batch_size % world_size():
+        raise UserError(f"train.batch_size: {batch_size} does not divide by {world_size()} processes")
+
+
+def selection(config: Config) -> str:
+    """The metric that chooses a run's checkpoint."""
+    return config.train.select or default_selection(config.task)
 
 
 def default_selection(task: Task) -> str:
-    """MAE for regression, which small validation splits measure more steadily than F1; else the headline metric."""
-    return "mae" if task.is_regression else metrics.primary(task)
+    """MAE for regression, else cross-entropy: small validation splits measure them more steadily than F1."""
+    return "mae" if task.is_regression else "loss"
 
 
 def epoch_order(samples: int, batch_size: int, seed: int, epoch: int) -> torch.Tensor:
@@ -258,7 +267,7 @@ class Trainer:
     def _select(self, conditions: dict[str, Outcome]) -> dict[str, float]:
         """Export the model if it is the best so far; the validation record."""
         key, progress = self.session.select, self.progress
-        valid = {name: mean_over_conditions(conditions, name) for name in metrics.keys(self.config.task)}
+        valid = {name: mean_over_conditions(conditions, name) for name in metrics.selectable(self.config.task)}
         score = valid[key]
         if math.isnan(score):
             raise UserError(

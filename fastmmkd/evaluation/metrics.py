@@ -68,14 +68,19 @@ def keys(task: Task) -> tuple[str, ...]:
     return KEYS[task.name]
 
 
+def selectable(task: Task) -> tuple[str, ...]:
+    """What a checkpoint can be chosen by: the metrics, and the task's `loss`."""
+    return (*KEYS[task.name], "loss")
+
+
 def primary(task: Task) -> str:
     """The headline metric: `f1_non0` for scores, `f1` for four binary emotions, `f1_4way` for the single label."""
     return KEYS[task.name][0]
 
 
 def higher_is_better(key: str) -> bool:
-    """False only for the mean absolute error."""
-    return key != "mae"
+    """False only for the mean absolute error and the loss."""
+    return key not in ("mae", "loss")
 
 
 def is_percent(key: str) -> bool:
@@ -113,6 +118,24 @@ def compute(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str
     if bad:
         raise UserError(f"{bad} of {len(predictions)} predictions are NaN or infinite: the model has diverged")
     return score_all(task, labels, decisions(task, predictions))
+
+
+def loss(task: Task, labels: np.ndarray, predictions: np.ndarray) -> float:
+    """The task's loss of predictions: MSE, or cross-entropy in nats, summed over problems. NaN for N = 0.
+
+    Args:
+        labels, predictions: as `compute` takes them.
+    """
+    if not len(labels):
+        return float("nan")
+    targets = task.targets(np.asarray(labels))
+    if task.is_regression:
+        return float(np.square(predictions - targets).mean())
+    if task.name == "emotions-binary":
+        likelihood = np.where(targets == 1, predictions, 1 - predictions)
+    else:
+        likelihood = np.take_along_axis(predictions, targets, axis=1)
+    return float(-np.log(likelihood.clip(np.finfo(np.float64).tiny)).sum(axis=1).mean())
 
 
 def decisions(task: Task, predictions: np.ndarray) -> dict[str, np.ndarray]:

@@ -95,7 +95,9 @@ class Evaluator:
         rows = self.rows(scenario)
         if not len(rows):
             return Outcome(0, {})
-        return Outcome(len(rows), metrics.compute(self.task, self.labels[rows], self.run(predict, scenario, rows)[0]))
+        labels, predictions = self.labels[rows], self.run(predict, scenario, rows)[0]
+        found = metrics.compute(self.task, labels, predictions)
+        return Outcome(len(rows), found | {"loss": metrics.loss(self.task, labels, predictions)})
 
     def conditions(self, predict: Predict) -> dict[str, Outcome]:
         """The seven conditions at p = 0."""

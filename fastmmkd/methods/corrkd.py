@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fastmmkd.config import CorrkdLoss, CorrkdModel
@@ -137,6 +138,8 @@ class CorrKD(nn.Module):
     def contrastive(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """`L_SCD` (eq. 1): the own student rows against the teacher rows of every process, `[S, B, 3 d]` -> `[S]`."""
         eta, reduction = self.weights.eta, self.weights.reduction
+        if self.weights.unit_rows:
+            student, teacher = (F.normalize(accumulation(x), dim=-1) for x in (student, teacher))
         if not self.weights.global_batch:
             return pairwise_contrastive(student, teacher, eta, reduction=reduction)
         offset = rank() * student.shape[1]

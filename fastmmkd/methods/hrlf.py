@@ -58,7 +58,7 @@ class HrlfNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.task = task
-        self.lambda_frf = loss.lambda_frf
+        self.lambda_frf, self.fixed_targets = loss.lambda_frf, loss.fixed_targets
         self.factorizes = model.frf
         d = model.width
         self.embedding = TemporalEmbedding(models, feature_dims, d)
@@ -111,7 +111,7 @@ class HrlfNetwork(nn.Module):
         parts = {"task": self.task.loss(found.logits, targets)}
         total = parts["task"]
         if found.factors is not None and self.lambda_frf:
-            parts["frf"] = self.frf.loss(*found.factors)
+            parts["frf"] = self.frf.loss(*found.factors, self.fixed_targets)
             total = total + self.lambda_frf * parts["frf"]
         return total, parts
 

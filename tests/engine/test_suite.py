@@ -1,0 +1,195 @@
+"""`fastmmkd suite`: several configs in one call, interrupted, failed and continued."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_records import assert_same, parameters, progress
+
+from fastmmkd.cli import main
+from fastmmkd.config import parse_config
+from fastmmkd.engine import interruption, run
+from fastmmkd.engine.suite import Member, plan
+from fastmmkd.evaluation import plots, run_results
+
+pytestmark = pytest.mark.usefixtures("process_state")
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than the trainings."""
+    monkeypatch.setattr(plots, "curves", lambda path, results: path.touch())
+    monkeypatch.setattr(run_results, "draw_embedding", lambda *arguments: None)
+
+
+@pytest.fixture
+def configs(tiny_config: dict, tmp_path: Path) -> Callable[..., list[Path]]:
+    """`configs(name={block: {key: value}}, ...)`: files that differ from the tiny config in these."""
+
+    def write(**wanted: dict[str, dict[str, Any]]) -> list[Path]:
+        for name, changes in wanted.items():
+            blocks = {block: tiny_config.get(block, {}) | values for block, values in changes.items()}
+            raw = tiny_config | {"train": tiny_config["train"] | {"epochs": 1}} | blocks
+            (tmp_path / f"{name}.json").write_text(json.dumps(raw))
+        return [tmp_path / f"{name}.json" for name in wanted]
+
+    return write
+
+
+def suite(files: list[Path], out: Path, *arguments: str) -> int:
+    return main(["suite", "--config", *map(str, files), "--out", str(out), *arguments])
+
+
+def finished(out: Path) -> dict[Path, int]:
+    return {path.relative_to(out): path.stat().st_mtime_ns for path in out.rglob("seed_*/**/*") if path.is_file()}
+
+
+def test_every_config_is_trained_once_and_reported(
+    configs: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, out = configs(scores={}, classes={"train": {"task": "classification-2", "epochs": 1}}), tmp_path / "out"
+    assert suite(files, out) == 0
+    first = capsys.readouterr().out
+    assert first.splitlines()[:2] == ["scores: to do", "classes: to do"]
+    assert {path.parent.name for path in out.rglob("results.json")} == {"scores", "classes"}
+    report = (out / "report.md").read_text()
+    assert "| scores - classes " in report
+    assert f"{out / 'report.md'}\n" in first
+    before = finished(out)
+    assert suite(files, out, "--seeds", "1,2") == 0
+    again = capsys.readouterr().out
+    assert again.splitlines()[:2] == ["scores: 1 of 2 seeds done", "classes: 1 of 2 seeds done"]
+    after = finished(out)
+    assert {path: after[path] for path in before} == before
+    assert set(after) > set(before)
+
+
+def test_an_interrupted_suite_continues_where_it_stopped(
+    configs: Callable[..., list[Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files, out = configs(first={}, second={"loss": {"lambda_fea": 0.5}}), tmp_path / "out"
+
+    class Stopping(interruption.InterruptionWatch):
+        """Stops the second run after its third step."""
+
+        runs = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            Stopping.runs += 1
+            self.steps = 0
+
+        def agreed(self, device: torch.device, at_agreement: bool) -> bool:
+            self.steps += 1
+            self.requested |= Stopping.runs == 2 and self.steps == 3
+            return super().agreed(device, at_agreement)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "InterruptionWatch", Stopping)
+        assert suite(files, out) == 130
+    assert not (out / "report.md").exists()
+    assert progress(out / "first")["finished"]
+    assert progress(out / "second")["step"] == 3
+    before = finished(out / "first")
+    capsys.readouterr()
+    assert suite(files, out) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["first: done", "second: to do"]
+    assert finished(out / "first") == before
+    assert suite(files[1:], tmp_path / "whole") == 0
+    assert_same(parameters(out / "second"), parameters(tmp_path / "whole" / "second"))
+
+
+def test_a_run_that_diverges_is_named_and_the_others_go_on(
+    configs: Callable[..., list[Path]], tiny_config: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optimizer = json.loads(json.dumps(tiny_config["deepspeed"]["optimizer"]))
+    optimizer["params"]["lr"] = 1e30
+    files, out = configs(wild={"deepspeed": {"optimizer": optimizer}}, tame={}), tmp_path / "out"
+    assert suite(files, out) == 2
+    printed = capsys.readouterr()
+    reason = (
+        f"wild: {out / 'wild' / 'seed_1'}: the loss is not finite in epoch 1; expected a lower "
+        "deepspeed.optimizer.params.lr, or deepspeed.gradient_clipping"
+    )
+    assert printed.err == f"error: 1 of 2 runs failed and are not in the report: {reason}\n"
+    assert f"{reason.replace('wild: ', 'wild: failed: ', 1)}\n" in printed.out
+    report = (out / "report.md").read_text()
+    assert "| tame " in report
+    assert "wild" not in report
+
+
+class TestMistakesAreFoundBeforeTraining:
+    @pytest.fixture(autouse=True)
+    def no_training(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*arguments: Any, **named: Any) -> None:
+            raise AssertionError("trained")
+
+        monkeypatch.setattr(run, "train_run", refuse)
+
+    def test_a_typo_in_the_last_config(
+        self, configs: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        files = configs(first={}, last={"modle": {"width": 8}})
+        assert suite(files, tmp_path / "out") == 2
+        assert capsys.readouterr().err.startswith(f"error: {files[1]}: modle: unknown key; ")
+
+    def test_data_that_are_not_there(
+        self, configs: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        files = configs(first={}, last={"data": {"path": str(tmp_path / "none.h5")}})
+        assert suite(files, tmp_path / "out") == 2
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none.h5'}: no such data file; ")
+
+    def test_two_configs_of_one_name(
+        self, configs: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (first,) = configs(same={})
+        (tmp_path / "other").mkdir()
+        second = first.rename(tmp_path / "other" / "same.json")
+        configs(same={})
+        assert suite([first, second], tmp_path / "out") == 2
+        both = tmp_path / "out" / "same"
+        assert capsys.readouterr().err == (
+            f"error: --config {first} {second}: both would go to {both}; expected other file names\n"
+        )
+
+
+def test_overrides_reach_every_config(
+    configs: Callable[..., list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: dict[Path, tuple[int, ...]] = {}
+
+    class Enough(Exception):
+        pass
+
+    def record(config: Any, output: Path, resume: bool, teacher: Path | None) -> None:
+        assert resume
+        assert teacher is None
+        trained[output] = (config.train.epochs, *config.train.seeds)
+        if len(trained) == 2:
+            raise Enough
+
+    monkeypatch.setattr(run, "train_run", record)
+    with pytest.raises(Enough):
+        suite(configs(a={}, b={}), tmp_path / "out", "--set", "train.epochs=7", "--seeds", "4,5")
+    assert trained == {tmp_path / "out" / "a": (7, 4, 5), tmp_path / "out" / "b": (7, 4, 5)}
+
+
+@pytest.mark.parametrize(
+    ("done", "said"), [((), "to do"), ((2,), "1 of 3 seeds done"), ((1, 3), "2 of 3 seeds done"), ((1, 2, 3), "done")]
+)
+def test_the_plan_counts_evaluated_seeds(tiny_config: dict, tmp_path: Path, done: tuple[int, ...], said: str) -> None:
+    tiny_config["train"]["seeds"] = [1, 2, 3]
+    for seed in (1, 2, 3):
+        (tmp_path / f"seed_{seed}").mkdir()
+    for seed in done:
+        (tmp_path / f"seed_{seed}" / "evaluation.json").touch()
+    assert plan(Member("name", parse_config(tiny_config), tmp_path)) == said

@@ -1,0 +1,353 @@
+"""CorrKD against its literal twin, its losses by hand, its ablations, its teacher, unaligned input, several models."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from literal_corrkd import losses
+
+from fastmmkd.config import CorrkdLoss, CorrkdModel, load_config
+from fastmmkd.engine.ablation import ABLATIONS
+from fastmmkd.methods import build_network, build_student
+from fastmmkd.methods.corrkd import CorrKD, CorrkdNetwork, Representation
+from fastmmkd.tasks import TASKS, Task
+
+DIMS, HEADS, BATCH, WIDTH = (5, 4, 3), 2, 3, 8
+LABELS = {
+    "regression": [0.5, -0.4, 0.0],
+    "classification-2": [[1], [0], [1]],
+    "classification-3": [[2], [0], [2]],
+    "classification-7": [[3], [2], [3]],
+    "emotions-binary": [[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 0, 0]],
+    "emotions-4way": [[2], [0], [2]],
+}
+"""Class 1 of 3 is absent, and one emotion holds for nobody. The scores make other classes of 2, 3 and 7 bins."""
+
+
+def network(task="classification-3", seed=0, models=1, layers=2) -> CorrkdNetwork:
+    torch.manual_seed(seed)
+    block = CorrkdModel(width=WIDTH, heads=HEADS, encoder_layers=layers)
+    return CorrkdNetwork(block, Task(task), DIMS, models).double()
+
+
+def build(task="classification-3", seed=0, models=1, layers=2, **loss) -> CorrKD:
+    return CorrKD(network(task, seed, models, layers), CorrkdLoss(statistics_width=5, **loss), models).double()
+
+
+def frozen_teacher(task="classification-3", seed=7) -> CorrkdNetwork:
+    return network(task, seed).eval().requires_grad_(False)
+
+
+def inputs(steps=(6, 6, 6), seed=1, complete=False):
+    """A batch; where it is not complete, its last sample misses everything."""
+    generator = torch.Generator().manual_seed(seed)
+    features = [
+        torch.randn(1, BATCH, t, d, generator=generator, dtype=torch.float64) for t, d in zip(steps, DIMS, strict=True)
+    ]
+    masks = [torch.rand(1, BATCH, t, generator=generator) < 0.6 for t in steps]
+    for mask in masks:
+        mask[0, -1] = False
+        if complete:
+            mask[:] = True
+    return [x * mask.unsqueeze(-1) for x, mask in zip(features, masks, strict=True)], masks
+
+
+def samples(batch):
+    """The batch as the literal twin takes it."""
+    features, masks = batch
+    return [([x[0, i] for x in features], [m[0, i] for m in masks]) for i in range(BATCH)]
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def targets_of(task):
+    return torch.tensor([LABELS[task]])
+
+
+def step(model, teacher, missing, complete, targets):
+    """Loss and parts; the gradients are left in the parameters."""
+    with torch.no_grad():
+        taught = teacher.represent(*complete)
+    loss, parts = model(*missing, targets, taught)
+    model.zero_grad()
+    loss.backward()
+    return loss, parts
+
+
+CASES = [
+    *[(task, {}) for task in LABELS],
+    ("classification-3", {"reduction": "sum"}),
+    ("classification-3", {"unit_rows": True}),
+    *[(task, {"rcd": "kl"}) for task in ("regression", "classification-3", "emotions-binary")],
+    *[("regression", {"prototypes": bins}) for bins in (3, 7)],
+    ("emotions-4way", {"global_batch": False}),
+]
+
+
+@pytest.mark.parametrize(("task", "loss"), CASES, ids=str)
+@pytest.mark.parametrize("steps", [(6, 6, 6), (4, 7, 5)])
+def test_losses_and_gradients_equal_the_literal_twin(task, loss, steps) -> None:
+    model = build(task, lambda_scd=0.5, lambda_cpd=2.0, lambda_rcd=3.0, **loss)
+    teacher = frozen_teacher(task)
+    missing, complete = inputs(steps), inputs(steps, seed=2, complete=True)
+    total, parts = step(model, teacher, missing, complete, targets_of(task))
+
+    expected = losses(model, teacher, samples(missing), samples(complete), LABELS[task], HEADS)
+    for name, part in expected.items():
+        torch.testing.assert_close(parts[name], part.detach().view(1))
+    expected_total = expected["task"] + 0.5 * expected["scd"] + 2.0 * expected["cpd"] + 3.0 * expected["rcd"]
+    torch.testing.assert_close(total, expected_total)
+    torch.testing.assert_close(parts["loss"], expected_total.detach().view(1))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    for name, parameter, grad in zip(names, parameters, torch.autograd.grad(expected_total, parameters), strict=True):
+        torch.testing.assert_close(parameter.grad, grad, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_bins_of_a_regression_matter() -> None:
+    """So that the cases above tell them apart."""
+    student, teacher, targets = draw(1, BATCH, 4), draw(1, BATCH, 4, seed=1), targets_of("regression")
+    found = {build("regression", prototypes=b).prototypes(student, teacher, targets).item() for b in (2, 3, 7)}
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("task", LABELS)
+def test_a_network_by_itself_minimises_the_task_loss(task) -> None:
+    model = network(task)
+    complete = inputs(complete=True)
+    loss, parts = model(*complete, targets_of(task))
+    assert set(parts) == {"loss", "task"}
+    taught = model.represent(*complete)
+    torch.testing.assert_close(loss, model.task.loss(taught.logits, targets_of(task)).sum())
+    torch.testing.assert_close(parts["task"], loss.detach().view(1))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_ablated_losses_are_left_out_with_their_parameters(task) -> None:
+    """What is left has a gradient everywhere."""
+    teacher, missing, complete = frozen_teacher(task), inputs(), inputs(seed=2, complete=True)
+    for scd, cpd, rcd, kind in itertools.product((0.0, 1.0), (0.0, 1.0), (0.0, 1.0), ("mutual-information", "kl")):
+        model = build(task, layers=1, lambda_scd=scd, lambda_cpd=cpd, lambda_rcd=rcd, rcd=kind)
+        loss, parts = step(model, teacher, missing, complete, targets_of(task))
+        kept = {name for name, weight in (("scd", scd), ("cpd", cpd), ("rcd", rcd)) if weight}
+        assert set(parts) == {"loss", "task"} | kept
+        torch.testing.assert_close(loss.view(1), sum(part for key, part in parts.items() if key != "loss"))
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+        has_statistics = any("statistics" in name for name, _ in model.named_parameters())
+        assert has_statistics == bool(rcd and kind == "mutual-information")
+
+
+@pytest.mark.parametrize("data", ["mosi", "mosei", "iemocap", "ict_mmmo"])
+@pytest.mark.parametrize("row", ABLATIONS["corrkd"])
+def test_every_row_of_the_shipped_configs_trains_all_it_has(row, data) -> None:
+    small = ["model.width=8", "model.heads=2", "model.encoder_layers=1", "loss.statistics_width=4"]
+    config = load_config(f"configs/corrkd_{data}.json", [*ABLATIONS["corrkd"][row], *small])
+    features, masks = inputs()
+    batch = [x.float() for x in features], masks, targets_of(config.train.task)
+    if config.teacher is None:
+        model = build_network(config, DIMS, seed=0)
+        loss, _ = model(*batch)
+    else:
+        model = build_student(config, DIMS, seed=0)
+        with torch.no_grad():
+            taught = build_network(config, DIMS, seed=1).represent(*batch[:2])
+        loss, _ = model(*batch, taught)
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("task", LABELS)
+@pytest.mark.parametrize("unit_rows", [False, True])
+def test_everything_missing_is_finite(task, unit_rows) -> None:
+    """A whole batch of it; its joint representation is 0."""
+    features, masks = inputs()
+    nothing = [torch.zeros_like(x) for x in features], [torch.zeros_like(m) for m in masks]
+    model = build(task, unit_rows=unit_rows)
+    loss, _ = step(model, frozen_teacher(task), nothing, inputs(complete=True), targets_of(task))
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    logits, joint = model.network.predict(*nothing)
+    assert torch.isfinite(logits).all()
+    assert (joint == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("unit_rows", [False, True])
+def test_a_representation_of_zero_has_a_finite_contrastive_gradient(dtype, unit_rows) -> None:
+    """That of a sample that misses everything, in the precisions that are trained in."""
+    student = draw(1, 3, 8).to(dtype)
+    student[0, -1] = 0
+    student.requires_grad_()
+    build(unit_rows=unit_rows).contrastive(student, draw(1, 3, 8, seed=1).to(dtype)).sum().backward()
+    assert torch.isfinite(student.grad).all()
+
+
+def test_a_prediction_depends_on_its_own_sample_alone() -> None:
+    """Neither on its neighbours in the batch, nor on how many there are."""
+    model = network()
+    features, masks = inputs()
+    whole, joint = model.predict(features, masks)
+    for i in range(BATCH):
+        alone = model.predict([x[:, i : i + 1] for x in features], [m[:, i : i + 1] for m in masks])
+        torch.testing.assert_close(alone[0][:, 0], whole[:, i])
+        torch.testing.assert_close(alone[1][:, 0], joint[:, i])
+
+
+@pytest.mark.parametrize("steps", [(6, 6, 6), (4, 7, 5)])
+@pytest.mark.parametrize("task", ["regression", "classification-3", "emotions-binary"])
+def test_models_in_one_process_equal_models_alone(task, steps) -> None:
+    """S = 2 with stacked parameters, and two teachers, gives each model's loss and gradient."""
+    singles, teachers = [build(task, s) for s in (0, 1)], [frozen_teacher(task, s) for s in (7, 8)]
+    together, teachers_together = build(task, 2, models=2), network(task, 9, models=2)
+    for both, alone in ((together, singles), (teachers_together, teachers)):
+        with torch.no_grad():
+            for name, parameter in both.named_parameters():
+                parameter.copy_(torch.cat([m.get_parameter(name) for m in alone]))
+    missing, complete = ([inputs(steps, seed=s + 2 * c, complete=bool(c)) for s in (3, 4)] for c in (0, 1))
+    targets = torch.cat((targets_of(task), targets_of(task).flip(1)))
+
+    def stack(pair):
+        return [[torch.cat(x) for x in zip(*part, strict=True)] for part in zip(*pair, strict=True)]
+
+    total, parts = step(together, teachers_together, stack(missing), stack(complete), targets)
+    alone_total = 0.0
+    for s, model in enumerate(singles):
+        loss, alone = step(model, teachers[s], missing[s], complete[s], targets[s : s + 1])
+        alone_total = alone_total + loss
+        for name, part in alone.items():
+            torch.testing.assert_close(parts[name][s : s + 1], part)
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(together.get_parameter(name).grad[s : s + 1], parameter.grad)
+    torch.testing.assert_close(total, alone_total)
+
+
+def test_the_teacher_has_no_graph_and_does_not_change() -> None:
+    model, teacher, complete = build(), frozen_teacher(), inputs(seed=2, complete=True)
+    before = {name: p.clone() for name, p in teacher.named_parameters()}
+    taught = teacher.represent(*complete)
+    assert all(x.grad_fn is None and not x.requires_grad for x in taught)
+    loss, _ = step(model, teacher, inputs(), complete, targets_of("classification-3"))
+    torch.optim.SGD([*model.parameters(), *teacher.parameters()], lr=0.1).step()
+    assert loss > 0
+    for name, parameter in teacher.named_parameters():
+        assert parameter.grad is None
+        assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("task", ["regression", "classification-3", "emotions-binary"])
+def test_a_student_that_is_its_teacher(task) -> None:
+    """On the same samples the positive part of SCD, CPD and the divergence are 0, and so are their gradients."""
+    model = build(task, rcd="kl", eta=1e-6)  # no two samples are that close
+    joint, logits = (x.detach().requires_grad_() for x in model.network.represent(*inputs(complete=True)))
+    targets = targets_of(task)
+    parts = (
+        model.contrastive(joint, joint.detach()),
+        model.prototypes(joint, joint.detach(), targets),
+        model.responses(logits, logits.detach(), targets),
+    )
+    assert [part.item() for part in parts] == [0.0, 0.0, 0.0]
+    sum(parts).backward()
+    torch.testing.assert_close(joint.grad, torch.zeros_like(joint))
+    torch.testing.assert_close(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("unit_rows", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_gradient_of_the_contrastive_loss(reduction, unit_rows) -> None:
+    """Away from D = eta, with distances on both sides of it."""
+    student, teacher = 0.4 * draw(2, 4, 6), 0.4 * draw(2, 4, 6, seed=1)
+    eta = 1.2
+    rows = [torch.nn.functional.normalize(x, dim=-1) if unit_rows else x for x in (student, teacher)]
+    across = torch.cdist(*rows)[:, ~torch.eye(4, dtype=torch.bool)]
+    assert (across - eta).abs().min() > 1e-3
+    assert (across < eta).any()
+    assert (across > eta).any()
+    model = build(eta=eta, reduction=reduction, unit_rows=unit_rows)
+    assert torch.autograd.gradcheck(lambda x: model.contrastive(x, teacher), student.requires_grad_())
+
+
+@pytest.mark.parametrize("task", LABELS)
+def test_gradient_of_the_prototypes(task) -> None:
+    model, teacher = build(task, prototypes=7), draw(1, BATCH, 6, seed=1)
+    student = draw(1, BATCH, 6).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: model.prototypes(x, teacher, targets_of(task)), student)
+
+
+@pytest.mark.parametrize("task", LABELS)
+@pytest.mark.parametrize("rcd", ["mutual-information", "kl"])
+def test_gradient_of_the_responses(task, rcd) -> None:
+    model, teacher = build(task, rcd=rcd), draw(1, BATCH, Task(task).outputs, seed=1)
+    student = draw(1, BATCH, Task(task).outputs).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: model.responses(x, teacher, targets_of(task)), student)
+
+
+def test_responses_of_three_classes_are_split_by_hand() -> None:
+    model = build("classification-3")
+    logits = torch.tensor([[[0.2, 0.3, 0.5], [0.6, 0.3, 0.1], [0.7, 0.1, 0.2]]], dtype=torch.float64).log() + 2.0
+    target, others = model.disentangle(logits, torch.tensor([[[1], [2], [0]]]))
+    torch.testing.assert_close(target, torch.tensor([[[0.3], [0.1], [0.7]]], dtype=torch.float64))
+    torch.testing.assert_close(others, torch.tensor([[[0.2, 0.5], [0.6, 0.3], [0.1, 0.2]]], dtype=torch.float64))
+
+
+def test_responses_of_several_emotions_are_split_by_hand() -> None:
+    """Groups are the emotions of the first model, then those of the second."""
+    holds = torch.tensor([[[0.9, 0.8, 0.7, 0.6]], [[0.4, 0.3, 0.2, 0.1]]], dtype=torch.float64)  # [S, N, P]
+    logits = torch.stack((1 - holds, holds), dim=-1).log().flatten(2)
+    classes = torch.tensor([[[1, 0, 0, 1]], [[0, 1, 1, 0]]])
+    target, others = build("emotions-binary").disentangle(logits, classes)
+    expected = torch.tensor([0.9, 0.2, 0.3, 0.6, 0.6, 0.3, 0.2, 0.9], dtype=torch.float64).view(8, 1, 1)
+    torch.testing.assert_close(target, expected)
+    torch.testing.assert_close(others, 1 - expected)
+
+
+def test_two_responses_by_hand() -> None:
+    """F of the targets is `Rt + Rs`, F of the others is 0, whose bound is `-2 ln 2`."""
+    model = build("classification-2")
+    with torch.no_grad():
+        for parameter in (*model.target_statistics.parameters(), *model.other_statistics.parameters()):
+            parameter.zero_()
+        model.target_statistics.weight_q[..., 0] = model.target_statistics.weight_u[..., 0] = 1.0
+        model.target_statistics.weight[..., 0] = 1.0
+    teacher = torch.tensor([[[0.2, 0.8], [0.6, 0.4]]], dtype=torch.float64).log()
+    student = torch.tensor([[[0.3, 0.7], [0.5, 0.5]]], dtype=torch.float64).log()
+    found = model.responses(student, teacher, torch.tensor([[[1], [0]]]))
+
+    def softplus(x):
+        return math.log1p(math.exp(x))
+
+    joint = -(softplus(-(0.8 + 0.7)) + softplus(-(0.6 + 0.5))) / 2
+    marginal = (softplus(0.8 + 0.5) + softplus(0.6 + 0.7)) / 2
+    assert found.item() == pytest.approx(-(joint - marginal) + 2 * math.log(2), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [{}, {"reduction": "sum"}, {"unit_rows": True}], ids=str)
+@pytest.mark.parametrize("task", ["regression", "classification-3", "emotions-binary"])
+def test_losses_do_not_depend_on_the_number_of_processes(task, loss, in_two_processes) -> None:
+    """Averaged over two processes of 3 samples, losses and gradients are those of one process with 6."""
+    model = build(task, **loss)
+    statistics = [p for name, p in model.named_parameters() if "statistics" in name]
+    outputs = model.task.outputs
+    student = 0.3 * draw(1, 6, 3 * WIDTH), draw(1, 6, outputs)
+    taught = Representation(0.3 * draw(1, 6, 3 * WIDTH, seed=1), draw(1, 6, outputs, seed=1))
+    targets = torch.tensor([LABELS[task] + LABELS[task][::-1]])
+
+    def distillation(rows):
+        joint, logits = (x[:, rows].clone().requires_grad_() for x in student)
+        scd = model.contrastive(joint, taught.joint[:, rows])
+        cpd = model.prototypes(joint, taught.joint[:, rows], targets[:, rows])
+        rcd = model.responses(logits, taught.logits[:, rows], targets[:, rows])
+        grads = torch.autograd.grad((scd + cpd + rcd).sum(), [joint, logits, *statistics])
+        return torch.cat((scd, cpd, rcd)).detach(), grads[:2], grads[2:]
+
+    parts, (of_joint, of_logits), of_statistics = distillation(slice(None))
+    first, second = in_two_processes(lambda rank: distillation(slice(3 * rank, 3 * rank + 3)))
+    torch.testing.assert_close((first[0] + second[0]) / 2, parts)
+    torch.testing.assert_close(torch.cat((first[1][0], second[1][0]), 1) / 2, of_joint)
+    torch.testing.assert_close(torch.cat((first[1][1], second[1][1]), 1) / 2, of_logits)
+    for a, b, expected in zip(first[2], second[2], of_statistics, strict=True):
+        torch.testing.assert_close((a + b) / 2, expected)
