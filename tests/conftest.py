@@ -162,3 +162,17 @@ def tiny_dataset() -> Callable[..., Dataset]:
 def tiny_config_of() -> Callable[[Path], dict]:
     """`tiny_config_of(path)`: `tiny_config` on another data file, and in fixtures of a wider scope."""
     return make_config
+
+
+@pytest.fixture(scope="session")
+def distilled_config_of() -> Callable[[str, Path], dict]:
+    """`distilled_config_of(method, path)`: the like of `tiny_config` for a method with a teacher; two epochs each."""
+
+    def make(method: str, path: Path) -> dict:
+        raw = make_config(path)
+        raw |= {"method": method, "teacher": {"epochs": 2}, "loss": {"statistics_width": 8}}
+        raw["model"] = {"width": 8, "heads": 2, "encoder_layers": 1}
+        raw["train"] |= {"epochs": 2, "select": "mae"}
+        return raw
+
+    return make

@@ -1,4 +1,4 @@
-"""Reading back what a run wrote, and comparing two runs to the last bit."""
+"""Reading back what a run wrote, and comparing two runs to the last bit. The phase "" is a seed's last one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
-def records(run: Path, seed: int = 1) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / f"seed_{seed}" / "metrics.jsonl").read_text().splitlines()]
+def records(run: Path, seed: int = 1, phase: str = "") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / f"seed_{seed}" / phase / "metrics.jsonl").read_text().splitlines()]
 
 
 def without_timings(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -24,17 +24,17 @@ def without_timings(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def parameters(run: Path, seed: int = 1) -> dict[str, torch.Tensor]:
-    return load_file(str(run / f"seed_{seed}" / "model.safetensors"))
+def parameters(run: Path, seed: int = 1, phase: str = "") -> dict[str, torch.Tensor]:
+    return load_file(str(run / f"seed_{seed}" / phase / "model.safetensors"))
 
 
-def progress(run: Path, seed: int = 1) -> dict[str, Any]:
-    return json.loads((run / f"seed_{seed}" / "checkpoints" / "latest.json").read_text())
+def progress(run: Path, seed: int = 1, phase: str = "") -> dict[str, Any]:
+    return json.loads((run / f"seed_{seed}" / phase / "checkpoints" / "latest.json").read_text())
 
 
-def engine_state(run: Path, seed: int = 1) -> dict[str, Any]:
+def engine_state(run: Path, seed: int = 1, phase: str = "") -> dict[str, Any]:
     """Everything DeepSpeed saved: weights, optimiser, counters."""
-    folder = run / f"seed_{seed}" / "checkpoints" / progress(run, seed)["tag"]
+    folder = run / f"seed_{seed}" / phase / "checkpoints" / progress(run, seed, phase)["tag"]
     return {file.name: torch.load(file, weights_only=False) for file in sorted(folder.iterdir())}
 
 
@@ -56,11 +56,15 @@ def assert_same(a: Any, b: Any, path: str = "") -> None:
         assert a == b, path
 
 
+def assert_same_phase(a: Path, b: Path, seed: int = 1, phase: str = "") -> None:
+    assert_same(parameters(a, seed, phase), parameters(b, seed, phase))
+    assert_same(engine_state(a, seed, phase), engine_state(b, seed, phase))
+    assert without_timings(records(a, seed, phase)) == without_timings(records(b, seed, phase))
+    assert progress(a, seed, phase) == progress(b, seed, phase)
+
+
 def assert_same_run(a: Path, b: Path, seed: int = 1) -> None:
-    assert_same(parameters(a, seed), parameters(b, seed))
-    assert_same(engine_state(a, seed), engine_state(b, seed))
-    assert without_timings(records(a, seed)) == without_timings(records(b, seed))
-    assert progress(a, seed) == progress(b, seed)
+    assert_same_phase(a, b, seed)
     assert (a / f"seed_{seed}" / "evaluation.json").read_text() == (b / f"seed_{seed}" / "evaluation.json").read_text()
 
 

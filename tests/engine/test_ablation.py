@@ -79,7 +79,8 @@ class TestTeachers:
     def ablate(self, method: str, *rows: str) -> None:
         only = [argument for name in rows for argument in ("--only", name)]
         config = str(CONFIGS / f"{method}_mosi.json")
-        assert main(["ablate", "--config", config, "--data", self.data, "--out", str(self.out), *only]) == 2
+        small = ["--data", self.data, "--set", "train.batch_size=8"]
+        assert main(["ablate", "--config", config, *small, "--out", str(self.out), *only]) == 2
 
     def test_corrkd(self, teachers: dict[str, Any]) -> None:
         self.ablate("corrkd")
