@@ -261,6 +261,14 @@ class HrlfConfig(Config):
     model: HrlfModel = HrlfModel()
     loss: HrlfLoss = HrlfLoss()
 
+    @model_validator(mode="after")
+    def _factorisation_is_trained(self) -> Self:
+        if self.model.frf and not self.loss.lambda_frf:
+            raise ValueError(
+                "loss.lambda_frf: 0 leaves the decoder untrained; expected a positive weight, or model.frf=false"
+            )
+        return self
+
 
 METHODS: dict[str, type[Config]] = {"umdf": UmdfConfig, "corrkd": CorrkdConfig, "hrlf": HrlfConfig}
 """The config class of every method."""

@@ -271,6 +271,88 @@ class TestOverrides:
         assert (config.train.epochs, config.data.path) == (epochs, path)
 
 
+class TestDistillation:
+    """What the methods with a teacher add."""
+
+    @pytest.fixture(params=["corrkd", "hrlf"])
+    def method(self, request: pytest.FixtureRequest) -> str:
+        return request.param
+
+    def test_without_a_teacher_block_there_is_no_distillation(self, method: str) -> None:
+        assert parse_config(MINIMAL | {"method": method}).teacher is None
+        assert parse_config(MINIMAL | {"method": method, "teacher": None}).teacher is None
+
+    def test_null_switches_a_file_s_teacher_off(self, method: str) -> None:
+        file = CONFIGS[0].parent / f"{method}_mosi.json"
+        assert load_config(file).teacher is not None
+        assert load_config(file, ["teacher=null"]).teacher is None
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            ("teacher", {}, "teacher.epochs: missing"),
+            ("teacher", {"epochs": 0}, "teacher.epochs: expected a number greater than 0, got 0"),
+            (
+                "teacher",
+                {"epochs": 1, "epoch": 2},
+                "teacher.epoch: unknown key; expected one of epochs, incomplete_samples, patience; "
+                "did you mean teacher.epochs?",
+            ),
+            ("teacher", True, "teacher: expected a block of keys, got true"),
+            ("model.heads", 7, "model.heads: 7 does not divide width 40; expected one of [1, 2, 4, 5, 8, 10, 20, 40]"),
+        ],
+    )
+    def test_a_mistake_is_named(self, method: str, key: str, value: Any, message: str) -> None:
+        assert complaint(changed(key, value) | {"method": method}) == f"my.json: {message}"
+
+    @pytest.mark.parametrize(
+        ("method", "key", "value", "message"),
+        [
+            ("corrkd", "loss.rcd", "mse", "loss.rcd: expected 'mutual-information' or 'kl', got \"mse\""),
+            ("corrkd", "loss.eta", 0, "loss.eta: expected a number greater than 0, got 0"),
+            ("corrkd", "loss.prototypes", 5, "loss.prototypes: expected 2, 3 or 7, got 5"),
+            (
+                "corrkd",
+                "model.mcim",
+                True,
+                "model.mcim: unknown key; expected one of width, heads, attention_mask, enc",
+            ),
+            ("hrlf", "model", {"width": 5, "heads": 5}, "model.width: 5; expected an even number, Q_m and U_m have"),
+            ("hrlf", "loss.lambda_frf", 0, "loss.lambda_frf: 0 leaves the decoder untrained; expected a positive we"),
+            ("umdf", "teacher", {"epochs": 1}, "teacher: expected null, got"),
+        ],
+    )
+    def test_a_mistake_of_one_method_is_named(self, method: str, key: str, value: Any, message: str) -> None:
+        assert complaint(changed(key, value) | {"method": method}).startswith(f"my.json: {message}")
+
+    def test_an_unknown_method_is_named(self) -> None:
+        assert complaint(changed("method", "corkd")) == (
+            'my.json: method: expected one of umdf, corrkd, hrlf, got "corkd"; did you mean corrkd?'
+        )
+        assert complaint(changed("method", 3)) == "my.json: method: expected one of umdf, corrkd, hrlf, got 3"
+
+    def test_iemocap_configs_serve_both_readings(self, method: str) -> None:
+        file = CONFIGS[0].parent / f"{method}_iemocap.json"
+        assert load_config(file).task.problems == 4
+        assert load_config(file, ["train.task=emotions-4way"]).task.problems == 1
+
+    @pytest.mark.parametrize(
+        ("name", "corrkd", "hrlf"),
+        [
+            ("mosi", (4e-3, 64, 50, 10, 1.2), (1e-3, 128, 50, 10)),
+            ("mosei", (2e-3, 32, 20, 8, 1.0), (2e-3, 16, 20, 8)),
+            ("iemocap", (4e-3, 64, 30, 10, 1.4), (4e-3, 32, 30, 10)),
+        ],
+    )
+    def test_shipped_hyper_parameters_are_the_papers(self, name: str, corrkd: tuple, hrlf: tuple) -> None:
+        for method, expected in (("corrkd", corrkd), ("hrlf", hrlf)):
+            config = load_config(CONFIGS[0].parent / f"{method}_{name}.json")
+            lr = config.deepspeed["optimizer"]["params"]["lr"]
+            found = (lr, config.train.batch_size, config.train.epochs, config.model.heads)
+            assert found + ((config.loss.eta,) if method == "corrkd" else ()) == expected
+            assert config.model.width == 40
+
+
 @settings(deadline=None, max_examples=25)
 @given(block=st.sampled_from(["data", "model", "missing", "loss", "train", "eval", ""]), key=st.text(max_size=12))
 def test_every_unknown_key_is_refused_by_name(block: str, key: str) -> None:

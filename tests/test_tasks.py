@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fastmmkd.tasks import TASKS, Task
+from fastmmkd.tasks import TASKS, Task, score_classes
 
 
 def test_bins() -> None:
@@ -44,3 +46,71 @@ def test_gradient(name) -> None:
     logits = torch.randn(1, 3, task.outputs, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: task.loss(x, targets), (logits,))
     assert task.predictions(logits[0]).shape == ((3,) if name == "regression" else (3, len(task.class_names)))
+
+
+def test_divergence_by_hand() -> None:
+    """KL of the student from the teacher, not the other way round; a mean over two samples, the second one equal."""
+    teacher = torch.tensor([[[0.5, 0.5], [0.3, 0.7]]], dtype=torch.float64).log() + 1.5
+    student = torch.tensor([[[0.25, 0.75], [0.3, 0.7]]], dtype=torch.float64).log() - 0.5
+    expected = (0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)) / 2
+    assert Task("classification-2").divergence(teacher, student).tolist() == pytest.approx([expected], rel=1e-12)
+    teacher, student = torch.tensor([[[1.0], [2.0]], [[0.0], [0.0]]]), torch.tensor([[[0.0], [4.0]], [[3.0], [1.0]]])
+    assert Task("regression").divergence(teacher, student).tolist() == [2.5, 5.0]
+
+
+def test_divergence_sums_over_the_four_problems() -> None:
+    logits = torch.randn(2, 3, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    teacher, student = logits.unbind(2)
+    alone = [
+        Task("classification-2").divergence(t, s)
+        for t, s in zip(teacher.split(2, -1), student.split(2, -1), strict=True)
+    ]
+    assert len(alone) == 4
+    torch.testing.assert_close(Task("emotions-binary").divergence(teacher, student), sum(alone))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_divergence_is_zero_on_equals_and_has_its_gradient(name) -> None:
+    task = Task(name)
+    teacher, student = torch.randn(
+        2, 2, 3, task.outputs, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    assert task.divergence(teacher, teacher).tolist() == [0.0, 0.0]
+    assert (task.divergence(teacher, student) > 0).all()
+    assert torch.autograd.gradcheck(lambda x: task.divergence(teacher, x), student.requires_grad_())
+
+
+@pytest.mark.parametrize("bins", [2, 3, 7])
+@settings(deadline=None, max_examples=50, derandomize=True)
+@given(
+    scores=st.lists(
+        st.one_of(st.integers(-8, 8).map(lambda n: n / 2), st.floats(-4, 4, width=32), st.sampled_from([0.0, -0.0])),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_classes_of_scores_are_those_of_labels(bins, scores) -> None:
+    """On the device as `score_classes` bins them, which classification trains on."""
+    targets = torch.from_numpy(Task("regression").targets(np.array(scores)))[None]
+    classes, count = Task("regression").classes(targets, bins)
+    assert classes.dtype == torch.int64
+    assert classes.shape == (1, len(scores), 1)
+    assert count == bins
+    assert classes[0, :, 0].tolist() == score_classes(np.array(scores), bins).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "problems", "count"),
+    [
+        ("classification-2", 1, 2),
+        ("classification-3", 1, 3),
+        ("classification-7", 1, 7),
+        ("emotions-binary", 4, 2),
+        ("emotions-4way", 1, 4),
+    ],
+)
+def test_classes_of_classification_are_its_targets(name, problems, count) -> None:
+    targets = torch.arange(2 * 3 * problems).remainder(count).view(2, 3, problems)
+    classes, found = Task(name).classes(targets, 5)
+    assert torch.equal(classes, targets)
+    assert found == count

@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fastmmkd.config import CorrkdLoss, CorrkdModel
@@ -24,6 +23,7 @@ from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.nn.pooling import masked_mean
 from fastmmkd.nn.statistics import StatisticsNetwork
 from fastmmkd.ops import pairwise_contrastive, prototype_similarity
+from fastmmkd.ops.direction import direction
 from fastmmkd.ops.precision import accumulation
 from fastmmkd.tasks import Task
 
@@ -139,7 +139,7 @@ class CorrKD(nn.Module):
         """`L_SCD` (eq. 1): the own student rows against the teacher rows of every process, `[S, B, 3 d]` -> `[S]`."""
         eta, reduction = self.weights.eta, self.weights.reduction
         if self.weights.unit_rows:
-            student, teacher = (F.normalize(accumulation(x), dim=-1) for x in (student, teacher))
+            student, teacher = (direction(accumulation(x)) for x in (student, teacher))
         if not self.weights.global_batch:
             return pairwise_contrastive(student, teacher, eta, reduction=reduction)
         offset = rank() * student.shape[1]
@@ -162,8 +162,9 @@ class CorrKD(nn.Module):
     def responses(self, student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """`L_RCD = -I(Rt_T, Rs_T) - I(Rt_NT, Rs_NT)` (eq. 7): logits `[S, B, O]` twice -> `[S]`.
 
-        Decision: with several problems the true class is that of each emotion ("does not hold" or "holds"), and the
-        loss is averaged over the emotions. Regression has one response, the score: `-I(Rt, Rs)`.
+        Decision: with several problems the true class is that of each emotion ("does not hold" or "holds"), each
+        emotion has statistics networks of its own, and the loss is averaged over the emotions. Regression has one
+        response, the score: `-I(Rt, Rs)`.
         """
         if not self.has_response_bounds:
             return self.task.divergence(teacher, student)

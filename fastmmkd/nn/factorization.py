@@ -53,7 +53,8 @@ class RepresentationFactorization(nn.Module):
         Args:
             z: `[S, 3, B, d]`.
             q, u: `[S, 3, B, d / 2]`, factorised from z.
-            fixed_targets: no gradient goes to z and q as what translations are compared with.
+            fixed_targets: no gradient goes to z and q as what translations are compared with (decision; see the
+                config's `loss.fixed_targets`).
 
         Returns:
             `[S]`.

@@ -16,14 +16,29 @@ from typing import Any
 
 import pytest
 import torch
-from run_records import assert_same, assert_same_run, parameters, progress, records, without_timings
+from run_records import (
+    assert_same,
+    assert_same_phase,
+    assert_same_run,
+    parameters,
+    progress,
+    records,
+    without_timings,
+)
 
 from fastmmkd.cli import train_main
+from fastmmkd.config import METHODS
 from fastmmkd.engine import trainer
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 180
 SAVED = "interrupted; everything is saved, continue with --resume"
+# SGD keeps rounding errors small where Adam would blow up those of gradients near zero.
+PLAIN_STEPS = {
+    "optimizer": {"type": "SGD", "params": {"lr": 0.02}},
+    "zero_optimization": {"stage": 2},
+    "zero_allow_untested_optimizer": True,
+}
 
 
 class Launch:
@@ -61,9 +76,9 @@ class Launch:
         assert self.wait() == 0, self.stderr
         return self
 
-    def interrupt(self, number: int, run: Path) -> int:
-        """Send a signal to all of its processes, as a terminal does, once the first epoch is over."""
-        metrics, deadline = run / "seed_1" / "metrics.jsonl", time.monotonic() + PATIENCE_S
+    def interrupt(self, number: int, run: Path, phase: str = "") -> int:
+        """Send a signal to all of its processes, as a terminal does, once a phase's first epoch is over."""
+        metrics, deadline = run / "seed_1" / phase / "metrics.jsonl", time.monotonic() + PATIENCE_S
         while not (metrics.exists() and metrics.stat().st_size):
             assert self.process.poll() is None, "it ended before it could be interrupted"
             assert time.monotonic() < deadline
@@ -95,13 +110,15 @@ def assert_quiet(launch: Launch, run: Path) -> None:
     """Nothing but our own lines reaches the user; DeepSpeed's are in its log."""
     assert launch.stderr == ""
     ours = re.compile(
-        r"umdf on tiny test data \(regression\), (fp32|bf16) on cpu, \d process(es)?, seeds 1 -> .*"
+        r"\w+ on tiny test data \(regression\), (fp32|bf16) on cpu, \d process(es)?, seeds 1 -> .*"
         r"|umdf seed 1 epoch \d+/\d+  loss [\d.]+  task [\d.]+  fea [\d.]+  logits [\d.]+  "
         r"valid (f1_non0|mae) [\d.]+( \*)?"
         r"  [\d,]+ samples/s"
-        r"|seed 1: (evaluating the epoch \d+ model|finished before)"
+        r"|(corrkd|hrlf) seed 1 (teacher|student) epoch \d+/\d+(  [a-z]+ [\d.]+)+  valid mae [\d.]+( \*)?"
+        r"  [\d,]+ samples/s"
+        r"|seed 1: (evaluating the epoch \d+ model|finished before|its teacher is finished|takes the teacher of .*)"
         r"| *F1 non0 \(%\) on tiny test data, regression *"
-        r"| *(run|umdf|floor|─+)[ \d{}.,lavAvg]*"
+        r"| *(run|umdf|corrkd|hrlf|floor|─+)[ \d{}.,lavAvg]*"
         rf"|  {re.escape(str(run))}/\w+\.\w+"
         r"| *"
     )
@@ -116,9 +133,7 @@ def raw_of_two(tiny_store: Path, tiny_config_of: Callable[[Path], dict]) -> dict
     raw = tiny_config_of(tiny_store)
     raw["train"] |= {"epochs": 12, "select": "mae"}
     raw["loss"] = {"lambda_fea": 3.0}
-    # SGD keeps rounding errors small where Adam would blow up those of gradients near zero.
-    raw["deepspeed"]["optimizer"] = {"type": "SGD", "params": {"lr": 0.02}}
-    raw["deepspeed"] |= {"zero_optimization": {"stage": 2}, "zero_allow_untested_optimizer": True}
+    raw["deepspeed"] |= PLAIN_STEPS
     return raw
 
 
@@ -136,14 +151,56 @@ def test_two_processes_take_the_steps_that_one_takes(
     raw_of_two: dict, run_of_two: Path, train_tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Half a batch each: the same losses and gradients, those of the MMD over the whole batch among them."""
-    one = train_tiny(raw_of_two, tmp_path / "one")
-    assert json.loads((run_of_two / "run.json").read_text())["world_size"] == 2
-    for a, b in zip(records(one), records(run_of_two), strict=True):
+    assert_close(run_of_two, train_tiny(raw_of_two, tmp_path / "one"))
+
+
+def assert_close(two: Path, one: Path, phase: str = "") -> None:
+    """A run of two processes took the steps of one process, up to rounding in fp32."""
+    assert json.loads((two / "run.json").read_text())["world_size"] == 2
+    for a, b in zip(records(one, phase=phase), records(two, phase=phase), strict=True):
         assert b["train"] == pytest.approx(a["train"], rel=1e-5)
         assert b["valid"] == pytest.approx(a["valid"], rel=1e-4)
-    for name, expected in parameters(one).items():
-        found = parameters(run_of_two)[name]
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    found = parameters(two, phase=phase)
+    for name, expected in parameters(one, phase=phase).items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("method", ["corrkd", pytest.param("hrlf", marks=pytest.mark.slow)])
+def test_two_processes_train_the_teacher_and_the_student_that_one_trains(
+    distilled_config_of: Callable[[str, Path], dict],
+    tiny_store: Path,
+    train_tiny: Callable[..., Path],
+    tmp_path: Path,
+    method: str,
+) -> None:
+    raw = distilled_config_of(method, tiny_store)
+    raw["deepspeed"] |= PLAIN_STEPS
+    two = tmp_path / "two"
+    assert_quiet(Launch(2, "--config", written(tmp_path, raw), "--output", two).finish(), two)
+    one = train_tiny(raw, tmp_path / "one")
+    assert_close(two, one, "teacher")
+    assert_close(two, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["corrkd", "hrlf"])
+@pytest.mark.parametrize("phase", ["teacher", ""], ids=["teacher", "student"])
+def test_ctrl_c_in_either_phase_and_reused_teachers_lead_to_the_same_run(
+    distilled_config_of: Callable[[str, Path], dict], tiny_store: Path, tmp_path: Path, method: str, phase: str
+) -> None:
+    raw = distilled_config_of(method, tiny_store)
+    raw["teacher"]["epochs"] = 12
+    config, whole, parts, reused = written(tmp_path, raw, epochs=12), *(tmp_path / name for name in "wpr")
+    Launch(2, "--config", config, "--output", whole).finish()
+    interrupted = Launch(2, "--config", config, "--output", parts)
+    interrupted.interrupt(signal.SIGINT, parts, phase)
+    assert interrupted.stderr.splitlines().count(SAVED) == 1
+    assert not progress(parts, phase=phase)["finished"]
+    Launch(2, "--config", config, "--output", parts, "--resume").finish()
+    assert_same_phase(parts, whole, phase="teacher")
+    assert_same_run(parts, whole)
+    assert_quiet(Launch(2, "--config", config, "--output", reused, "--teacher", whole).finish(), reused)
+    assert_same_run(reused, whole)
 
 
 def test_ctrl_c_at_the_launcher_saves_and_resume_continues_exactly(
@@ -243,21 +300,30 @@ class TestUserErrors:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_combination_trains_and_repeats_itself(
-    tiny_config: dict, tmp_path: Path, processes: int, stage: int, precision: str
+    tiny_config: dict,
+    distilled_config_of: Callable[[str, Path], dict],
+    tiny_store: Path,
+    tmp_path: Path,
+    method: str,
+    processes: int,
+    stage: int,
+    precision: str,
 ) -> None:
-    tiny_config["deepspeed"]["zero_optimization"] = {"stage": stage}
+    raw = tiny_config if method == "umdf" else distilled_config_of(method, tiny_store)
+    raw["deepspeed"]["zero_optimization"] = {"stage": stage}
     if precision == "bf16":
-        tiny_config["deepspeed"]["bf16"] = {"enabled": True}
-    config = written(tmp_path, tiny_config, epochs=10)
-    for name in ("first", "second"):
-        launch = Launch(processes, "--config", config, "--output", tmp_path / name).finish()
-        assert_quiet(launch, tmp_path / name)
-    assert_same(parameters(tmp_path / "first"), parameters(tmp_path / "second"))
-    found = records(tmp_path / "first")
-    assert without_timings(found) == without_timings(records(tmp_path / "second"))
-    assert found[-1]["train"]["task"] < found[0]["train"]["task"]
-    assert json.loads((tmp_path / "first" / "run.json").read_text())["precision"] == precision
+        raw["deepspeed"]["bf16"] = {"enabled": True}
+    config, first, second = written(tmp_path, raw, epochs=10), tmp_path / "first", tmp_path / "second"
+    for run in (first, second):
+        assert_quiet(Launch(processes, "--config", config, "--output", run).finish(), run)
+    for phase in ("",) if method == "umdf" else ("teacher", ""):
+        assert_same(parameters(first, phase=phase), parameters(second, phase=phase))
+        found = records(first, phase=phase)
+        assert without_timings(found) == without_timings(records(second, phase=phase))
+        assert found[-1]["train"]["loss"] < found[0]["train"]["loss"]
+    assert json.loads((first / "run.json").read_text())["precision"] == precision

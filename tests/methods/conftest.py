@@ -16,7 +16,7 @@ from fastmmkd.methods import corrkd
 
 @pytest.fixture
 def in_two_processes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]], list[Any]]:
-    """`in_two_processes(work)`: `[work(0), work(1)]`, each a process of two to `fastmmkd.distributed`; they are threads."""
+    """`in_two_processes(work)`: `[work(0), work(1)]`, each one of two processes (played by threads)."""
     own, meeting = threading.local(), threading.Barrier(2, timeout=20)
     shared: dict[int, torch.Tensor] = {}
 

@@ -104,8 +104,9 @@ def test_losses_and_gradients_equal_the_literal_twin(task, loss, steps) -> None:
     torch.testing.assert_close(total, expected_total)
     torch.testing.assert_close(parts["loss"], expected_total.detach().view(1))
     names, parameters = zip(*model.named_parameters(), strict=True)
+    # Positions are rounded to float32, here and there after different sums.
     for name, parameter, grad in zip(names, parameters, torch.autograd.grad(expected_total, parameters), strict=True):
-        torch.testing.assert_close(parameter.grad, grad, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(parameter.grad, grad, rtol=1e-5, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}")
 
 
 def test_the_bins_of_a_regression_matter() -> None:
