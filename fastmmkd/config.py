@@ -122,8 +122,6 @@ class CorrkdLoss(Block):
     """Hidden units of RCD's statistics networks (decision)."""
     prototypes: Literal[2, 3, 7] = 2
     """Regression only: classes that CPD bins the scores into."""
-    unit_rows: bool = False
-    """SCD compares `H / |H|` instead of H: another reading, in which eta lies within the range of distances."""
     global_batch: bool = True
     """SCD, CPD and RCD see the rows of all processes; false: those of their own only."""
 

@@ -23,7 +23,6 @@ from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.nn.pooling import masked_mean
 from fastmmkd.nn.statistics import StatisticsNetwork
 from fastmmkd.ops import pairwise_contrastive, prototype_similarity
-from fastmmkd.ops.direction import direction
 from fastmmkd.ops.precision import accumulation
 from fastmmkd.tasks import Task
 
@@ -138,8 +137,6 @@ class CorrKD(nn.Module):
     def contrastive(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """`L_SCD` (eq. 1): the own student rows against the teacher rows of every process, `[S, B, 3 d]` -> `[S]`."""
         eta, reduction = self.weights.eta, self.weights.reduction
-        if self.weights.unit_rows:
-            student, teacher = (direction(accumulation(x)) for x in (student, teacher))
         if not self.weights.global_batch:
             return pairwise_contrastive(student, teacher, eta, reduction=reduction)
         offset = rank() * student.shape[1]

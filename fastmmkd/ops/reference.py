@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from fastmmkd.ops.direction import direction
 from fastmmkd.ops.philox import WORD, philox, uniform
 from fastmmkd.ops.precision import accumulation
 
@@ -103,7 +102,7 @@ def prototype_similarity(
         x = accumulation(x)
         members_gk1 = member_gik.sum(1).clamp_min(1).unsqueeze(-1)
         prototype_gkd = (x.unsqueeze(2) * member_gik.unsqueeze(-1)).sum(1) / members_gk1
-        return (direction(x).unsqueeze(2) * direction(prototype_gkd).unsqueeze(1)).sum(-1)
+        return (_direction(x).unsqueeze(2) * _direction(prototype_gkd).unsqueeze(1)).sum(-1)
 
     # The prototype of an absent class is 0: its similarities are 0 in both networks.
     squared = (similarity(student) - similarity(teacher)).square()
@@ -207,6 +206,19 @@ def missing_draw(
         drawn.append((x[sample][:, None] * mask.unsqueeze(-1)).flatten(1, 2))
         masks.append(mask.flatten(1, 2))
     return drawn, masks
+
+
+def _direction(x: torch.Tensor) -> torch.Tensor:
+    """`x / |x|` over the last axis; 0 with gradient 0 where x is 0.
+
+    Dividing by the largest element first, a constant because the direction does not depend on it, keeps squares and
+    their gradients in range.
+    """
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    zero = largest < torch.finfo(x.dtype).tiny
+    scaled = x / largest.masked_fill(zero, 1.0)
+    norm = scaled.square().sum(-1, keepdim=True).masked_fill(zero, 1.0).sqrt()
+    return (scaled / norm).masked_fill(zero, 0.0)
 
 
 def _counter(

@@ -187,8 +187,7 @@ def losses(model, teacher, missing, complete, targets, heads):
     logits_s = [classify(model.network, h) for h in h_s]
     logits_t = [classify(teacher, h).detach() for h in h_t]
     parts = {"task": task_loss(logits_s, targets, task)}
-    rows_s, rows_t = ([unit(h) for h in rows] if weights.unit_rows else rows for rows in (h_s, h_t))
-    parts["scd"] = scd(rows_s, rows_t, weights.eta, weights.reduction)
+    parts["scd"] = scd(h_s, h_t, weights.eta, weights.reduction)
     if task.name == "regression":
         columns = [[score_class(y, weights.prototypes) for y in targets]]
     else:
