@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -214,3 +215,41 @@ def test_hard_class_probabilities_give_the_same_signs_as_scores(case):
     from_scores = metrics.compute(REGRESSION, y, p)
     for key in metrics.SIGN_KEYS:
         assert found[key] == pytest.approx(from_scores[key], nan_ok=True)
+
+
+class TestLoss:
+    """What classifiers' checkpoints are chosen by."""
+
+    def test_by_hand(self) -> None:
+        y = np.array([-1.0, 0.0, 2.0])
+        assert metrics.loss(REGRESSION, y, np.array([0.0, 0.5, 2.0])) == pytest.approx((1 + 0.25) / 3)
+        two = np.array([[0.8, 0.2], [0.5, 0.5], [0.9, 0.1]])
+        expected = -(math.log(0.8) + math.log(0.5) + math.log(0.1)) / 3
+        assert metrics.loss(Task("classification-2"), y, two) == pytest.approx(expected)
+        emotions = np.array([[1.0, 0.0, 0.0, 1.0]])
+        expected = -sum(map(math.log, (0.6, 0.7, 0.9, 0.2)))
+        assert metrics.loss(Task("emotions-binary"), emotions, np.array([[0.6, 0.3, 0.1, 0.2]])) == pytest.approx(
+            expected
+        )
+
+    @pytest.mark.parametrize("name", TASKS)
+    def test_it_is_the_training_loss(self, name: str) -> None:
+        task = Task(name)
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(20, task.outputs, dtype=torch.float64, generator=generator)
+        rng = np.random.default_rng(0)
+        labels = rng.integers(-3, 4, 20).astype(np.float32)
+        if task.label_kind == "emotions":
+            labels = np.eye(4, dtype=np.float32)[rng.integers(0, 4, 20)]
+        expected = task.loss(logits[None], torch.from_numpy(task.targets(labels))[None]).item()
+        assert metrics.loss(task, labels, task.predictions(logits)) == pytest.approx(expected)
+
+    def test_certain_and_wrong_is_finite_and_nothing_is_nan(self) -> None:
+        found = metrics.loss(Task("classification-2"), np.array([1.0]), np.array([[1.0, 0.0]]))
+        assert 100 < found < math.inf
+        assert math.isnan(metrics.loss(REGRESSION, np.zeros(0), np.zeros(0)))
+
+    def test_it_can_be_selected_by_and_is_better_when_lower(self) -> None:
+        for name in TASKS:
+            assert metrics.selectable(Task(name)) == (*metrics.keys(Task(name)), "loss")
+        assert not metrics.higher_is_better("loss")
