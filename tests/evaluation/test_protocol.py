@@ -71,7 +71,8 @@ def test_an_outcome_is_the_metrics_of_the_predictions(natural: Dataset) -> None:
     found = evaluator(natural)
     rows = found.rows(Scenario((True, False, True)))
     x = [found.resident.features[m][rows].double().sum((1, 2)).numpy() / 10 for m in (0, 2)]
-    expected = metrics.compute(REGRESSION, natural.splits["test"].labels[rows], x[0] + x[1])
+    judged = REGRESSION, natural.splits["test"].labels[rows], x[0] + x[1]
+    expected = metrics.compute(*judged) | {"loss": metrics.loss(*judged)}
     outcome = found.conditions(Counting())["lv"]
     assert outcome.metrics == pytest.approx(expected, rel=1e-6, nan_ok=True)
     predictions, joint = found.run(Counting(), Scenario((True, False, True)), rows)
