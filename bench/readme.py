@@ -1,4 +1,4 @@
-"""Render the README's tables from the records under `bench/results`: `python -m bench.readme`.
+"""Render the tables of the documents from the records under `bench/results`: `python -m bench.readme`.
 
 python -m bench.readme                          rewrite the tables
 python -m bench.readme --check                  exit 1 if they are not what the records say
@@ -24,20 +24,24 @@ from fastmmkd.evaluation.report import Run
 from fastmmkd.files import make_directory, read_json, write_text
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+DOCUMENTS = {
+    ROOT / "README.md": ("methods", "ict_mmmo"),
+    ROOT / "docs" / "ablations.md": tuple(f"study_{method}" for method in ABLATIONS),
+}
+"""File -> its generated parts, in `<!-- begin: NAME ... -->` marks."""
 RECORDS = ROOT / "bench" / "results" / "quality"
 FILES = ("results.json", "run.json")
 
 FULL = {method: next(iter(rows)) for method, rows in ABLATIONS.items()}
 """Method -> its name for people, which is the first row of its ablation table."""
-ALONE = "without distillation"
+ALONE, COMPLETE = "without distillation", "complete training"
 NOT_YET = "Not yet run.\n"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Rewrite or check the README; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.readme", description="Render the README's tables.")
-    parser.add_argument("--check", action="store_true", help="only say whether the README is up to date")
+    """Rewrite or check the documents; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.readme", description="Render the documents' tables.")
+    parser.add_argument("--check", action="store_true", help="only say whether the documents are up to date")
     parser.add_argument("--study", type=Path, metavar="DIR", help="folder of `make study` to take results from")
     parser.add_argument("--real", type=Path, metavar="DIR", help="folder of `make real` to take results from")
     args = parser.parse_args(argv)
@@ -48,13 +52,17 @@ def main(argv: list[str] | None = None) -> int:
     if args.real:
         for method, run in methods_in(args.real, "_ict_mmmo").items():
             take(run, _real_record(method))
-    old = README.read_text(encoding="utf-8")
-    new = render(old)
-    if args.check:
-        print("README.md is up to date" if new == old else "README.md is stale: run `make readme`")
-        return int(new != old)
-    write_text(README, new)
-    return 0
+    bodies = parts()
+    stale = False
+    for path, names in DOCUMENTS.items():
+        old = path.read_text(encoding="utf-8")
+        new = render(old, {name: bodies[name] for name in names}, path.name)
+        stale |= new != old
+        if args.check:
+            print(f"{path.name} is up to date" if new == old else f"{path.name} is stale: run `make readme`")
+        else:
+            write_text(path, new)
+    return int(args.check and stale)
 
 
 def methods_in(folder: Path, suffix: str) -> dict[str, Path]:
@@ -78,15 +86,23 @@ def take(run: Path, record: Path) -> None:
         shutil.copyfile(run / name, record / name)
 
 
-def render(text: str) -> str:
-    """The README with every generated part replaced by what the records say."""
-    parts = {f"study_{method}": study_table(method) for method in ABLATIONS}
-    parts |= {"methods": methods_table(), "ict_mmmo": real_table()}
-    for name, body in parts.items():
+def parts() -> dict[str, str]:
+    """Every generated part, by name: what the records say."""
+    studies = {f"study_{method}": study_table(method) for method in ABLATIONS}
+    return studies | {"methods": methods_table(), "ict_mmmo": real_table()}
+
+
+def render(text: str, bodies: dict[str, str], document: str) -> str:
+    """A document with its generated parts replaced.
+
+    Raises:
+        ValueError: a part is not there exactly once.
+    """
+    for name, body in bodies.items():
         pattern = re.compile(rf"(<!-- begin: {name} [^\n]*-->\n).*?(<!-- end: {name} -->)", re.DOTALL)
         text, found = pattern.subn(lambda match, body=body: match.group(1) + body + match.group(2), text)
         if found != 1:
-            raise ValueError(f"README.md has {found} parts named {name}; expected one")
+            raise ValueError(f"{document} has {found} parts named {name}; expected one")
     return text
 
 
@@ -100,10 +116,16 @@ def study_table(method: str) -> str:
 
 
 def methods_table() -> str:
-    """The methods, and their networks trained by themselves, on the same synthetic MOSI; each two methods compared."""
+    """The methods and their baselines on the same synthetic MOSI; the methods compared with each other.
+
+    Baselines: UMDF's network trained on complete samples, the others' trained without distillation.
+    """
     wanted = {name: _study_record(method, name) for method, name in FULL.items()}
     wanted |= {
-        f"{FULL[method]} {ALONE}": _study_record(method, ALONE) for method, rows in ABLATIONS.items() if ALONE in rows
+        f"{FULL[method]} {row}": _study_record(method, row)
+        for method, rows in ABLATIONS.items()
+        for row in (COMPLETE, ALONE)
+        if row in rows
     }
     records = _recorded(wanted)
     methods = [run for run in _runs(records) if run[0] in FULL.values()]

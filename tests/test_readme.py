@@ -1,4 +1,4 @@
-"""The README says what the records say."""
+"""The documents say what the records say."""
 
 import copy
 import json
@@ -23,17 +23,17 @@ def test_tables_are_rendered_from_the_records() -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_render_replaces_only_the_marked_parts(part: str) -> None:
-    text = readme.README.read_text(encoding="utf-8")
+    (document,) = (path for path, names in readme.DOCUMENTS.items() if part in names)
+    text = document.read_text(encoding="utf-8")
     marked = rf"(<!-- begin: {part} [^\n]*-->\n).*?(<!-- end: {part} -->)"
     broken = re.sub(marked, r"\1stale\n\2", text, flags=re.DOTALL)
     assert broken != text
-    assert readme.render(broken) == text
+    assert readme.render(broken, {part: readme.parts()[part]}, document.name) == text
 
 
 def test_a_part_that_is_missing_is_named() -> None:
-    text = readme.README.read_text(encoding="utf-8")
-    with pytest.raises(ValueError, match="0 parts named methods; expected one"):
-        readme.render(text.replace("begin: methods", "begin: method"))
+    with pytest.raises(ValueError, match="my.md has 0 parts named methods; expected one"):
+        readme.render("<!-- begin: method -->\n<!-- end: methods -->", {"methods": ""}, "my.md")
 
 
 class TestOtherRecords:
@@ -42,9 +42,10 @@ class TestOtherRecords:
     @pytest.fixture
     def records(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(readme, "RECORDS", tmp_path / "records")
-        monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+        self.document = tmp_path / "README.md"
+        monkeypatch.setattr(readme, "DOCUMENTS", {self.document: PARTS})
         parts = [f"<!-- begin: {part} (generated) -->\n<!-- end: {part} -->\n" for part in PARTS]
-        readme.README.write_text("".join(parts))
+        self.document.write_text("".join(parts))
         return tmp_path / "records"
 
     @pytest.fixture
@@ -67,7 +68,7 @@ class TestOtherRecords:
         shutil.copyfile(UMDF / "umdf" / "run.json", folder / "run.json")
 
     def parts(self) -> dict[str, str]:
-        text = readme.README.read_text()
+        text = self.document.read_text()
         return {
             part: text.split(f"<!-- begin: {part} (generated) -->\n")[1].split(f"<!-- end: {part} -->")[0]
             for part in PARTS
@@ -99,7 +100,7 @@ class TestOtherRecords:
         readme.main(["--study", str(runs)])
         text = self.parts()["methods"]
         assert text.startswith("F1 non0 (%) on synthetic, like mosi")
-        assert "trained for regression (UMDF) and classification-2 (CorrKD, CorrKD without distillation)" in text
+        assert "trained for regression (UMDF, UMDF complete training) and classification-2 (CorrKD, CorrKD without distillation)" in text
         assert "over seeds 1, 2, 3; " in text
         (difference,) = (line for line in text.splitlines() if line.startswith("| UMDF − "))
         cells = [cell.strip() for cell in difference.split("|")[1:-1]]
