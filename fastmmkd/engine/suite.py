@@ -67,7 +67,10 @@ def train_and_report(members: Sequence[Member], out: Path) -> None:
 
     datasets = {path: read_data(Path(path)) for path in dict.fromkeys(m.config.data.path for m in members)}
     for member in members:
-        check(member.config, datasets[member.config.data.path])
+        try:
+            check(member.config, datasets[member.config.data.path])
+        except UserError as error:
+            raise UserError(f"{member.name}: {error}") from error
     for member in members:
         print(f"{member.name}: {plan(member)}", flush=True)
     failed: dict[str, UserError] = {}

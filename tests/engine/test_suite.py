@@ -148,6 +148,13 @@ class TestMistakesAreFoundBeforeTraining:
         assert suite(files, tmp_path / "out") == 2
         assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none.h5'}: no such data file; ")
 
+    def test_data_that_do_not_fit_the_last_config(
+        self, configs: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        files = configs(first={}, last={"train": {"task": "regression", "batch_size": 41, "epochs": 1}})
+        assert suite(files, tmp_path / "out") == 2
+        assert capsys.readouterr().err.startswith("error: last: train.batch_size: 41, but ")
+
     def test_two_configs_of_one_name(
         self, configs: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
