@@ -25,7 +25,7 @@ from fastmmkd.files import make_directory, read_json, write_text
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
-    ROOT / "README.md": ("methods", "ict_mmmo"),
+    ROOT / "README.md": ("methods", "fresh", "ict_mmmo"),
     ROOT / "docs" / "ablations.md": tuple(f"study_{method}" for method in ABLATIONS),
 }
 """File -> its generated parts, in `<!-- begin: NAME ... -->` marks."""
@@ -34,6 +34,8 @@ FILES = ("results.json", "run.json")
 
 FULL = {method: next(iter(rows)) for method, rows in ABLATIONS.items()}
 """Method -> its name for people, which is the first row of its ablation table."""
+FRESH = "fresh"
+"""Folder of the comparisons that were repeated on another draw of the data."""
 ALONE, COMPLETE = "without distillation", "complete training"
 NOT_YET = "Not yet run.\n"
 
@@ -49,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         for method, runs in methods_in(args.study, "").items():
             for name in ABLATIONS[method]:
                 take(runs / slug(name), _study_record(method, name))
+        for run in sorted((args.study / FRESH).glob("*/*/")):
+            take(run, RECORDS / FRESH / run.parent.name / run.name)
     if args.real:
         for method, run in methods_in(args.real, "_ict_mmmo").items():
             take(run, _real_record(method))
@@ -89,7 +93,7 @@ def take(run: Path, record: Path) -> None:
 def parts() -> dict[str, str]:
     """Every generated part, by name: what the records say."""
     studies = {f"study_{method}": study_table(method) for method in ABLATIONS}
-    return studies | {"methods": methods_table(), "ict_mmmo": real_table()}
+    return studies | {"methods": methods_table("study"), "fresh": methods_table(FRESH), "ict_mmmo": real_table()}
 
 
 def render(text: str, bodies: dict[str, str], document: str) -> str:
@@ -115,23 +119,25 @@ def study_table(method: str) -> str:
     return _table(records, "f1_non0") + "\n" + _differences([(runs[0], other) for other in runs[1:]], "f1_non0")
 
 
-def methods_table() -> str:
-    """The methods and their baselines on the same synthetic MOSI; the methods compared with each other.
+def methods_table(study: str) -> str:
+    """The methods and their baselines on the same synthetic MOSI; each method compared with its own and with the others.
 
     Baselines: UMDF's network trained on complete samples, the others' trained without distillation.
     """
-    wanted = {name: _study_record(method, name) for method, name in FULL.items()}
-    wanted |= {
-        f"{FULL[method]} {row}": _study_record(method, row)
+    folders = {
+        (method, row): RECORDS / study / method / slug(row)
         for method, rows in ABLATIONS.items()
-        for row in (COMPLETE, ALONE)
+        for row in (FULL[method], COMPLETE, ALONE)
         if row in rows
     }
-    records = _recorded(wanted)
-    methods = [run for run in _runs(records) if run[0] in FULL.values()]
+    names = {key: key[1] if key[1] == FULL[key[0]] else f"{FULL[key[0]]} {key[1]}" for key in folders}
+    records = _recorded({names[key]: folder for key, folder in folders.items()})
+    runs = _runs(records)
+    methods = [run for run in runs if run[0] in FULL.values()]
     if len(methods) < 2:
         return NOT_YET
-    return _table(records, "f1_non0") + "\n" + _differences(list(combinations(methods, 2)), "f1_non0")
+    own = [(m, run) for m in methods for run in runs if run[0].startswith(f"{m[0]} ")]
+    return _table(records, "f1_non0") + "\n" + _differences(own + list(combinations(methods, 2)), "f1_non0")
 
 
 def real_table() -> str:

@@ -14,7 +14,7 @@ from fastmmkd.errors import UserError
 from fastmmkd.evaluation import results
 
 UMDF = readme.RECORDS / "study" / "umdf"
-PARTS = ("study_umdf", "study_corrkd", "study_hrlf", "methods", "ict_mmmo")
+PARTS = ("study_umdf", "study_corrkd", "study_hrlf", "methods", "fresh", "ict_mmmo")
 
 
 def test_tables_are_rendered_from_the_records() -> None:
@@ -100,12 +100,25 @@ class TestOtherRecords:
         readme.main(["--study", str(runs)])
         text = self.parts()["methods"]
         assert text.startswith("F1 non0 (%) on synthetic, like mosi")
-        assert "trained for regression (UMDF, UMDF complete training) and classification-2 (CorrKD, CorrKD without distillation)" in text
+        assert (
+            "trained for regression (UMDF, UMDF complete training) and classification-2 (CorrKD, CorrKD without distillation)"
+            in text
+        )
         assert "over seeds 1, 2, 3; " in text
-        (difference,) = (line for line in text.splitlines() if line.startswith("| UMDF − "))
+        (difference,) = (line for line in text.splitlines() if line.startswith("| UMDF − CorrKD "))
         cells = [cell.strip() for cell in difference.split("|")[1:-1]]
         assert cells[:2] == ["UMDF − CorrKD", "+1.10"]
         assert float(cells[2].removeprefix("< ")) < 0.01
+
+    def test_a_method_is_compared_with_its_own_baseline(self, records: Path, runs: Path) -> None:
+        shutil.move(runs / "umdf", runs / "fresh" / "umdf")
+        for row in ("corrkd", "without_distillation"):
+            shutil.copytree(runs / "corrkd" / row, runs / "fresh" / "corrkd" / row)
+        readme.main(["--study", str(runs)])
+        assert self.parts()["methods"] == "Not yet run.\n"
+        text = self.parts()["fresh"]
+        compared = [line.split("|")[1].strip() for line in text.splitlines() if " − " in line]
+        assert compared == ["UMDF − UMDF complete training", "CorrKD − CorrKD without distillation", "UMDF − CorrKD"]
 
     def test_only_regressions_are_in_the_table_of_mae(self, records: Path, runs: Path) -> None:
         readme.main(["--real", str(runs)])
