@@ -120,7 +120,7 @@ def study_table(method: str) -> str:
 
 
 def methods_table(study: str) -> str:
-    """The methods and their baselines on the same synthetic MOSI; each method compared with its own and with the others.
+    """The methods and their baselines on the same synthetic MOSI; each compared with its own, and with the others.
 
     Baselines: UMDF's network trained on complete samples, the others' trained without distillation.
     """
