@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         for method, runs in methods_in(args.study, "").items():
             for name in ABLATIONS[method]:
                 take(runs / slug(name), _study_record(method, name))
-        for run in sorted((args.study / FRESH).glob("*/*/")):
+        for found in sorted((args.study / FRESH).glob(f"*/*/{results.FILE_NAME}")):
+            run = found.parent
             take(run, RECORDS / FRESH / run.parent.name / run.name)
     if args.real:
         for method, run in methods_in(args.real, "_ict_mmmo").items():
@@ -221,4 +222,7 @@ def _stated(facts: dict[str, str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
