@@ -1,0 +1,50 @@
+"""The plain baseline computes what the method computes, and is not handicapped by more parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench.plain import PlainUMDF
+from fastmmkd.config import UmdfLoss, UmdfModel
+from fastmmkd.methods.umdf import UMDF
+from fastmmkd.tasks import Task
+
+DIMS, BATCH, STEPS = (5, 4, 3), 3, 7
+
+
+def batch(task: Task) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    """One sample of the first version misses everything."""
+    generator = torch.Generator().manual_seed(1)
+    masks = [torch.rand(2 * BATCH, STEPS, generator=generator) < 0.6 for _ in DIMS]
+    for mask in masks:
+        mask[1] = False
+    features = [
+        torch.randn(2 * BATCH, STEPS, d, generator=generator, dtype=torch.float64) * mask.unsqueeze(-1)
+        for d, mask in zip(DIMS, masks, strict=True)
+    ]
+    if task.is_regression:
+        return features, masks, torch.randn(BATCH, generator=generator, dtype=torch.float64)
+    return features, masks, torch.randint(0, 2, (BATCH, task.problems), generator=generator)
+
+
+@pytest.mark.parametrize("kind", ["explicit", "sdpa"])
+@pytest.mark.parametrize("name", ["regression", "emotions-binary"])
+def test_plain_umdf_equals_umdf(name, kind) -> None:
+    torch.manual_seed(0)
+    task = Task(name)
+    block = UmdfModel(width=8, heads=2, mcim_layers=2, encoder_layers=2)
+    umdf = UMDF(block, UmdfLoss(lambda_fea=0.5, lambda_logits=2.0), task, DIMS).double()
+    plain = PlainUMDF(umdf, kind).double()
+    features, masks, targets = batch(task)
+    loss, _ = umdf([x[None] for x in features], [m[None] for m in masks], targets[None])
+    found = plain(features, masks, targets)
+    torch.testing.assert_close(found, loss)
+
+    assert sum(p.numel() for p in plain.parameters()) == sum(p.numel() for p in umdf.parameters())
+    loss.backward()
+    found.backward()
+    squares = [sum(p.grad.square().sum() for p in model.parameters()) for model in (plain, umdf)]
+    torch.testing.assert_close(*squares)
+    query = torch.stack([plain.mcim[0].attentions[i].query.weight.grad.T for i in range(9)])
+    torch.testing.assert_close(query, umdf.mcim[0].query.grad[0].flatten(0, 1))
