@@ -40,4 +40,4 @@ def cross_attention(
             raise ValueError(f"segment {i}: keys {tuple(key.shape)}, values {tuple(value.shape)}; expected {expected}")
         if mask.shape != expected[:3]:
             raise ValueError(f"segment {i}: key_mask is {tuple(mask.shape)}, keys need {expected[:3]}")
-    return implementation("cross_attention", query.device)(query, keys, values, key_masks, heads)
+    return implementation("cross_attention", query)(query, keys, values, key_masks, heads)
