@@ -14,6 +14,8 @@
 #endif
 
 TORCH_LIBRARY_IMPL(fastmmkd, CPU, m) {
+  m.impl("cross_attention", fastmmkd::cross_attention);
+  m.impl("cross_attention_backward", fastmmkd::cross_attention_backward);
   m.impl("residual_layer_norm", fastmmkd::residual_layer_norm);
   m.impl("residual_layer_norm_backward", fastmmkd::residual_layer_norm_backward);
 }

@@ -6,7 +6,7 @@ Kernels register themselves per device: csrc/ for the CPU. Nothing here computes
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -112,3 +112,91 @@ def residual_layer_norm(
 ) -> torch.Tensor:
     """See `fastmmkd.ops.residual_layer_norm`; float32 and bfloat16 in any mixture."""
     return _residual_layer_norm(x, residual, weight, bias, eps)[0]
+
+
+def _cross_attention_fake(
+    query: torch.Tensor,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    key_masks: Sequence[torch.Tensor],
+    heads: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    groups, batch, queries, _ = query.shape
+    return query.new_empty(query.shape), query.new_empty((groups, batch, heads, 2, queries), dtype=torch.float32)
+
+
+def _cross_attention_backward_fake(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    key_masks: Sequence[torch.Tensor],
+    out: torch.Tensor,
+    statistics: torch.Tensor,
+    heads: int,
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    return (
+        query.new_empty(query.shape),
+        [x.new_empty(x.shape) for x in keys],
+        [x.new_empty(x.shape) for x in values],
+    )
+
+
+_cross_attention = _define(
+    "cross_attention",
+    "(Tensor query, Tensor[] keys, Tensor[] values, Tensor[] key_masks, int heads) -> (Tensor out, Tensor statistics)",
+    _cross_attention_fake,
+)
+_cross_attention_backward = _define(
+    "cross_attention_backward",
+    "(Tensor grad, Tensor query, Tensor[] keys, Tensor[] values, Tensor[] key_masks, Tensor out, Tensor statistics,"
+    " int heads) -> (Tensor grad_query, Tensor[] grad_keys, Tensor[] grad_values)",
+    _cross_attention_backward_fake,
+)
+
+
+class _CrossAttention(torch.autograd.Function):
+    """Autograd sees tensors only as arguments of their own, so the segments come one after another."""
+
+    @staticmethod
+    def forward(ctx: Any, keyset: DispatchKeySet, heads: int, query: torch.Tensor, *segments: torch.Tensor) -> Any:
+        n = len(segments) // 3
+        keys, values, masks = segments[:n], segments[n : 2 * n], segments[2 * n :]
+        out, statistics = _below(_cross_attention, keyset, query, keys, values, masks, heads)
+        ctx.save_for_backward(query, out, statistics, *segments)
+        ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)
+        ctx.heads = heads
+        return out, statistics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor | None, _: None) -> Any:
+        query, out, statistics, *segments = ctx.saved_tensors
+        if grad is None:
+            return (None,) * (3 + len(segments))
+        n = len(segments) // 3
+        keys, values, masks = segments[:n], segments[n : 2 * n], segments[2 * n :]
+        grad_query, grad_keys, grad_values = _cross_attention_backward(
+            grad, query, keys, values, masks, out, statistics, ctx.heads
+        )
+        return None, None, grad_query, *grad_keys, *grad_values, *(None,) * n
+
+
+_differentiate(
+    _cross_attention,
+    lambda keyset, query, keys, values, key_masks, heads: _CrossAttention.apply(
+        keyset, heads, query, *keys, *values, *key_masks
+    ),
+)
+
+
+def cross_attention(
+    query: torch.Tensor,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    key_masks: Sequence[torch.Tensor],
+    heads: int,
+) -> torch.Tensor:
+    """See `fastmmkd.ops.cross_attention`; float32 or bfloat16, one for all."""
+    return _cross_attention(query, keys, values, key_masks, heads)[0]

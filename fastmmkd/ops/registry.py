@@ -67,7 +67,9 @@ def explain(op: str, *example: torch.Tensor | torch.device | str) -> Choice:
     obstacle = _cpp_obstacle(op, kind, tensors)
     forced, source = _forcing()
     if not forced:
-        return Choice(op, "reference", obstacle) if obstacle else Choice(op, "cpp", f"compiled kernels for {kind} tensors")
+        return (
+            Choice(op, "reference", obstacle) if obstacle else Choice(op, "cpp", f"compiled kernels for {kind} tensors")
+        )
     if forced not in PROVIDERS:
         raise UserError(f"{source}={forced}: not a provider; expected one of {', '.join(PROVIDERS)}")
     if forced not in _implementations[op]:
