@@ -34,13 +34,13 @@ def draw(shape, dtype=torch.float32, residual_dtype=None, parameter_dtype=None, 
     return [*inputs, *(p.to(parameter_dtype or dtype) for p in (weight, bias))], grad.to(dtype)
 
 
-def check(inputs, grad) -> None:
+def check(inputs, grad, terms=1.0) -> None:
     with poisoned_memory():
         actual = value_and_gradients(fast, inputs, grad)
     plain = value_and_gradients(reference.residual_layer_norm, inputs, grad)
     exact = value_and_gradients(reference.residual_layer_norm, [x.double() for x in inputs], grad)
     for i, name in enumerate(NAMES):
-        assert_as_exact(name, actual[i], plain[i], exact[i], 3 if i else 2)
+        assert_as_exact(name, actual[i], plain[i], exact[i], 3 if i else 2, terms)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -60,7 +60,7 @@ def test_every_mixture_of_dtypes(dtype, residual_dtype) -> None:
 @settings(deadline=None, max_examples=30)
 @given(shape=st.lists(st.integers(1, 20), min_size=2, max_size=4), seed=st.integers(0, 1000))
 def test_any_shape(shape, seed) -> None:
-    check(*draw(tuple(shape), seed=seed))
+    check(*draw(tuple(shape), seed=seed), terms=100.0 if shape[-1] < 3 else 3.0)  # 1 / deviation of two values is large
 
 
 def test_no_rows() -> None:
