@@ -47,6 +47,8 @@ namespace fastmmkd {
 
 namespace {
 
+constexpr int64_t PAIRS = 16384;  // of a query and a key: worth a thread
+
 at::Tensor with_adjacent_features(const at::Tensor& x) {
   return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous();
 }
@@ -104,7 +106,8 @@ Attention attention_of(Inputs& inputs, const at::Tensor& query, at::TensorList k
 void run(const Attention& a, int64_t groups) {
   const int64_t features = std::max<int64_t>(a.width / a.heads, 4) + 4;  // filled up
   const int64_t room = (a.longest + 15) / 16 * 16, arrays = 4 * features + 2;
-  at::parallel_for(0, groups * a.batch * a.heads, 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = PAIRS / (a.queries * a.longest + 1) + 1;
+  at::parallel_for(0, groups * a.batch * a.heads, grain, [&](int64_t begin, int64_t end) {
     const Scratch memory(arrays * room + 20 * (features + 32) + 2 * a.segment_count);
     FASTMMKD_CALL(attention, a, begin, end, memory.floats());
   });
