@@ -6,6 +6,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define FASTMMKD_X86 1
+#include <immintrin.h>
 #else
 #define FASTMMKD_X86 0
 #endif

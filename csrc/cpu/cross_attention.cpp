@@ -5,9 +5,6 @@
 
 #include <cmath>
 #include <cstring>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include "common/check.h"
 #include "cpu/operations.h"
