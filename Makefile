@@ -57,4 +57,4 @@ readme: setup
 	$(BIN)/python -m bench.readme
 
 clean:
-	rm -rf .venv runs data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv runs data build fastmmkd/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -56,13 +56,13 @@ _forced: list[str] = []
 
 
 def explain(op: str, *example: torch.Tensor | torch.device | str) -> Choice:
-    """Which implementation of `op` runs for tensors like the examples, or for float32 tensors on a device.
+    """Which implementation of `op` runs for tensors like the examples, or for tensors on a device.
 
     Raises:
         UserError: a forced provider does not exist, or cannot run `op` here.
     """
     device = example[0] if example else "cpu"
-    tensors = tuple(x for x in example if isinstance(x, torch.Tensor)) or (torch.empty(0, device="meta"),)
+    tensors = tuple(x for x in example if isinstance(x, torch.Tensor))
     kind = device.device.type if isinstance(device, torch.Tensor) else torch.device(device).type
     obstacle = _cpp_obstacle(op, kind, tensors)
     forced, source = _forcing()

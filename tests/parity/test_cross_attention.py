@@ -121,7 +121,7 @@ def test_flat_and_sharp_distributions(size, isa) -> None:
     seed=st.integers(0, 1000),
 )
 def test_any_shape_and_mask(groups, batch, queries, lengths, heads, head_width, present, seed) -> None:
-    check(draw(groups, batch, queries, lengths, heads, head_width, present=present, seed=seed))
+    check(draw(groups, batch, queries, lengths, heads, head_width, present=present, seed=seed), terms=4.0)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
@@ -157,11 +157,13 @@ def test_what_is_masked_is_never_read() -> None:
     assert all(torch.equal(a, b) for a, b in zip(case.run(fast), expected, strict=True))
 
 
-def test_a_nan_stays_one() -> None:
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_a_nan_stays_one(isa) -> None:
     case = draw(1, 2, 5, (20, 7), 2, 5, present=1.0)
     case.inputs[0][0, 0, 3, 0] = float("nan")
     case.inputs[2][0, 1, 2, 9] = float("nan")
-    out = fast(case.inputs[0], case.inputs[1:3], case.inputs[3:], case.masks, 2)
+    with instruction_set(isa):
+        out = fast(case.inputs[0], case.inputs[1:3], case.inputs[3:], case.masks, 2)
     assert out[0, 0, 3, :5].isnan().all()
     assert out[0, 1, :, 5:].isnan().all()
     assert out[0, 0, [0, 1, 2, 4]].isfinite().all()
