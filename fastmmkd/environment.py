@@ -12,9 +12,15 @@ from rich.table import Table
 
 from fastmmkd.engine.run import PACKAGES, commit, package_version
 from fastmmkd.errors import UserError
-from fastmmkd.ops import OPERATIONS, explain
+from fastmmkd.ops import OPERATIONS, explain, extension
 
-ENVIRONMENT_VARIABLES = ("FASTMMKD_PROVIDER", "DS_ACCELERATOR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+ENVIRONMENT_VARIABLES = (
+    "FASTMMKD_PROVIDER",
+    "FASTMMKD_ISA",
+    "DS_ACCELERATOR",
+    "OMP_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+)
 
 
 def print_environment() -> None:
@@ -25,7 +31,9 @@ def print_environment() -> None:
     for name in PACKAGES:
         facts.add_row(name, package_version(name) or "not installed")
     facts.add_row("commit", commit() or "not a checkout")
-    facts.add_row("compiled extension", "none: this version computes with PyTorch's own operations")
+    facts.add_row("compiled extension", extension.missing or "loaded")
+    for name, value in extension.build_info().items():
+        facts.add_row(f"  {name}", value)
     console.print(facts)
     console.print(_devices())
     console.print(_operations())

@@ -27,7 +27,7 @@ def cross_attention(
         and sends gradient 0.
 
     Raises:
-        ValueError: segments disagree with each other or with the query in number, shape, or mask.
+        ValueError: segments disagree with each other or with the query in number, shape, dtype, or mask.
     """
     groups, batch, _, width = query.shape
     if not len(keys) == len(values) == len(key_masks) or not keys:
@@ -38,6 +38,8 @@ def cross_attention(
         expected = (groups, batch, key.shape[2], width)
         if key.shape != expected or value.shape != expected:
             raise ValueError(f"segment {i}: keys {tuple(key.shape)}, values {tuple(value.shape)}; expected {expected}")
+        if key.dtype != query.dtype or value.dtype != query.dtype:
+            raise ValueError(f"segment {i}: keys {key.dtype}, values {value.dtype}; query is {query.dtype}")
         if mask.shape != expected[:3]:
             raise ValueError(f"segment {i}: key_mask is {tuple(mask.shape)}, keys need {expected[:3]}")
-    return implementation("cross_attention", query.device)(query, keys, values, key_masks, heads)
+    return implementation("cross_attention", query)(query, keys, values, key_masks, heads)

@@ -19,4 +19,4 @@ def gaussian_mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """
     if x.shape != y.shape or x.dim() != 3:
         raise ValueError(f"x is {tuple(x.shape)}, y is {tuple(y.shape)}; expected [G, N, d] twice")
-    return implementation("gaussian_mmd", x.device)(x, y)
+    return implementation("gaussian_mmd", x, y)(x, y)

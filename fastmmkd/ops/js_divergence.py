@@ -16,4 +16,4 @@ def js_divergence(logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tenso
     """
     if logits_a.shape != logits_b.shape or logits_a.dim() != 3:
         raise ValueError(f"logits are {tuple(logits_a.shape)} and {tuple(logits_b.shape)}; expected [G, N, K] twice")
-    return implementation("js_divergence", logits_a.device)(logits_a, logits_b)
+    return implementation("js_divergence", logits_a, logits_b)(logits_a, logits_b)

@@ -33,4 +33,4 @@ def jsd_mutual_information(
             f"weight is {tuple(weight.shape)}, bias is {tuple(bias.shape)}; "
             f"left {tuple(left.shape)} needs {(groups, hidden)} and {(groups,)}"
         )
-    return implementation("jsd_mutual_information", left.device)(left, right, weight, bias)
+    return implementation("jsd_mutual_information", left, right, weight, bias)(left, right, weight, bias)

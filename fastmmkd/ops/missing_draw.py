@@ -40,6 +40,6 @@ def missing_draw(
     """
     if sample.dim() != 2 or seed.shape != sample.shape[:1]:
         raise ValueError(f"sample is {tuple(sample.shape)} and seed {tuple(seed.shape)}; expected [S, B] and [S]")
-    return implementation("missing_draw", sample.device)(
+    return implementation("missing_draw", *features)(
         features, frame_masks, present, sample, seed, epoch, versions, p_max, exact
     )

@@ -45,4 +45,4 @@ def pairwise_contrastive(
         )
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; expected one of {', '.join(REDUCTIONS)}")
-    return implementation("pairwise_contrastive", student.device)(student, teacher, eta, offset, reduction)
+    return implementation("pairwise_contrastive", student, teacher)(student, teacher, eta, offset, reduction)

@@ -33,4 +33,4 @@ def prototype_similarity(
         raise ValueError(
             f"classes are {tuple(classes.shape)} {classes.dtype}, student needs {tuple(student.shape[:2])} torch.int64"
         )
-    return implementation("prototype_similarity", student.device)(student, teacher, classes, count)
+    return implementation("prototype_similarity", student, teacher)(student, teacher, classes, count)

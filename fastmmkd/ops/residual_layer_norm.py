@@ -21,4 +21,4 @@ def residual_layer_norm(
         raise ValueError(f"x is {tuple(x.shape)}, residual is {tuple(residual.shape)}; expected the same shape")
     if weight.shape != (x.shape[0], x.shape[-1]):
         raise ValueError(f"weight is {tuple(weight.shape)}; expected {(x.shape[0], x.shape[-1])}")
-    return implementation("residual_layer_norm", x.device)(x, residual, weight, bias, eps)
+    return implementation("residual_layer_norm", x, residual, weight, bias)(x, residual, weight, bias, eps)

@@ -1,8 +1,13 @@
+import sys
+import sysconfig
+
 import pytest
 import torch
 
+import fastmmkd
 from fastmmkd import ops
 from fastmmkd.errors import UserError
+from fastmmkd.ops import extension, registry
 
 
 def test_explain_names_provider_and_reason() -> None:
@@ -28,3 +33,51 @@ def test_a_provider_that_cannot_run_fails_loudly(monkeypatch) -> None:
         ops.explain("js_divergence")
     with pytest.raises(UserError, match="not a provider"), ops.use_provider("fast"):
         pass
+
+
+def test_why_the_extension_does_not_run(monkeypatch) -> None:
+    x, half = torch.zeros(2), torch.zeros(2, dtype=torch.float16)
+    monkeypatch.setattr(extension, "missing", "")
+    assert ops.explain("residual_layer_norm", x).provider == "cpp"
+    assert (
+        ops.explain("residual_layer_norm", x, half).reason
+        == "the extension computes in float32 and bfloat16, not in float16"
+    )
+    assert ops.explain("residual_layer_norm", "cuda").reason == "the extension has no kernels for cuda"
+    monkeypatch.setitem(registry._implementations, "residual_layer_norm", {"reference": None})
+    assert ops.explain("residual_layer_norm", x).reason == "the extension has no residual_layer_norm"
+    monkeypatch.undo()
+    monkeypatch.setattr(extension, "missing", "the extension is not built: no C++ compiler")
+    assert ops.explain("residual_layer_norm", x).provider == "reference"
+    assert ops.explain("residual_layer_norm", x).reason == "the extension is not built: no C++ compiler"
+    message = "use_provider=cpp: residual_layer_norm cannot run: the extension is not built"
+    with ops.use_provider("cpp"), pytest.raises(UserError, match=message):
+        ops.residual_layer_norm(x[None], x[None], x[None], x[None])
+
+
+def test_double_precision_runs_the_reference_and_forcing_the_extension_on_it_fails(monkeypatch) -> None:
+    monkeypatch.setattr(extension, "missing", "")
+    x = torch.zeros(1, 2, dtype=torch.float64)
+    assert ops.residual_layer_norm(x, x, x, x).dtype == torch.float64
+    with ops.use_provider("cpp"), pytest.raises(UserError, match="cannot run: the extension computes in float32"):
+        ops.residual_layer_norm(x, x, x, x)
+
+
+def test_an_extension_that_does_not_load_is_a_reason_not_a_crash(monkeypatch) -> None:
+    broken = type("Broken", (), {"build_info": staticmethod(lambda: {"torch": "1.0.0"})})
+    monkeypatch.setitem(sys.modules, "fastmmkd._C", broken)
+    monkeypatch.setattr(fastmmkd, "_C", broken, raising=False)
+    assert extension._load() == (None, f"the extension was built for torch 1.0.0, this is torch {torch.__version__}")
+    monkeypatch.setitem(sys.modules, "fastmmkd._C", None)
+    monkeypatch.delattr(fastmmkd, "_C")
+    assert extension._load()[1].startswith("the extension is not built")
+
+
+def test_an_extension_with_unknown_symbols_is_a_reason_not_a_crash(tmp_path, monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "fastmmkd._C", raising=False)
+    monkeypatch.delattr(fastmmkd, "_C", raising=False)
+    monkeypatch.setattr(fastmmkd, "__path__", [str(tmp_path)])
+    (tmp_path / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"not a library")
+    module, reason = extension._load()
+    assert module is None
+    assert reason.startswith("the extension does not load: ")

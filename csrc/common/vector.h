@@ -1,0 +1,168 @@
+// Vectors of 32-bit lanes in the compiler's own notation; included once per instruction set by each_isa.h.
+
+#define FASTMMKD_INLINE static inline __attribute__((always_inline))
+
+constexpr int LANES = FASTMMKD_LANES;  // of the widest register
+
+template <int W>
+struct Lanes {
+  typedef float Float __attribute__((vector_size(4 * W)));
+  typedef int32_t Int __attribute__((vector_size(4 * W)));
+  typedef uint32_t Word __attribute__((vector_size(4 * W)));
+  typedef uint16_t Half __attribute__((vector_size(2 * W)));
+};
+
+template <int W>
+using Floats = typename Lanes<W>::Float;
+using Vector = Floats<LANES>;
+
+template <int W>
+FASTMMKD_INLINE Floats<W> load(const float* from) {
+  Floats<W> x;
+  __builtin_memcpy(&x, from, sizeof x);
+  return x;
+}
+
+// bfloat16 is the upper half of a float32.
+template <int W>
+FASTMMKD_INLINE Floats<W> load(const c10::BFloat16* from) {
+  typename Lanes<W>::Half half;
+  __builtin_memcpy(&half, from, sizeof half);
+  return (Floats<W>)(__builtin_convertvector(half, typename Lanes<W>::Word) << 16);
+}
+
+template <int W>
+FASTMMKD_INLINE void store(float* to, Floats<W> x) {
+  __builtin_memcpy(to, &x, sizeof x);
+}
+
+// Rounds to nearest even; a NaN stays one.
+template <int W>
+FASTMMKD_INLINE void store(c10::BFloat16* to, Floats<W> x) {
+  using Word = typename Lanes<W>::Word;
+  const Word bits = (Word)x;
+  const Word rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  const auto half = __builtin_convertvector(x == x ? rounded : rounded - rounded + 0x7FC0, typename Lanes<W>::Half);
+  __builtin_memcpy(to, &half, sizeof half);
+}
+
+FASTMMKD_INLINE float scalar(float x) {
+  return x;
+}
+
+FASTMMKD_INLINE float scalar(c10::BFloat16 x) {
+  uint32_t word = (uint32_t)x.x << 16;
+  float value;
+  __builtin_memcpy(&value, &word, 4);
+  return value;
+}
+
+FASTMMKD_INLINE void assign(float& to, float x) {
+  to = x;
+}
+
+FASTMMKD_INLINE void assign(c10::BFloat16& to, float x) {
+  store<1>(&to, Floats<1>{x});
+}
+
+template <int W>
+FASTMMKD_INLINE float sum(Floats<W> x) {
+  if constexpr (W == 1) {
+    return x[0];
+  } else {
+    Floats<W / 2> low, high;
+    __builtin_memcpy(&low, &x, sizeof low);
+    __builtin_memcpy(&high, reinterpret_cast<const char*>(&x) + sizeof low, sizeof high);
+    return sum<W / 2>(low + high);
+  }
+}
+
+FASTMMKD_INLINE Vector add(Vector a, Vector b) {
+  return a + b;
+}
+
+FASTMMKD_INLINE Vector maximum(Vector a, Vector b) {  // of a NaN and a number: b
+  return a > b ? a : b;
+}
+
+typedef Vector (*Join)(Vector, Vector);
+
+constexpr int SLACK = LANES;  // floats that `fold` may write behind its results
+
+#if FASTMMKD_LANES == 16
+// Lanes l with (l & H) == 0: a[l] joined with a[l ^ H]; the others: the same of b.
+template <Join JOIN, int H>
+FASTMMKD_INLINE Vector fold_two(Vector a, Vector b) {
+  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512i other = _mm512_xor_si512(lane, _mm512_set1_epi32(H));
+  const __mmask16 second = H == 8 ? 0xFF00 : H == 4 ? 0xF0F0 : H == 2 ? 0xCCCC : 0xAAAA;
+  const __m512i crossed = _mm512_mask_add_epi32(other, second, other, _mm512_set1_epi32(16));
+  return JOIN(_mm512_mask_blend_ps(second, a, b), _mm512_permutex2var_ps(a, crossed, b));
+}
+
+// Joins all lanes of each of N vectors, N a power of 2: lane i of the result is that of vector i % N.
+template <Join JOIN, int N, int H = 8>
+FASTMMKD_INLINE Vector fold_power(const Vector* x) {
+  if constexpr (H == 0) {
+    return x[0];
+  } else if constexpr (H >= N) {
+    const Vector folded = fold_power<JOIN, N, H / 2>(x);
+    return fold_two<JOIN, H>(folded, folded);
+  } else {
+    Vector halves[H];
+#pragma GCC unroll 8
+    for (int i = 0; i < H; ++i) {
+      halves[i] = fold_two<JOIN, H>(x[i], x[i + H]);
+    }
+    return fold_power<JOIN, H, H / 2>(halves);
+  }
+}
+#endif
+
+// to[i]: all lanes of x[i] joined. Writes SLACK floats more.
+template <Join JOIN, int N>
+FASTMMKD_INLINE void fold(const Vector* x, float* to) {
+#if FASTMMKD_LANES == 16
+  constexpr int POWER = N >= 16 ? 16 : N >= 8 ? 8 : N >= 4 ? 4 : N >= 2 ? 2 : 1;
+  store<LANES>(to, fold_power<JOIN, POWER>(x));
+  if constexpr (N > POWER) {
+    fold<JOIN, N - POWER>(x + POWER, to + POWER);
+  }
+#else
+  for (int i = 0; i < N; ++i) {
+    Vector joined = x[i];
+    for (int h = LANES / 2; h > 0; h /= 2) {
+      Vector moved = joined;
+      for (int l = 0; l < h; ++l) {
+        moved[l] = joined[l + h];
+      }
+      joined = JOIN(joined, moved);
+    }
+    to[i] = joined[0];
+  }
+#endif
+}
+
+// 2^x within 2 ulp; 0, or at most 2^-126, below the range; infinite above it.
+FASTMMKD_INLINE Vector exp2(Vector x) {
+#if FASTMMKD_LANES == 16
+  const Vector f = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
+  Vector p = f * 1.8775770963e-3f + 8.9893396703e-3f;
+  p = p * f + 5.5826317810e-2f;
+  p = p * f + 2.4015361751e-1f;
+  p = p * f + 6.9315307294e-1f;
+  p = p * f + 9.9999992511e-1f;
+  return _mm512_maskz_scalef_ps(0xFFFF, p, x);
+#else
+  using Int = Lanes<LANES>::Int;
+  x = x < -126.0f ? Vector{} - 126.0f : x;  // a NaN stays
+  const Vector shifted = x + 12582912.0f;  // 1.5 * 2^23: the nearest integer is in the low bits
+  const Vector f = x - (shifted - 12582912.0f);
+  Vector p = f * 1.327647497e-3f + 9.675541782e-3f;
+  p = p * f + 5.550713271e-2f;
+  p = p * f + 2.402211972e-1f;
+  p = p * f + 6.931469670e-1f;
+  p = p * f + 1.0f;
+  return (Vector)((Int)p + ((Int)shifted << 23));
+#endif
+}

@@ -1,0 +1,80 @@
+"""How a compiled implementation is held to the fp64 reference: by the error of plain PyTorch in the same precision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from fastmmkd.ops import extension
+
+needs_extension = pytest.mark.skipif(bool(extension.missing), reason=extension.missing or "-")
+INSTRUCTION_SETS = extension.build_info().get("instruction sets", "baseline").split(", ")
+
+FLOOR = {torch.float32: 1e-6, torch.bfloat16: 2e-3}
+"""An error, relative to the largest value, that is always allowed: a few roundings."""
+BOUND = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+"""The error, relative to the largest value, that is never allowed to a kernel unless plain PyTorch makes it too."""
+CANCELLED = 2e-6
+"""What may be left of a sum of terms of size 1 that is 0."""
+
+
+def assert_as_exact(
+    name: str, fast: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor, factor: float = 2.0, terms: float = 1.0
+) -> None:
+    """`fast` errs at most `factor` times as much as `plain`, both against `exact`, a sum of terms of size `terms`."""
+    assert fast.shape == exact.shape
+    assert fast.dtype == plain.dtype
+    if exact.numel() == 0:
+        return
+    scale = exact.abs().max().item()
+    error, plain_error = ((x.double() - exact).abs().max().item() for x in (fast, plain))
+    allowed = factor * plain_error + FLOOR[fast.dtype] * scale
+    allowed = min(allowed, max(BOUND[fast.dtype] * scale, plain_error)) + CANCELLED * terms
+    assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}, largest value {scale:.2e}"
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Uninitialised tensors hold NaN, so that an element that nobody writes is seen."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """The kernels use this instruction set."""
+    extension.module.set_isa(name)
+    try:
+        yield
+    finally:
+        extension.module.set_isa(os.environ.get("FASTMMKD_ISA", ""))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch's intra-op threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def value_and_gradients(
+    function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], grad: torch.Tensor
+) -> list[torch.Tensor]:
+    """`function(*inputs)` and the gradients of its product with `grad` in every input."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
