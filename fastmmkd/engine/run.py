@@ -37,6 +37,7 @@ from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
 from fastmmkd.evaluation.run_results import write_run_results
 from fastmmkd.files import make_directory, read_json, write_json
+from fastmmkd.ops import OPERATIONS, explain
 from fastmmkd.predictor import RUN_FILE, load, read_record, seed_directory
 
 PACKAGES = ("fastmmkd", "torch", "deepspeed", "numpy", "h5py", "triton")
@@ -164,6 +165,7 @@ def _check_or_write(path: Path, config: Config, placement: Placement, dataset: D
 
 def _session(placement: Placement) -> dict[str, Any]:
     """What a run was started, or resumed, on."""
+    example = torch.empty(0, dtype=placement.dtype, device=placement.device)
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit(),
@@ -171,6 +173,7 @@ def _session(placement: Placement) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if placement.device.type == "cuda" else platform.machine() + " CPU",
         "precision": placement.precision,
+        "operations": {op: explain(op, example).provider for op in OPERATIONS},
         "note": placement.note,
         "deepspeed": {key: value for key, value in placement.deepspeed.items() if key != "steps_per_print"},
         "world_size": world_size(),
