@@ -16,6 +16,7 @@
 TORCH_LIBRARY_IMPL(fastmmkd, CPU, m) {
   m.impl("residual_layer_norm", fastmmkd::residual_layer_norm);
   m.impl("residual_layer_norm_backward", fastmmkd::residual_layer_norm_backward);
+  m.impl("pairwise_contrastive", fastmmkd::pairwise_contrastive);
 }
 
 namespace {

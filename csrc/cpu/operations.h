@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include <array>
+
 namespace fastmmkd {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> residual_layer_norm(const at::Tensor& x, const at::Tensor& residual,
@@ -11,5 +13,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> residual_layer_norm(const at::Ten
 std::tuple<at::Tensor, at::Tensor, at::Tensor> residual_layer_norm_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
     const at::Tensor& mean, const at::Tensor& rstd);
+
+// Losses, and the gradients of the inputs that `wanted` names, see fastmmkd/ops/library_losses.py.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_contrastive(const at::Tensor& student,
+                                                                    const at::Tensor& teacher, double eta,
+                                                                    int64_t offset, bool mean,
+                                                                    std::array<bool, 2> wanted);
 
 }  // namespace fastmmkd

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fastmmkd.errors import UserError
-from fastmmkd.ops import extension, library, reference
+from fastmmkd.ops import extension, library, library_losses, reference
 
 PROVIDERS = ("triton", "cuda", "cpp", "reference")
 """All providers, the preferred first."""
@@ -47,7 +47,7 @@ class Choice:
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {
     op: {
         name: getattr(module, op)
-        for name, module in (("cpp", library), ("reference", reference))
+        for name, module in (("cpp", library), ("cpp", library_losses), ("reference", reference))
         if hasattr(module, op)
     }
     for op in OPERATIONS
@@ -67,7 +67,9 @@ def explain(op: str, *example: torch.Tensor | torch.device | str) -> Choice:
     obstacle = _cpp_obstacle(op, kind, tensors)
     forced, source = _forcing()
     if not forced:
-        return Choice(op, "reference", obstacle) if obstacle else Choice(op, "cpp", f"compiled kernels for {kind} tensors")
+        return (
+            Choice(op, "reference", obstacle) if obstacle else Choice(op, "cpp", f"compiled kernels for {kind} tensors")
+        )
     if forced not in PROVIDERS:
         raise UserError(f"{source}={forced}: not a provider; expected one of {', '.join(PROVIDERS)}")
     if forced not in _implementations[op]:

@@ -16,22 +16,25 @@ INSTRUCTION_SETS = extension.build_info().get("instruction sets", "baseline").sp
 
 FLOOR = {torch.float32: 1e-6, torch.bfloat16: 2e-3}
 """An error, relative to the largest value, that is always allowed: a few roundings."""
-BOUND = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
-"""The error, relative to the largest value, that never is."""
+BOUND = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+"""The error, relative to the largest value, that is never allowed to a kernel unless plain PyTorch makes it too."""
+CANCELLED = 2e-6
+"""What may be left of a sum of terms of size 1 that is 0."""
 
 
 def assert_as_exact(
-    name: str, fast: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor, factor: float = 2.0
+    name: str, fast: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor, factor: float = 2.0, terms: float = 1.0
 ) -> None:
-    """`fast` errs at most `factor` times as much as `plain`, both against `exact`."""
+    """`fast` errs at most `factor` times as much as `plain`, both against `exact`, a sum of terms of size `terms`."""
     assert fast.shape == exact.shape
     assert fast.dtype == plain.dtype
     if exact.numel() == 0:
         return
-    scale = exact.abs().max().item() + 1e-30
-    error, plain_error = ((x.double() - exact).abs().max().item() / scale for x in (fast, plain))
-    allowed = min(factor * plain_error + FLOOR[fast.dtype], max(BOUND[fast.dtype], factor * plain_error))
-    assert error <= allowed, f"{name}: error {error:.2e} of the largest value, allowed {allowed:.2e}"
+    scale = exact.abs().max().item()
+    error, plain_error = ((x.double() - exact).abs().max().item() for x in (fast, plain))
+    allowed = factor * plain_error + FLOOR[fast.dtype] * scale
+    allowed = min(allowed, max(BOUND[fast.dtype] * scale, plain_error)) + CANCELLED * terms
+    assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}, largest value {scale:.2e}"
 
 
 @contextmanager
