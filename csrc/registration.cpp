@@ -17,6 +17,8 @@ TORCH_LIBRARY_IMPL(fastmmkd, CPU, m) {
   m.impl("residual_layer_norm", fastmmkd::residual_layer_norm);
   m.impl("residual_layer_norm_backward", fastmmkd::residual_layer_norm_backward);
   m.impl("pairwise_contrastive", fastmmkd::pairwise_contrastive);
+  m.impl("jsd_mutual_information", fastmmkd::jsd_mutual_information);
+  m.impl("gaussian_mmd", fastmmkd::gaussian_mmd);
 }
 
 namespace {

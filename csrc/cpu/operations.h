@@ -19,5 +19,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_contrastive(const at::Te
                                                                     const at::Tensor& teacher, double eta,
                                                                     int64_t offset, bool mean,
                                                                     std::array<bool, 2> wanted);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> jsd_mutual_information(
+    const at::Tensor& left, const at::Tensor& right, const at::Tensor& weight, const at::Tensor& bias,
+    std::array<bool, 4> wanted);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gaussian_mmd(const at::Tensor& x, const at::Tensor& y,
+                                                            std::array<bool, 2> wanted);
 
 }  // namespace fastmmkd

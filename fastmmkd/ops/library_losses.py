@@ -76,3 +76,28 @@ def pairwise_contrastive(
     """See `fastmmkd.ops.pairwise_contrastive`."""
     wanted = _wanted(student, teacher)
     return _pairwise_contrastive(student, teacher, eta, offset, reduction == "mean", wanted)[0]
+
+
+_jsd_mutual_information = _define_loss(
+    "jsd_mutual_information",
+    "(Tensor left, Tensor right, Tensor weight, Tensor bias, bool[4] wanted)"
+    " -> (Tensor loss, Tensor grad_left, Tensor grad_right, Tensor grad_weight, Tensor grad_bias)",
+    4,
+)
+
+
+def jsd_mutual_information(
+    left: torch.Tensor, right: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """See `fastmmkd.ops.jsd_mutual_information`."""
+    return _jsd_mutual_information(left, right, weight, bias, _wanted(left, right, weight, bias))[0]
+
+
+_gaussian_mmd = _define_loss(
+    "gaussian_mmd", "(Tensor x, Tensor y, bool[2] wanted) -> (Tensor loss, Tensor grad_x, Tensor grad_y)", 2
+)
+
+
+def gaussian_mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """See `fastmmkd.ops.gaussian_mmd`."""
+    return _gaussian_mmd(x, y, _wanted(x, y))[0]

@@ -27,7 +27,16 @@ def contrastive(groups: int, n: int, width: int) -> Case:
     return Case(inputs, (9.0, 1, "mean"), (9.0, 1, True))
 
 
-CASES = {"pairwise_contrastive": contrastive}
+def bound(groups: int, n: int, width: int) -> Case:
+    inputs = [normal(groups, n, width), normal(groups, n, width, seed=1)]
+    return Case([*inputs, normal(groups, width, seed=2, scale=0.3), normal(groups, seed=3)])
+
+
+def mmd(groups: int, n: int, width: int) -> Case:
+    return Case([normal(groups, n, width), normal(groups, n, width, seed=1)])
+
+
+CASES = {"pairwise_contrastive": contrastive, "jsd_mutual_information": bound, "gaussian_mmd": mmd}
 every_loss = pytest.mark.parametrize("name", CASES)
 
 
