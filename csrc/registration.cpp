@@ -19,6 +19,8 @@ TORCH_LIBRARY_IMPL(fastmmkd, CPU, m) {
   m.impl("pairwise_contrastive", fastmmkd::pairwise_contrastive);
   m.impl("jsd_mutual_information", fastmmkd::jsd_mutual_information);
   m.impl("gaussian_mmd", fastmmkd::gaussian_mmd);
+  m.impl("prototype_similarity", fastmmkd::prototype_similarity);
+  m.impl("js_divergence", fastmmkd::js_divergence);
 }
 
 namespace {

@@ -24,5 +24,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> jsd_mutua
     std::array<bool, 4> wanted);
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gaussian_mmd(const at::Tensor& x, const at::Tensor& y,
                                                             std::array<bool, 2> wanted);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> prototype_similarity(const at::Tensor& student,
+                                                                    const at::Tensor& teacher,
+                                                                    const at::Tensor& classes, int64_t count,
+                                                                    std::array<bool, 2> wanted);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> js_divergence(const at::Tensor& logits_a, const at::Tensor& logits_b,
+                                                             std::array<bool, 2> wanted);
 
 }  // namespace fastmmkd

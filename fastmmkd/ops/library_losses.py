@@ -101,3 +101,30 @@ _gaussian_mmd = _define_loss(
 def gaussian_mmd(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """See `fastmmkd.ops.gaussian_mmd`."""
     return _gaussian_mmd(x, y, _wanted(x, y))[0]
+
+
+_prototype_similarity = _define_loss(
+    "prototype_similarity",
+    "(Tensor student, Tensor teacher, Tensor classes, int count, bool[2] wanted)"
+    " -> (Tensor loss, Tensor grad_student, Tensor grad_teacher)",
+    2,
+)
+
+
+def prototype_similarity(
+    student: torch.Tensor, teacher: torch.Tensor, classes: torch.Tensor, count: int
+) -> torch.Tensor:
+    """See `fastmmkd.ops.prototype_similarity`."""
+    return _prototype_similarity(student, teacher, classes, count, _wanted(student, teacher))[0]
+
+
+_js_divergence = _define_loss(
+    "js_divergence",
+    "(Tensor logits_a, Tensor logits_b, bool[2] wanted) -> (Tensor loss, Tensor grad_a, Tensor grad_b)",
+    2,
+)
+
+
+def js_divergence(logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
+    """See `fastmmkd.ops.js_divergence`."""
+    return _js_divergence(logits_a, logits_b, _wanted(logits_a, logits_b))[0]

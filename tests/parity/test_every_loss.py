@@ -32,11 +32,22 @@ def bound(groups: int, n: int, width: int) -> Case:
     return Case([*inputs, normal(groups, width, seed=2, scale=0.3), normal(groups, seed=3)])
 
 
-def mmd(groups: int, n: int, width: int) -> Case:
+def two(groups: int, n: int, width: int) -> Case:
     return Case([normal(groups, n, width), normal(groups, n, width, seed=1)])
 
 
-CASES = {"pairwise_contrastive": contrastive, "jsd_mutual_information": bound, "gaussian_mmd": mmd}
+def prototypes(groups: int, n: int, width: int) -> Case:
+    constants = (torch.arange(n).remainder(3).expand(groups, n), 4)
+    return Case([normal(groups, n, width), normal(groups, n, width, seed=1)], constants, constants)
+
+
+CASES = {
+    "pairwise_contrastive": contrastive,
+    "jsd_mutual_information": bound,
+    "gaussian_mmd": two,
+    "prototype_similarity": prototypes,
+    "js_divergence": two,
+}
 every_loss = pytest.mark.parametrize("name", CASES)
 
 
