@@ -13,9 +13,10 @@
 
 namespace fastmmkd {
 
-constexpr int64_t TILE = 8;    // rows
-constexpr int64_t PANEL = 32;  // other rows
-constexpr int64_t CHUNK = 64;  // rows that meet a panel before the next one is fetched
+constexpr int64_t TILE = 8;            // rows
+constexpr int64_t PANEL = 32;          // other rows
+constexpr int64_t CHUNK = 64;          // rows that meet a panel before the next one is fetched
+constexpr int64_t PRODUCTS = 262144;  // pairs times columns worth a thread
 
 // One side, [groups, count, width], in float32 and in up to two layouts.
 class Side {
@@ -64,7 +65,7 @@ class Side {
 template <typename F>
 void for_chunks(const Side& side, int64_t others, int64_t floats, const F& f) {
   const int64_t tiles = at::divup(side.count, TILE);
-  const int64_t grain = 65536 / (TILE * std::max<int64_t>(others * side.width, 1)) + 1;
+  const int64_t grain = PRODUCTS / (TILE * std::max<int64_t>(others * side.width, 1)) + 1;
   at::parallel_for(0, side.groups * tiles, grain, [&](int64_t begin, int64_t end) {
     const Scratch work(CHUNK * floats);
     while (begin < end) {

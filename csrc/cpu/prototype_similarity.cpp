@@ -88,7 +88,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> prototype_similarity(const at::Te
   }
 
   const auto for_blocks = [&](int64_t cost, const auto& f) {
-    const int64_t grain = 65536 / std::max<int64_t>(cost * ROWS_PER_BLOCK * stride, 1) + 1;
+    const int64_t grain = PRODUCTS / std::max<int64_t>(cost * ROWS_PER_BLOCK * stride, 1) + 1;
     at::parallel_for(0, groups * blocks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t block = i % blocks, first = block * ROWS_PER_BLOCK;

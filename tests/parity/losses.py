@@ -9,7 +9,13 @@ import torch
 
 from fastmmkd import ops
 from fastmmkd.ops import reference, use_provider
-from tests.parity.parity import assert_as_exact, poisoned_memory, value_and_gradients
+from tests.parity.parity import (
+    INSTRUCTION_SETS,
+    assert_as_exact,
+    instruction_set,
+    poisoned_memory,
+    value_and_gradients,
+)
 
 
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
@@ -29,15 +35,19 @@ def fast(name: str, inputs: Sequence[torch.Tensor], constants: Sequence[Any] = (
 
 
 def check(name: str, inputs: Sequence[torch.Tensor], constants: Sequence[Any] = ()) -> list[torch.Tensor]:
-    """Hold the compiled loss and gradients to the fp64 reference; returns them."""
-    found = fast(name, inputs, constants)
+    """Hold the compiled loss and gradients of every instruction set to the fp64 reference; returns the last."""
     grad = upstream(inputs[0].shape[0])
 
     def run(x: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return value_and_gradients(lambda *x: getattr(reference, name)(*x, *constants), x, grad)
 
-    for i, (actual, plain, exact) in enumerate(zip(found, run(inputs), run([x.double() for x in inputs]), strict=True)):
-        assert_as_exact(f"gradient {i}" if i else name, actual, plain, exact, 3 if i else 2)
+    plain, exact = run(inputs), run([x.double() for x in inputs])
+    for isa in INSTRUCTION_SETS:
+        with instruction_set(isa):
+            found = fast(name, inputs, constants)
+        for i, actual in enumerate(found):
+            what = f"gradient {i}" if i else name
+            assert_as_exact(f"{what}, {isa}", actual, plain[i], exact[i], 3 if i else 2)
     return found
 
 

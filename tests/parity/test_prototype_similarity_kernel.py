@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.parity.losses import DTYPES, SHAPES, check, fast, normal
-from tests.parity.parity import INSTRUCTION_SETS, instruction_set, needs_extension
+from tests.parity.parity import needs_extension
 
 pytestmark = needs_extension
 
@@ -22,12 +22,10 @@ def classes(groups, n, count):
     return (torch.where(drawn == 1, 0, drawn) if count > 2 else drawn), count
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_as_exact_as_plain_pytorch(dtype, isa) -> None:
-    with instruction_set(isa):
-        for i, shape in enumerate(SHAPES):
-            check(OP, draw(*shape, dtype), classes(*shape[:2], (1, 2, 3, 7)[i % 4]))
+def test_as_exact_as_plain_pytorch(dtype) -> None:
+    for i, shape in enumerate(SHAPES):
+        check(OP, draw(*shape, dtype), classes(*shape[:2], (1, 2, 3, 7)[i % 4]))
 
 
 def test_many_rows() -> None:
@@ -55,14 +53,12 @@ def test_nobody_has_a_class() -> None:
     assert all((x == 0).all() for x in gradients)
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_zero_rows_and_zero_prototypes(isa) -> None:
+def test_zero_rows_and_zero_prototypes() -> None:
     student, teacher = draw(2, 16, 12)
     student[:, ::5] = 0.0
     student[0, 3] = -student[0, 2]
     of_rows = torch.tensor([0, 0, 1, 1] + [2] * 12).expand(2, 16)
-    with instruction_set(isa):
-        _, grad_student, _ = check(OP, [student, teacher], (of_rows, 3))
+    _, grad_student, _ = check(OP, [student, teacher], (of_rows, 3))
     assert (grad_student[0, 2:4].abs().sum(-1) > 0).all()  # no gradient through their prototype 0, but as rows
 
 
