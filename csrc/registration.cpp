@@ -21,6 +21,7 @@ TORCH_LIBRARY_IMPL(fastmmkd, CPU, m) {
   m.impl("gaussian_mmd", fastmmkd::gaussian_mmd);
   m.impl("prototype_similarity", fastmmkd::prototype_similarity);
   m.impl("js_divergence", fastmmkd::js_divergence);
+  m.impl("missing_draw", fastmmkd::missing_draw);
 }
 
 namespace {

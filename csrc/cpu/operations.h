@@ -31,4 +31,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> prototype_similarity(const at::Te
 std::tuple<at::Tensor, at::Tensor, at::Tensor> js_divergence(const at::Tensor& logits_a, const at::Tensor& logits_b,
                                                              std::array<bool, 2> wanted);
 
+std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> missing_draw(
+    at::TensorList features, at::TensorList frame_masks, const at::Tensor& present, const at::Tensor& sample,
+    const at::Tensor& seed, const at::Tensor& epoch, int64_t versions, double p_max, bool exact);
+
 }  // namespace fastmmkd
