@@ -18,6 +18,12 @@ TORCH_LIBRARY_IMPL(fastmmkd, CPU, m) {
   m.impl("cross_attention_backward", fastmmkd::cross_attention_backward);
   m.impl("residual_layer_norm", fastmmkd::residual_layer_norm);
   m.impl("residual_layer_norm_backward", fastmmkd::residual_layer_norm_backward);
+  m.impl("pairwise_contrastive", fastmmkd::pairwise_contrastive);
+  m.impl("jsd_mutual_information", fastmmkd::jsd_mutual_information);
+  m.impl("gaussian_mmd", fastmmkd::gaussian_mmd);
+  m.impl("prototype_similarity", fastmmkd::prototype_similarity);
+  m.impl("js_divergence", fastmmkd::js_divergence);
+  m.impl("missing_draw", fastmmkd::missing_draw);
 }
 
 namespace {

@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include <array>
+
 namespace fastmmkd {
 
 std::tuple<at::Tensor, at::Tensor> cross_attention(const at::Tensor& query, at::TensorList keys, at::TensorList values,
@@ -17,5 +19,26 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> residual_layer_norm(const at::Ten
 std::tuple<at::Tensor, at::Tensor, at::Tensor> residual_layer_norm_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
     const at::Tensor& mean, const at::Tensor& rstd);
+
+// Losses, and the gradients of the inputs that `wanted` names, see fastmmkd/ops/library_losses.py.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_contrastive(const at::Tensor& student,
+                                                                    const at::Tensor& teacher, double eta,
+                                                                    int64_t offset, bool mean,
+                                                                    std::array<bool, 2> wanted);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> jsd_mutual_information(
+    const at::Tensor& left, const at::Tensor& right, const at::Tensor& weight, const at::Tensor& bias,
+    std::array<bool, 4> wanted);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> gaussian_mmd(const at::Tensor& x, const at::Tensor& y,
+                                                            std::array<bool, 2> wanted);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> prototype_similarity(const at::Tensor& student,
+                                                                    const at::Tensor& teacher,
+                                                                    const at::Tensor& classes, int64_t count,
+                                                                    std::array<bool, 2> wanted);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> js_divergence(const at::Tensor& logits_a, const at::Tensor& logits_b,
+                                                             std::array<bool, 2> wanted);
+
+std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> missing_draw(
+    at::TensorList features, at::TensorList frame_masks, const at::Tensor& present, const at::Tensor& sample,
+    const at::Tensor& seed, const at::Tensor& epoch, int64_t versions, double p_max, bool exact);
 
 }  // namespace fastmmkd

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from fastmmkd.errors import UserError
-from fastmmkd.ops import extension, library, reference
+from fastmmkd.ops import extension, library, library_draw, library_losses, reference
 
 PROVIDERS = ("triton", "cuda", "cpp", "reference")
 """All providers, the preferred first."""
@@ -47,7 +47,12 @@ class Choice:
 _implementations: dict[str, dict[str, Callable[..., Any]]] = {
     op: {
         name: getattr(module, op)
-        for name, module in (("cpp", library), ("reference", reference))
+        for name, module in (
+            ("cpp", library),
+            ("cpp", library_draw),
+            ("cpp", library_losses),
+            ("reference", reference),
+        )
         if hasattr(module, op)
     }
     for op in OPERATIONS

@@ -1,0 +1,57 @@
+"""What the parity tests of the losses share: inputs, and a loss with its gradients against the fp64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fastmmkd import ops
+from fastmmkd.ops import reference, use_provider
+from tests.parity.parity import (
+    INSTRUCTION_SETS,
+    assert_as_exact,
+    instruction_set,
+    poisoned_memory,
+    value_and_gradients,
+)
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    """Standard normal values times `scale`."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def upstream(groups: int) -> torch.Tensor:
+    """A different gradient per group, none of them 1."""
+    return torch.linspace(-1.7, 2.3, groups)
+
+
+def fast(name: str, inputs: Sequence[torch.Tensor], constants: Sequence[Any] = ()) -> list[torch.Tensor]:
+    """The compiled loss and its gradients in all inputs, in memory that starts as NaN."""
+    with use_provider("cpp"), poisoned_memory():
+        return value_and_gradients(lambda *x: getattr(ops, name)(*x, *constants), inputs, upstream(inputs[0].shape[0]))
+
+
+def check(name: str, inputs: Sequence[torch.Tensor], constants: Sequence[Any] = ()) -> list[torch.Tensor]:
+    """Hold the compiled loss and gradients of every instruction set to the fp64 reference; returns the last."""
+    grad = upstream(inputs[0].shape[0])
+
+    def run(x: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return value_and_gradients(lambda *x: getattr(reference, name)(*x, *constants), x, grad)
+
+    plain, exact = run(inputs), run([x.double() for x in inputs])
+    for isa in INSTRUCTION_SETS:
+        with instruction_set(isa):
+            found = fast(name, inputs, constants)
+        for i, actual in enumerate(found):
+            what = f"gradient {i}" if i else name
+            assert_as_exact(f"{what}, {isa}", actual, plain[i], exact[i], 3 if i else 2)
+    return found
+
+
+SIZES = (1, 2, 3, 16, 33, 64, 129)
+WIDTHS = (1, 3, 40, 120)
+SHAPES = [(groups, n, width) for groups in (1, 3) for n in SIZES for width in WIDTHS]
+DTYPES = (torch.float32, torch.bfloat16)

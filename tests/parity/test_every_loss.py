@@ -1,0 +1,171 @@
+"""What holds for every compiled loss, whatever it computes."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from fastmmkd import ops
+from fastmmkd.ops import use_provider
+from tests.parity.losses import fast, normal, upstream
+from tests.parity.parity import needs_extension, threads, value_and_gradients
+
+pytestmark = needs_extension
+
+
+class Case(NamedTuple):
+    """Arguments of the public function, and what the operation takes in the place of its constants."""
+
+    inputs: Sequence[torch.Tensor]
+    constants: Sequence[Any] = ()
+    schema: Sequence[Any] = ()
+
+
+def contrastive(groups: int, n: int, width: int) -> Case:
+    inputs = [normal(groups, n, width), normal(groups, n + 2, width, seed=1)]
+    return Case(inputs, (9.0, 1, "mean"), (9.0, 1, True))
+
+
+def bound(groups: int, n: int, width: int) -> Case:
+    inputs = [normal(groups, n, width), normal(groups, n, width, seed=1)]
+    return Case([*inputs, normal(groups, width, seed=2, scale=0.3), normal(groups, seed=3)])
+
+
+def two(groups: int, n: int, width: int) -> Case:
+    return Case([normal(groups, n, width), normal(groups, n, width, seed=1)])
+
+
+def prototypes(groups: int, n: int, width: int) -> Case:
+    constants = (torch.arange(n).remainder(3).expand(groups, n), 4)
+    return Case([normal(groups, n, width), normal(groups, n, width, seed=1)], constants, constants)
+
+
+CASES = {
+    "pairwise_contrastive": contrastive,
+    "jsd_mutual_information": bound,
+    "gaussian_mmd": two,
+    "prototype_similarity": prototypes,
+    "js_divergence": two,
+}
+every_loss = pytest.mark.parametrize("name", CASES)
+
+
+@every_loss
+def test_no_groups(name) -> None:
+    case = CASES[name](0, 3, 4)
+    loss, *gradients = fast(name, case.inputs, case.constants)
+    assert loss.shape == (0,)
+    assert [x.shape for x in gradients] == [x.shape for x in case.inputs]
+
+
+@every_loss
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_number_of_threads_does_not_matter(name, groups) -> None:
+    case = CASES[name](groups, 257, 120)
+    with threads(1):
+        one = fast(name, case.inputs, case.constants)
+    with threads(2):
+        two = fast(name, case.inputs, case.constants)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@every_loss
+def test_views_of_other_tensors(name) -> None:
+    case = CASES[name](3, 5, 8)
+    expected = fast(name, case.inputs, case.constants)
+    views = [x.transpose(0, -1).contiguous().transpose(0, -1) for x in case.inputs]
+    assert not views[0].is_contiguous()
+    for actual, other in zip(fast(name, views, case.constants), expected, strict=True):
+        assert torch.equal(actual, other)
+
+
+@every_loss
+@pytest.mark.parametrize("grad", [torch.ones(1).expand(3), torch.ones(6)[::2]])
+def test_upstream_gradients_of_any_layout(name, grad) -> None:
+    case = CASES[name](3, 5, 8)
+
+    def run(grad):
+        with use_provider("cpp"):
+            return value_and_gradients(lambda *x: getattr(ops, name)(*x, *case.constants), case.inputs, grad)
+
+    assert all(torch.equal(a, b) for a, b in zip(run(grad), run(torch.ones(3)), strict=True))
+
+
+@every_loss
+def test_gradients_are_only_of_what_wants_one(name) -> None:
+    case = CASES[name](2, 33, 40)
+    expected = fast(name, case.inputs, case.constants)
+    count = len(case.inputs)
+    op = getattr(torch.ops.fastmmkd, name)
+    for chosen in range(count):
+        wanted = [i == chosen for i in range(count)]
+        inputs = [x.clone().requires_grad_(is_wanted) for x, is_wanted in zip(case.inputs, wanted, strict=True)]
+        with use_provider("cpp"):
+            loss = getattr(ops, name)(*inputs, *case.constants)
+        (found,) = torch.autograd.grad(loss, inputs[chosen], upstream(2))
+        assert torch.equal(loss, expected[0])
+        assert torch.equal(found, expected[1 + chosen])
+        sizes = [x.numel() for x in op(*case.inputs, *case.schema, wanted)[1:]]
+        assert [size > 0 for size in sizes] == wanted
+
+
+@every_loss
+def test_without_gradients_none_is_computed(name, monkeypatch) -> None:
+    case = CASES[name](2, 5, 8)
+    inputs = [x.clone().requires_grad_() for x in case.inputs]
+    with use_provider("cpp"), torch.no_grad():
+        assert not getattr(ops, name)(*inputs, *case.constants).requires_grad
+    asked = []
+    monkeypatch.setattr(ops.library_losses, f"_{name}", lambda *args: asked.append(args[-1]) or (None,))
+    with use_provider("cpp"), torch.no_grad():
+        getattr(ops, name)(*inputs, *case.constants)
+    assert asked == [[False] * len(inputs)]
+
+
+@every_loss
+def test_the_operation_is_well_defined(name) -> None:
+    case = CASES[name](2, 5, 8)
+    op = getattr(torch.ops.fastmmkd, name).default
+    inputs = [x.requires_grad_() for x in case.inputs]
+    torch.library.opcheck(op, (*inputs, *case.schema, [True] * len(inputs)))
+    torch.library.opcheck(op, (*(x.detach() for x in inputs), *case.schema, [False] * len(inputs)))
+
+
+@every_loss
+def test_compiles_to_one_graph(name) -> None:
+    case = CASES[name](2, 5, 8)
+
+    def run(*inputs):
+        return getattr(ops, name)(*inputs, *case.constants)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for actual, expected in zip(
+        value_and_gradients(compiled, case.inputs, upstream(2)),
+        value_and_gradients(run, case.inputs, upstream(2)),
+        strict=True,
+    ):
+        assert torch.equal(actual, expected)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(name, dtype) -> None:
+    case = CASES[name](2, 5, 8)
+    inputs = [x.to(dtype) for x in case.inputs]
+    expected = fast(name, inputs, case.constants)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fast(name, inputs, case.constants)
+    assert found[0].dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@every_loss
+def test_differentiating_twice_is_refused(name) -> None:
+    case = CASES[name](1, 3, 4)
+    x = case.inputs[0].requires_grad_()
+    with use_provider("cpp"):
+        loss = getattr(ops, name)(x, *case.inputs[1:], *case.constants)
+    (gradient,) = torch.autograd.grad(loss.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
