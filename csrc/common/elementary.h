@@ -1,4 +1,4 @@
-// Elementary functions of vectors, within 2 ulp; a kernel header includes this inside the namespace of its instruction set.
+// Elementary functions of vectors, within 2 ulp; kernel headers include this in the namespace of an instruction set.
 
 // e^x for x <= 88; 0 below e^-87, exactly 1 for 0.
 FASTMMKD_INLINE Vector exponential(Vector x) {

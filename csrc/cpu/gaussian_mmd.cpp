@@ -1,5 +1,5 @@
-// UMDF eqs. 1 to 3 over pairs of rows. The bandwidth, the mean squared distance of all pairs, is twice the spread around
-// the mean and needs no pairs; kernel values and gradients are those of a tile at a time.
+// UMDF eqs. 1 to 3 over pairs of rows. The bandwidth, the mean squared distance of all pairs, follows from the spread
+// around the mean and needs no pairs; kernel values and gradients are those of a tile at a time.
 #include <array>
 #include <limits>
 #include <vector>

@@ -37,7 +37,7 @@ double diverge_rows(const Divergence& a, int64_t begin, int64_t end, float* work
     for (int64_t k = 0; k < a.classes; ++k) {
       float* at = work + k * LANES;
       const Vector log_a = load<LANES>(at), log_b = load<LANES>(at + size);
-      // With p the larger and q the smaller probability: ln(p / m) = ln(2 / (1 + q/p)), and ln(q / m) = ln(p / m) + ln(q/p).
+      // p the larger and q the smaller probability: ln(p/m) = ln(2 / (1 + q/p)), and ln(q/m) = ln(p/m) + ln(q/p).
       const Vector apart = log_a < log_b ? log_a - log_b : log_b - log_a;
       const Vector ratio = exponential(apart);
       const Vector of_larger = log_ratio((1.0f - ratio) / (3.0f + ratio)), of_smaller = of_larger + apart;

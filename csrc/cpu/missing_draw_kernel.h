@@ -1,7 +1,7 @@
 // See missing_draw.cpp; fastmmkd/ops/philox.py is the definition.
 
-// Philox4x32-10 of the counters (first + block, sample, epoch, version), as uniforms [blocks, 4] in [0, 1); writes LANES
-// blocks at a time.
+// Philox4x32-10 of the counters (first + block, sample, epoch, version), as uniforms [blocks, 4] in [0, 1); writes
+// LANES blocks at a time.
 void draw_uniforms(const DrawKey& key, uint32_t first, int64_t blocks, float* uniforms) {
   for (int64_t block = 0; block < blocks; block += LANES) {
     uint32_t words[4][LANES];

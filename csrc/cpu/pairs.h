@@ -1,4 +1,4 @@
-// Losses over all pairs of the rows of two sides: how the sides lie in memory and how the pairs are divided among threads.
+// Losses over all pairs of the rows of two sides: how the sides lie in memory, and which thread takes which rows.
 //
 // A tile of rows meets a panel of other rows at a time; sums over the pairs of a row run in the order of the panels and
 // never depend on the threads.
