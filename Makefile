@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MMMO_DIR ?= ../shared/data/ict_mmmo
 
-.PHONY: train test setup lint types check test-slow real study readme clean
+.PHONY: train test setup lint types check test-slow real study bench readme clean
 
 train: data/demo.h5
 	$(BIN)/python train.py --config configs/demo.json --output runs/demo --resume
@@ -57,6 +57,11 @@ study: data/synthetic_mosi.h5 data/fresh_mosi.h5
 	for method in CorrKD HRLF; do folder=$$(echo $$method | tr A-Z a-z); \
 		$(BIN)/fastmmkd ablate --config configs/study_$$folder.json --data data/fresh_mosi.h5 \
 		--only $$method --only "without distillation" --out runs/study/fresh/$$folder || exit; done
+
+# Time the CPU kernels and a training step on two threads; parity comes first. Then `make readme` takes the ratios over.
+bench: setup
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest bench --benchmark-enable --benchmark-only --benchmark-json=build/bench.json
+	OMP_NUM_THREADS=2 $(BIN)/python -m bench.table build/bench.json --record bench/results/speed/cpu.json
 
 # Write the README's tables from the results under bench/results.
 readme: setup

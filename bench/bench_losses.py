@@ -20,8 +20,6 @@ pytestmark = needs_extension
 WIDTH, HIDDEN = 120, 64
 CHECKED = 256
 """Rows that parity is asserted on."""
-PLAIN_PAIRS = 512 * 1024
-"""Pairs that plain PyTorch takes at once: it holds several tensors of WIDTH times as many."""
 
 
 class Case(NamedTuple):
@@ -64,31 +62,47 @@ def differentiate(module: Any, case: Case) -> list[torch.Tensor]:
     return value_and_gradients(lambda *x: getattr(module, case.op)(*x, *fixed), case.inputs[: case.learned], grad)
 
 
-def in_slices(case: Case) -> list[torch.Tensor]:
-    """Plain PyTorch's `pairwise_contrastive` of a batch whose pairs do not fit into memory at once."""
+def with_distances(case: Case) -> list[torch.Tensor]:
+    """`pairwise_contrastive` as one writes it in plain PyTorch where N^2 d numbers do not fit: `torch.cdist`."""
     (student, teacher), (eta, _, _) = case.inputs, case.constants
-    rows, step = student.shape[1], PLAIN_PAIRS // teacher.shape[1]
-    parts = [
-        differentiate(reference, case._replace(inputs=[student[:, i : i + step], teacher], constants=(eta, i, "sum")))
-        for i in range(0, rows, step)
-    ]
-    losses, gradients = zip(*parts, strict=True)
-    return [x / (rows * (rows - 1)) for x in (sum(losses), torch.cat(gradients, 1))]
+    student = student.detach().requires_grad_()
+    n = student.shape[1]
+    own = torch.eye(n, dtype=torch.bool)
+    negative = (eta - torch.cdist(student, teacher)).clamp_min(0).square().masked_fill(own, 0).sum((1, 2))
+    positive = (student - teacher).square().sum((1, 2))
+    loss = ((n - 1) * positive + negative) / (n * (n - 1))
+    return [loss.detach(), *torch.autograd.grad(loss.sum(), student)]
 
 
-@pytest.mark.parametrize("provider", ["reference", "cpp"])
-@pytest.mark.parametrize("case", cases(), ids=lambda case: f"{case.op}-{case.size}")
-def test_loss(case, provider, benchmark) -> None:
-    rows = case.inputs[0].shape[1]
+CONTENDERS = {
+    "plain PyTorch": lambda case: differentiate(reference, case),
+    "plain PyTorch, cdist": with_distances,
+    "ours": lambda case: differentiate(ops, case),
+}
+
+
+def contenders(case: Case) -> list[str]:
+    """Those that can run a case: the reference of the pairwise loss holds N^2 d numbers."""
+    if case.op != "pairwise_contrastive":
+        return ["plain PyTorch", "ours"]
+    return list(CONTENDERS)[1 if case.inputs[0].shape[1] > 1024 else 0 :]
+
+
+@pytest.mark.parametrize(
+    ("case", "contender"),
+    [(case, contender) for case in cases() for contender in contenders(case)],
+    ids=lambda x: f"{x.op}-{x.size}" if isinstance(x, Case) else x,
+)
+def test_loss(case: Case, contender: str, benchmark) -> None:
     assert ops.explain(case.op, *case.inputs).provider == "cpp"
     part = [x[:, :CHECKED] if x.dim() == 3 else x for x in case.inputs]
     constants = [x[:, :CHECKED] if isinstance(x, torch.Tensor) else x for x in case.constants]
     check(case.op, part, constants)
-    if provider == "cpp":
-        run, arguments = differentiate, (ops, case)
-    elif case.op == "pairwise_contrastive" and rows**2 > PLAIN_PAIRS:
-        run, arguments = in_slices, (case,)
-    else:
-        run, arguments = differentiate, (reference, case)
-    rounds = 100 if rows <= 64 else 5 if rows < 1024 or (provider == "cpp" and rows == 1024) else 1
-    benchmark.pedantic(run, arguments, rounds=rounds, warmup_rounds=rounds // 10)
+    if contender == "plain PyTorch, cdist":
+        few = case._replace(inputs=part)
+        for actual, expected in zip(with_distances(few), differentiate(reference, few), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
+    benchmark.group = f"{case.op}, {case.size}"
+    benchmark.name = contender
+    benchmark.extra_info["baselines"] = list(CONTENDERS)[:-1]
+    benchmark.pedantic(CONTENDERS[contender], (case,), rounds=30, warmup_rounds=3)

@@ -22,9 +22,9 @@ from fastmmkd.tasks import Task
 
 DIMS, BATCH, STEPS = (300, 74, 35), 16, 50
 MODEL = UmdfModel(width=40, heads=8, mcim_layers=4, encoder_layers=2)
-VARIANTS = ["plain eager", "plain sdpa", "reference", "ours"]
+VARIANTS = ["plain PyTorch", "scaled_dot_product", "our reference", "ours"]
 if os.environ.get("FASTMMKD_BENCH_COMPILE"):
-    VARIANTS.append("plain compiled")
+    VARIANTS.append("compiled")
 
 Batch = tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]
 
@@ -47,10 +47,10 @@ def make_step(variant: str, batch: Batch) -> tuple[Callable[[], None], torch.Ten
     torch.manual_seed(0)
     umdf = UMDF(MODEL, UmdfLoss(), Task("regression"), DIMS)
     features, masks, targets = batch
-    if variant.startswith("plain"):
-        model: torch.nn.Module = PlainUMDF(umdf, "sdpa" if variant == "plain sdpa" else "explicit")
+    if not variant.startswith("our"):
+        model: torch.nn.Module = PlainUMDF(umdf, "sdpa" if variant == "scaled_dot_product" else "explicit")
         arguments = [x[0] for x in features], [m[0] for m in masks], targets[0]
-        forward = torch.compile(model) if variant == "plain compiled" else model
+        forward = torch.compile(model) if variant == "compiled" else model
     else:
         model, arguments = umdf, (features, masks, targets)
         forward = lambda *a: umdf(*a)[0]  # noqa: E731
@@ -70,11 +70,11 @@ def make_step(variant: str, batch: Batch) -> tuple[Callable[[], None], torch.Ten
 @pytest.mark.parametrize("mix", [False, True], ids=["complete", "training mix"])
 def test_umdf_step(benchmark, variant: str, mix: bool) -> None:
     benchmark.group = f"UMDF step, {'training mix of missing patterns' if mix else 'nothing missing'}"
-    benchmark.extra_info["baselines"] = ["plain eager"]
+    benchmark.extra_info["baselines"] = ["plain PyTorch", "scaled_dot_product", "compiled"]
     benchmark.name = variant
     batch = make_batch(mix)
-    _, expected = make_step("plain eager", batch)
-    with ops.use_provider("reference") if variant == "reference" else nullcontext():
+    _, expected = make_step("plain PyTorch", batch)
+    with ops.use_provider("reference") if variant == "our reference" else nullcontext():
         step, loss = make_step(variant, batch)
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
         benchmark.pedantic(step, rounds=30, warmup_rounds=5)

@@ -1,54 +1,95 @@
-"""Print what `pytest bench --benchmark-json FILE` measured: `python -m bench.table FILE [FILE ...]`.
+"""Tables of what `pytest bench --benchmark-json FILE` measured: `python -m bench.table FILE [--record FILE]`.
 
-One table per group: median, spread, and how many times faster than each baseline. Benchmarks name their group and, in
-`extra_info["baselines"]`, the variants they are held against.
+Benchmarks name their group, themselves, and in `extra_info["baselines"]` the variants that they are held against.
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fastmmkd.engine.run import commit
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables
-from fastmmkd.files import read_json
+from fastmmkd.files import make_directory, read_json, write_json
+from fastmmkd.ops import extension
+
+OURS = "ours"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.table", description="Print benchmark results as tables.")
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="JSON that pytest-benchmark wrote")
+    parser.add_argument("file", type=Path, metavar="FILE", help="JSON that pytest-benchmark wrote, or a record")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="keep what the table needs here")
     args = parser.parse_args(argv)
-    for file in args.files:
-        record = read_json(file, "a pytest-benchmark JSON file")
-        if not isinstance(record, dict) or "benchmarks" not in record:
-            raise UserError(f"{file}: not a pytest-benchmark JSON file; expected the key benchmarks")
-        print(render(record))
+    found = read_json(args.file, "a pytest-benchmark JSON file")
+    if not isinstance(found, dict) or "benchmarks" not in found:
+        raise UserError(f"{args.file}: not a pytest-benchmark JSON file; expected the key benchmarks")
+    record = found if "fastmmkd" in found else summary(found)
+    if args.record:
+        make_directory(args.record.parent)
+        write_json(args.record, record)
+    print(render(record))
     return 0
 
 
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    """What a pytest-benchmark file says about times, and what they were taken on; nothing that names a machine."""
+    cpu = found["machine_info"].get("cpu", {})
+    return {
+        "fastmmkd": 1,
+        "date": found["datetime"][:10],
+        "commit": commit(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cpu": cpu.get("brand_raw") or platform.machine(),
+        "instruction set": extension.build_info().get("instruction set", "none"),
+        "benchmarks": [
+            {
+                "group": member["group"],
+                "name": member["name"],
+                "baselines": member["extra_info"].get("baselines", []),
+                **{key: member["stats"][key] for key in ("median", "q1", "q3", "rounds")},
+            }
+            for member in found["benchmarks"]
+        ],
+    }
+
+
 def render(record: dict[str, Any]) -> str:
-    """Markdown tables of one record, a group each."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for benchmark in record["benchmarks"]:
-        groups.setdefault(benchmark["group"] or "other", []).append(benchmark)
-    return "\n".join(f"**{name}**\n\n{_table(members)}" for name, members in groups.items())
-
-
-def _table(members: list[dict[str, Any]]) -> str:
-    medians = {member["name"]: member["stats"]["median"] for member in members}
-    baselines = list(dict.fromkeys(b for m in members for b in m["extra_info"].get("baselines", []) if b in medians))
-    header = ["variant", "median ms", "p25 to p75", "rounds", *(f"times faster than {name}" for name in baselines)]
+    """A Markdown table of one record: a row per group and variant."""
+    groups: dict[str, dict[str, dict[str, Any]]] = {}
+    for member in record["benchmarks"]:
+        groups.setdefault(member["group"], {})[member["name"]] = member
     rows = []
-    for member in members:
-        stats, name = member["stats"], member["name"]
-        spread = f"{_ms(stats['q1'])} to {_ms(stats['q3'])}"
-        ratios = [f"{medians[baseline] / medians[name]:.2f}" for baseline in baselines]
-        rows.append([name, _ms(stats["median"]), spread, str(stats["rounds"]), *ratios])
-    return tables.markdown_table(header, rows)
+    for group, members in groups.items():
+        ours = members.get(OURS)
+        for name, member in members.items():
+            spread = f"{_ms(member['q1'])} to {_ms(member['q3'])}"
+            ratio = f"{member['median'] / ours['median']:.2f}" if ours and name != OURS else tables.NONE
+            rows.append([group, name, _ms(member["median"]), spread, str(member["rounds"]), ratio])
+    return tables.markdown_table(["what", "variant", "median ms", "p25 to p75", "runs", "times as long as ours"], rows)
+
+
+def ratios(record: dict[str, Any]) -> str:
+    """A Markdown table for people in a hurry: how many times as long as ours each baseline takes."""
+    medians: dict[str, dict[str, float]] = {}
+    for member in record["benchmarks"]:
+        medians.setdefault(member["group"], {})[member["name"]] = member["median"]
+    baselines = list(dict.fromkeys(b for member in record["benchmarks"] for b in member["baselines"]))
+    rows = [
+        [group, *(f"{found[b] / found[OURS]:.1f}" if b in found else tables.NONE for b in baselines)]
+        for group, found in medians.items()
+        if OURS in found
+    ]
+    return tables.markdown_table(["times as long as ours", *baselines], rows)
 
 
 def _ms(seconds: float) -> str:

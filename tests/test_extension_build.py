@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fastmmkd.ops import extension
+
 ROOT = Path(__file__).parents[1]
 RUN_SETUP = "import runpy, sys; sys.argv = ['setup.py', '--name']; {}runpy.run_path('setup.py', run_name='__main__')"
 
@@ -35,6 +37,12 @@ def test_without_a_compiler_or_torch_the_package_is_pure_python(hide, variables,
     forced = run(["-c", RUN_SETUP.format(hide)], **variables, FASTMMKD_EXT="cpu")
     assert forced.returncode == 1
     assert forced.stderr.splitlines()[-1] == f"FASTMMKD_EXT=cpu: {reason}"
+
+
+def test_where_there_is_a_compiler_there_is_the_extension() -> None:
+    """Else every test that needs it would be left out, and nobody would notice."""
+    if os.environ.get("FASTMMKD_EXT") != "none" and shutil.which("c++"):
+        assert extension.missing == ""
 
 
 def test_leaving_the_extension_out_and_misspelling_it() -> None:
