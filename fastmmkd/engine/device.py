@@ -91,7 +91,7 @@ def prepare_process(config: Config) -> None:
         # LOCAL_SIZE is what the deepspeed launcher sets, LOCAL_WORLD_SIZE what torchrun does.
         local = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"]
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(local)))
-    _keep_freed_memory()
+    keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
     # A debugging aid that doubles a step on a CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -169,7 +169,7 @@ def _skip_shared_memory_build() -> None:
         pass  # another DeepSpeed version: it then builds what it wants
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep freed blocks: each step takes the same memory again, and page faults cost up to a third of it."""
     try:
         libc = ctypes.CDLL("libc.so.6")
