@@ -60,6 +60,7 @@ study: data/synthetic_mosi.h5 data/fresh_mosi.h5
 
 # Time the CPU kernels and a training step on two threads; parity comes first. Then `make readme` takes the ratios over.
 bench: setup
+	mkdir -p build
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest bench --benchmark-enable --benchmark-only --benchmark-json=build/bench.json
 	OMP_NUM_THREADS=2 $(BIN)/python -m bench.table build/bench.json --record bench/results/speed/cpu.json
 

@@ -17,6 +17,7 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
+from bench import table
 from fastmmkd.engine.ablation import ABLATIONS, slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import report, results, tables
@@ -25,12 +26,13 @@ from fastmmkd.files import make_directory, read_json, write_text
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
-    ROOT / "README.md": ("methods", "fresh", "ict_mmmo"),
+    ROOT / "README.md": ("methods", "fresh", "ict_mmmo", "speed"),
     ROOT / "docs" / "ablations.md": tuple(f"study_{method}" for method in ABLATIONS),
 }
 """File -> its generated parts, in `<!-- begin: NAME ... -->` marks."""
 RECORDS = ROOT / "bench" / "results" / "quality"
 FILES = ("results.json", "run.json")
+SPEED = ROOT / "bench" / "results" / "speed" / "cpu.json"
 
 FULL = {method: next(iter(rows)) for method, rows in ABLATIONS.items()}
 """Method -> its name for people, which is the first row of its ablation table."""
@@ -94,7 +96,8 @@ def take(run: Path, record: Path) -> None:
 def parts() -> dict[str, str]:
     """Every generated part, by name: what the records say."""
     studies = {f"study_{method}": study_table(method) for method in ABLATIONS}
-    return studies | {"methods": methods_table("study"), "fresh": methods_table(FRESH), "ict_mmmo": real_table()}
+    quality = {"methods": methods_table("study"), "fresh": methods_table(FRESH), "ict_mmmo": real_table()}
+    return studies | quality | {"speed": speed_table()}
 
 
 def render(text: str, bodies: dict[str, str], document: str) -> str:
@@ -151,6 +154,15 @@ def real_table() -> str:
     if with_mae:
         parts.append(_table({name: records[name] for name in with_mae}, "mae"))
     return "\n".join(parts)
+
+
+def speed_table() -> str:
+    """How many times as long as ours the baselines take, on a CPU."""
+    if not SPEED.exists():
+        return NOT_YET
+    record = read_json(SPEED, "a record of bench.table")
+    facts = f"{record['cpu']}, {record['threads']} threads, {record['instruction set']}, torch {record['torch']}"
+    return f"Medians of 30 runs in one process on {facts}, {record['date']}.\n\n{table.ratios(record)}"
 
 
 def _study_record(method: str, row: str) -> Path:

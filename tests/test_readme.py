@@ -14,7 +14,7 @@ from fastmmkd.errors import UserError
 from fastmmkd.evaluation import results
 
 UMDF = readme.RECORDS / "study" / "umdf"
-PARTS = ("study_umdf", "study_corrkd", "study_hrlf", "methods", "fresh", "ict_mmmo")
+PARTS = ("study_umdf", "study_corrkd", "study_hrlf", "methods", "fresh", "ict_mmmo", "speed")
 
 
 def test_tables_are_rendered_from_the_records() -> None:
@@ -42,6 +42,7 @@ class TestOtherRecords:
     @pytest.fixture
     def records(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(readme, "RECORDS", tmp_path / "records")
+        monkeypatch.setattr(readme, "SPEED", tmp_path / "speed.json")
         self.document = tmp_path / "README.md"
         monkeypatch.setattr(readme, "DOCUMENTS", {self.document: PARTS})
         parts = [f"<!-- begin: {part} (generated) -->\n<!-- end: {part} -->\n" for part in PARTS]

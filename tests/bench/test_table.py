@@ -1,0 +1,69 @@
+"""Benchmark tables from what pytest-benchmark writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import table
+from fastmmkd.errors import UserError
+
+
+def measured(group: str, name: str, median: float) -> dict:
+    return {
+        "group": group,
+        "name": name,
+        "extra_info": {"baselines": ["plain", "other"]},
+        "stats": {"median": median, "q1": 0.9 * median, "q3": 1.1 * median, "rounds": 30},
+    }
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    found = {
+        "datetime": "2026-01-02T03:04:05",
+        "machine_info": {"node": "secret-name", "cpu": {"brand_raw": "A CPU"}},
+        "benchmarks": [
+            measured("op", "plain", 0.030),
+            measured("op", "ours", 0.010),
+            measured("step", "other", 0.5),
+            measured("step", "ours", 0.2),
+        ],
+    }
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(found))
+    return path
+
+
+def test_ratios_are_to_ours(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = tmp_path / "records" / "cpu.json"
+    assert table.main([str(file), "--record", str(record)]) == 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if line]
+    assert rows[2:] == [
+        ["op", "plain", "30", "27 to 33", "30", "3.00"],
+        ["op", "ours", "10", "9 to 11", "30", "–"],
+        ["step", "other", "500", "450 to 550", "30", "2.50"],
+        ["step", "ours", "200", "180 to 220", "30", "–"],
+    ]
+    kept = json.loads(record.read_text())
+    assert (kept["cpu"], kept["date"]) == ("A CPU", "2026-01-02")
+    assert "secret-name" not in record.read_text()
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.ratios(kept).splitlines()]
+    assert lines[0] == ["times as long as ours", "plain", "other"]
+    assert lines[2:] == [["op", "3.0", "–"], ["step", "–", "2.5"]]
+
+
+def test_a_record_prints_again(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = tmp_path / "cpu.json"
+    table.main([str(file), "--record", str(record)])
+    first = capsys.readouterr().out
+    assert table.main([str(record)]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(UserError, match="not a pytest-benchmark JSON file"):
+        table.main([str(tmp_path / "x.json")])
