@@ -27,11 +27,14 @@ from fastmmkd.files import make_directory, read_json, write_text
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
     ROOT / "README.md": ("methods", "fresh", "ict_mmmo", "speed"),
+    ROOT / "docs" / "speed.md": ("speed_all",),
     ROOT / "docs" / "ablations.md": tuple(f"study_{method}" for method in ABLATIONS),
 }
 """File -> its generated parts, in `<!-- begin: NAME ... -->` marks."""
 RECORDS = ROOT / "bench" / "results" / "quality"
 FILES = ("results.json", "run.json")
+HEADLINES = ("cross_attention", "pairwise_contrastive", "UMDF step")
+"""Groups of benchmarks that the README shows."""
 SPEED = ROOT / "bench" / "results" / "speed" / "cpu.json"
 
 FULL = {method: next(iter(rows)) for method, rows in ABLATIONS.items()}
@@ -97,7 +100,7 @@ def parts() -> dict[str, str]:
     """Every generated part, by name: what the records say."""
     studies = {f"study_{method}": study_table(method) for method in ABLATIONS}
     quality = {"methods": methods_table("study"), "fresh": methods_table(FRESH), "ict_mmmo": real_table()}
-    return studies | quality | {"speed": speed_table()}
+    return studies | quality | {"speed": speed_table(HEADLINES), "speed_all": speed_table(None)}
 
 
 def render(text: str, bodies: dict[str, str], document: str) -> str:
@@ -156,13 +159,15 @@ def real_table() -> str:
     return "\n".join(parts)
 
 
-def speed_table() -> str:
-    """How many times as long as ours the baselines take, on a CPU."""
+def speed_table(groups: tuple[str, ...] | None) -> str:
+    """How many times as long as ours the baselines take, on a CPU, in groups of these names; None: all, with times."""
     if not SPEED.exists():
         return NOT_YET
     record = read_json(SPEED, "a record of bench.table")
+    chosen = [member for member in record["benchmarks"] if groups is None or member["group"].startswith(groups)]
+    body = table.ratios(record | {"benchmarks": chosen}) if groups else table.render(record)
     facts = f"{record['cpu']}, {record['threads']} threads, {record['instruction set']}, torch {record['torch']}"
-    return f"Medians of 30 runs in one process on {facts}, {record['date']}.\n\n{table.ratios(record)}"
+    return f"Medians of at least 30 runs in one process on {facts}, {record['date']}.\n\n{body}"
 
 
 def _study_record(method: str, row: str) -> Path:

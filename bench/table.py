@@ -83,7 +83,8 @@ def ratios(record: dict[str, Any]) -> str:
     medians: dict[str, dict[str, float]] = {}
     for member in record["benchmarks"]:
         medians.setdefault(member["group"], {})[member["name"]] = member["median"]
-    baselines = list(dict.fromkeys(b for member in record["benchmarks"] for b in member["baselines"]))
+    named = dict.fromkeys(b for member in record["benchmarks"] for b in member["baselines"])
+    baselines = [b for b in named if any(b in found for found in medians.values())]
     rows = [
         [group, *(f"{found[b] / found[OURS]:.1f}" if b in found else tables.NONE for b in baselines)]
         for group, found in medians.items()

@@ -14,7 +14,7 @@ from fastmmkd.errors import UserError
 from fastmmkd.evaluation import results
 
 UMDF = readme.RECORDS / "study" / "umdf"
-PARTS = ("study_umdf", "study_corrkd", "study_hrlf", "methods", "fresh", "ict_mmmo", "speed")
+PARTS = ("study_umdf", "study_corrkd", "study_hrlf", "methods", "fresh", "ict_mmmo", "speed", "speed_all")
 
 
 def test_tables_are_rendered_from_the_records() -> None:
