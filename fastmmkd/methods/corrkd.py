@@ -17,6 +17,7 @@ from torch import nn
 
 from fastmmkd.config import CorrkdLoss, CorrkdModel
 from fastmmkd.distributed import gather_rows, rank, world_size
+from fastmmkd.methods.objective import objective, weighted
 from fastmmkd.nn.embedding import TemporalEmbedding
 from fastmmkd.nn.encoder import ModalityEncoders
 from fastmmkd.nn.grouped import GroupedLinear
@@ -79,7 +80,7 @@ class CorrkdNetwork(nn.Module):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`L_task` alone; arguments and result as `CorrKD.forward` has them."""
         task = self.task.loss(self.represent(features, masks).logits, targets)
-        return task.sum(), {"loss": task.detach(), "task": task.detach()}
+        return objective(task, {"task": task})
 
     def predict(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[S, B, O]` and joint representations `[S, B, 3 d]`."""
@@ -122,17 +123,13 @@ class CorrKD(nn.Module):
             The scalar to minimise (summed over the S models, which share nothing) and its parts, detached, `[S]` each.
         """
         joint, logits = self.network.represent(features, masks)
-        total = self.task.loss(logits, targets)
-        parts = {"task": total}
-        for name, weight, loss in (
+        task = self.task.loss(logits, targets)
+        terms = (
             ("scd", self.weights.lambda_scd, lambda: self.contrastive(joint, taught.joint)),
             ("cpd", self.weights.lambda_cpd, lambda: self.prototypes(joint, taught.joint, targets)),
             ("rcd", self.weights.lambda_rcd, lambda: self.responses(logits, taught.logits, targets)),
-        ):
-            if weight:
-                parts[name] = loss()
-                total = total + weight * parts[name]
-        return total.sum(), {"loss": total.detach()} | {name: part.detach() for name, part in parts.items()}
+        )
+        return objective(*weighted(task, {"task": task}, terms))
 
     def contrastive(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """`L_SCD` (eq. 1): the own student rows against the teacher rows of every process, `[S, B, 3 d]` -> `[S]`."""

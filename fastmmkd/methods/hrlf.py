@@ -17,6 +17,7 @@ from torch import nn
 
 from fastmmkd.config import HrlfLoss, HrlfModel
 from fastmmkd.distributed import gather_rows
+from fastmmkd.methods.objective import objective, weighted
 from fastmmkd.nn.adversarial import Discriminator
 from fastmmkd.nn.embedding import TemporalEmbedding
 from fastmmkd.nn.encoder import ModalityEncoders
@@ -103,17 +104,15 @@ class HrlfNetwork(nn.Module):
         self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`L_task + lambda_frf L_FRF`; arguments and result as `HRLF.forward` has them."""
-        total, parts = self.supervised(self.represent(features, masks), targets)
-        return total.sum(), {"loss": total.detach()} | {name: part.detach() for name, part in parts.items()}
+        return objective(*self.supervised(self.represent(features, masks), targets))
 
     def supervised(self, found: Representation, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The losses that need no teacher: their weighted sum `[S]` and the parts `[S]`."""
-        parts = {"task": self.task.loss(found.logits, targets)}
-        total = parts["task"]
-        if found.factors is not None and self.lambda_frf:
-            parts["frf"] = self.frf.loss(*found.factors, self.fixed_targets)
-            total = total + self.lambda_frf * parts["frf"]
-        return total, parts
+        task, factors = self.task.loss(found.logits, targets), found.factors
+        if factors is None:
+            return task, {"task": task}
+        frf = ("frf", self.lambda_frf, lambda: self.frf.loss(*factors, self.fixed_targets))
+        return weighted(task, {"task": task}, [frf])
 
     def predict(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[S, B, O]` and joint representations `H~ [S, B, 3 d]`."""
@@ -155,16 +154,12 @@ class HRLF(nn.Module):
             `L_HAL` on the way back (decision: one backward pass and one optimiser for both sides).
         """
         found = self.network.represent(features, masks)
-        total, parts = self.network.supervised(found, targets)
-        for name, weight, loss in (
+        terms = (
             ("hmi", self.weights.lambda_hmi, lambda: self.mutual_information(found.scales, taught.scales)),
             ("hal", self.weights.lambda_hal, lambda: self.adversarial(found.scales, taught.scales)),
             ("kl", self.weights.lambda_kl, lambda: self.task.divergence(taught.logits, found.logits)),
-        ):
-            if weight:
-                parts[name] = loss()
-                total = total + weight * parts[name]
-        return total.sum(), {"loss": total.detach()} | {name: part.detach() for name, part in parts.items()}
+        )
+        return objective(*weighted(*self.network.supervised(found, targets), terms))
 
     def mutual_information(self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """`L_HMI = - sum_i MI(E^t_i, E^s_i)`: three scales each -> `[S]`."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from fastmmkd.config import UmdfLoss, UmdfModel
 from fastmmkd.distributed import gather_rows
+from fastmmkd.methods.objective import objective, weighted
 from fastmmkd.nn.crossmodal import CrossmodalInteraction
 from fastmmkd.nn.embedding import TemporalEmbedding
 from fastmmkd.nn.encoder import TransformerEncoder
@@ -72,16 +73,12 @@ class UMDF(nn.Module):
         (h_a, h_b), (mask_a, mask_b) = (x.chunk(2, dim=1) for x in self.encode(features, masks))
         prediction, _ = self.integrate(h_a, h_b, mask_a, mask_b)
         task = self.task.loss(prediction, targets)
-        parts = {"task": task}
-        total = task
         last_a, last_b = h_a[:, :, -1], h_b[:, :, -1]
-        if self.weights.lambda_fea:
-            parts["fea"] = gaussian_mmd(gather_rows(last_a), gather_rows(last_b))  # eq. 3
-            total = total + self.weights.lambda_fea * parts["fea"]
-        if self.weights.lambda_logits:
-            parts["logits"] = self.logits_loss(self.f_y(last_a), self.f_y(last_b))
-            total = total + self.weights.lambda_logits * parts["logits"]
-        return total.sum(), {"loss": total.detach()} | {name: part.detach() for name, part in parts.items()}
+        terms = (
+            ("fea", self.weights.lambda_fea, lambda: gaussian_mmd(gather_rows(last_a), gather_rows(last_b))),  # eq. 3
+            ("logits", self.weights.lambda_logits, lambda: self.logits_loss(self.f_y(last_a), self.f_y(last_b))),
+        )
+        return objective(*weighted(task, {"task": task}, terms))
 
     def encode(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embedding, MCIM and encoder: the joint representation `H [S, B, T_L, 3 d]` and its frame mask `[S, B, T_L]`.

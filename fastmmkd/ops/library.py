@@ -16,14 +16,14 @@ from torch.autograd.function import once_differentiable
 LIBRARY = torch.library.Library("fastmmkd", "DEF")
 
 
-def _define(name: str, schema: str, fake: Callable[..., Any]) -> Any:
+def define(name: str, schema: str, fake: Callable[..., Any]) -> Any:
     LIBRARY.define(f"{name}{schema}")
     torch.library.register_fake(f"fastmmkd::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.fastmmkd, name).default
 
 
-def _differentiate(op: Any, apply: Callable[..., Any]) -> None:
-    """Let `apply(keyset, *args)` run where autograd watches `op`; it calls `_below(op, keyset, ...)`."""
+def differentiate(op: Any, apply: Callable[..., Any]) -> None:
+    """Let `apply(keyset, *args)` run where autograd watches `op`; it calls `below(op, keyset, ...)`."""
 
     def autograd(keyset: DispatchKeySet, *args: Any) -> Any:
         return apply(keyset & _after_autograd_keyset, *args)
@@ -31,7 +31,7 @@ def _differentiate(op: Any, apply: Callable[..., Any]) -> None:
     LIBRARY.impl(op, autograd, "Autograd", with_keyset=True)
 
 
-def _below(op: Any, keyset: DispatchKeySet, *args: Any) -> Any:
+def below(op: Any, keyset: DispatchKeySet, *args: Any) -> Any:
     with _AutoDispatchBelowAutograd():
         return op.redispatch(keyset, *args)
 
@@ -56,12 +56,12 @@ def _residual_layer_norm_backward_fake(
     return grad_sum, grad_weight, grad_bias
 
 
-_residual_layer_norm = _define(
+_residual_layer_norm = define(
     "residual_layer_norm",
     "(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps) -> (Tensor out, Tensor mean, Tensor rstd)",
     _residual_layer_norm_fake,
 )
-_residual_layer_norm_backward = _define(
+_residual_layer_norm_backward = define(
     "residual_layer_norm_backward",
     "(Tensor grad, Tensor x, Tensor residual, Tensor weight, Tensor mean, Tensor rstd)"
     " -> (Tensor grad_sum, Tensor grad_weight, Tensor grad_bias)",
@@ -80,7 +80,7 @@ class _ResidualLayerNorm(torch.autograd.Function):
         bias: torch.Tensor,
         eps: float,
     ) -> Any:
-        out, mean, rstd = _below(_residual_layer_norm, keyset, x, residual, weight, bias, eps)
+        out, mean, rstd = below(_residual_layer_norm, keyset, x, residual, weight, bias, eps)
         ctx.save_for_backward(x, residual, weight, mean, rstd)
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)
@@ -104,7 +104,7 @@ class _ResidualLayerNorm(torch.autograd.Function):
         )
 
 
-_differentiate(_residual_layer_norm, _ResidualLayerNorm.apply)
+differentiate(_residual_layer_norm, _ResidualLayerNorm.apply)
 
 
 def residual_layer_norm(
@@ -142,12 +142,12 @@ def _cross_attention_backward_fake(
     )
 
 
-_cross_attention = _define(
+_cross_attention = define(
     "cross_attention",
     "(Tensor query, Tensor[] keys, Tensor[] values, Tensor[] key_masks, int heads) -> (Tensor out, Tensor statistics)",
     _cross_attention_fake,
 )
-_cross_attention_backward = _define(
+_cross_attention_backward = define(
     "cross_attention_backward",
     "(Tensor grad, Tensor query, Tensor[] keys, Tensor[] values, Tensor[] key_masks, Tensor out, Tensor statistics,"
     " int heads) -> (Tensor grad_query, Tensor[] grad_keys, Tensor[] grad_values)",
@@ -162,7 +162,7 @@ class _CrossAttention(torch.autograd.Function):
     def forward(ctx: Any, keyset: DispatchKeySet, heads: int, query: torch.Tensor, *segments: torch.Tensor) -> Any:
         n = len(segments) // 3
         keys, values, masks = segments[:n], segments[n : 2 * n], segments[2 * n :]
-        out, statistics = _below(_cross_attention, keyset, query, keys, values, masks, heads)
+        out, statistics = below(_cross_attention, keyset, query, keys, values, masks, heads)
         ctx.save_for_backward(query, out, statistics, *segments)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)
@@ -183,7 +183,7 @@ class _CrossAttention(torch.autograd.Function):
         return None, None, grad_query, *grad_keys, *grad_values, *(None,) * n
 
 
-_differentiate(
+differentiate(
     _cross_attention,
     lambda keyset, query, keys, values, key_masks, heads: _CrossAttention.apply(
         keyset, heads, query, *keys, *values, *key_masks

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from fastmmkd.ops import reference
-from fastmmkd.ops.library import _define
+from fastmmkd.ops.library import define
 
 
 def _missing_draw_fake(
@@ -28,7 +28,7 @@ def _missing_draw_fake(
     )
 
 
-_missing_draw = _define(
+_missing_draw = define(
     "missing_draw",
     "(Tensor[] features, Tensor[] frame_masks, Tensor present, Tensor sample, Tensor seed, Tensor epoch, int versions,"
     " float p_max, bool exact) -> (Tensor[] drawn, Tensor[] masks)",

@@ -12,7 +12,7 @@ import torch
 from torch._C import DispatchKeySet
 from torch.autograd.function import once_differentiable
 
-from fastmmkd.ops.library import _below, _define, _differentiate
+from fastmmkd.ops.library import below, define, differentiate
 
 
 class _Loss(torch.autograd.Function):
@@ -20,7 +20,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, keyset: DispatchKeySet, op: Any, *args: Any) -> Any:
-        loss, *grads = _below(op, keyset, *args)
+        loss, *grads = below(op, keyset, *args)
         ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(*grads)
         ctx.set_materialize_grads(False)
@@ -49,12 +49,12 @@ def _define_loss(name: str, schema: str, inputs: int) -> Any:
         shapes = (x.shape if wanted else (0,) for x, wanted in zip(args[:inputs], args[-1], strict=True))
         return loss, *(loss.new_empty(shape) for shape in shapes)
 
-    op = _define(name, schema, fake)
+    op = define(name, schema, fake)
 
-    def differentiate(keyset: DispatchKeySet, *args: Any) -> Any:
-        return _Loss.apply(keyset, op, *args) if any(args[-1]) else _below(op, keyset, *args)
+    def apply(keyset: DispatchKeySet, *args: Any) -> Any:
+        return _Loss.apply(keyset, op, *args) if any(args[-1]) else below(op, keyset, *args)
 
-    _differentiate(op, differentiate)
+    differentiate(op, apply)
     return op
 
 
