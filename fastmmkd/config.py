@@ -135,7 +135,7 @@ class HrlfLoss(Block):
     lambda_kl: float = Field(default=1.0, ge=0)
     fixed_targets: bool = True
     """What L_FRF compares translations with, Z and Q, passes no gradient (decision: else L_FRF is least where no
-    representation depends on its sample, and training ends there)."""
+    representation depends on its sample, and at weight 1 training ends there)."""
     statistics_width: int = Field(default=64, gt=0)
     """Hidden units of HMI's statistics networks and of HAL's discriminators (decision)."""
     global_batch: bool = True
