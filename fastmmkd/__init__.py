@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+_ROOT = Path(__file__).parents[1]
+if (_ROOT / "csrc" / "registration.cpp").exists():  # a checkout: fastmmkd.kernels lies beside the package, see setup.py
+    __path__.append(str(_ROOT))
+
 
 def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predictor:
     """A trained model, ready to predict: see `fastmmkd.predictor.load`."""

@@ -1,1 +1,1 @@
-"""Triton kernels, one module per operation, installed as `fastmmkd.kernels`. None so far: the references run."""
+"""Triton kernels, a module per operation, with the functions that `fastmmkd.ops.library*` declares."""

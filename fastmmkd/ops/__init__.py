@@ -7,7 +7,8 @@ from fastmmkd.ops.jsd_mutual_information import jsd_mutual_information
 from fastmmkd.ops.missing_draw import missing_draw
 from fastmmkd.ops.pairwise_contrastive import pairwise_contrastive
 from fastmmkd.ops.prototype_similarity import prototype_similarity
-from fastmmkd.ops.registry import OPERATIONS, PROVIDERS, explain, use_provider
+from fastmmkd.ops.providers import PROVIDERS, use_provider
+from fastmmkd.ops.registry import OPERATIONS, explain
 from fastmmkd.ops.residual_layer_norm import residual_layer_norm
 
 __all__ = [

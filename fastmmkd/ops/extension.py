@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from typing import Any
 
@@ -12,7 +13,12 @@ from fastmmkd.errors import UserError
 COMPILERS = ("c++", "g++", "clang++")
 
 
+CUDA_OPERATIONS = ("cross_attention", "residual_layer_norm", "pairwise_contrastive", "prototype_similarity")
+
+
 def _load() -> tuple[Any, str]:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None, "TRITON_INTERPRET=1 has the Triton kernels run on CPU tensors"
     try:
         from fastmmkd import _C  # type: ignore[attr-defined]
     except ModuleNotFoundError:
@@ -36,3 +42,7 @@ module, missing = _load()
 def build_info() -> dict[str, str]:
     """Compiler, flags, torch version, and the instruction sets compiled and used; empty without the extension."""
     return module.build_info() if module else {}
+
+
+cuda_operations = CUDA_OPERATIONS if "cuda" in build_info() else ()
+"""The operations that csrc/cuda has, where the extension was built with it."""

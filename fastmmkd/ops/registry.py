@@ -1,25 +1,23 @@
-"""Which implementation of an operation runs, and why.
+"""Which implementation of an operation runs, and why: see `fastmmkd.ops.providers`.
 
-Every operation has a reference: plain PyTorch, any device, any dtype. "cpp", the compiled extension, has kernels for
-CPU tensors in float32 and bfloat16. The first provider that can run does; `FASTMMKD_PROVIDER=<name>` or
-`use_provider(<name>)` forces one, which fails where it cannot run.
+Every operation has a reference: plain PyTorch, any device, any dtype. The other providers are behind the compiled
+operations of `fastmmkd.ops.library*`, which PyTorch's dispatcher hands to the C++ kernels for CPU tensors and, for
+CUDA tensors, to what this module registers: the Triton or the CUDA kernels.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from fastmmkd.errors import UserError
-from fastmmkd.ops import extension, library, library_draw, library_losses, reference
-
-PROVIDERS = ("triton", "cuda", "cpp", "reference")
-"""All providers, the preferred first."""
+from fastmmkd.ops import library, library_draw, library_losses, reference
+from fastmmkd.ops.providers import INTERPRETED, forcing, not_meant, obstacle, preferred
 
 OPERATIONS = (
     "cross_attention",
@@ -31,8 +29,8 @@ OPERATIONS = (
     "jsd_mutual_information",
     "missing_draw",
 )
-
-CPP_DTYPES = (torch.float32, torch.bfloat16)
+BACKWARD = "_backward"
+"""What the name of an operation's gradient ends in; losses have none, they compute it in the forward pass."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +42,12 @@ class Choice:
     reason: str
 
 
-_implementations: dict[str, dict[str, Callable[..., Any]]] = {
-    op: {
-        name: getattr(module, op)
-        for name, module in (
-            ("cpp", library),
-            ("cpp", library_draw),
-            ("cpp", library_losses),
-            ("reference", reference),
-        )
-        if hasattr(module, op)
-    }
+_compiled: dict[str, Callable[..., Any]] = {
+    op: getattr(module, op)
     for op in OPERATIONS
+    for module in (library, library_draw, library_losses)
+    if hasattr(module, op)
 }
-_forced: list[str] = []
 
 
 def explain(op: str, *example: torch.Tensor | torch.device | str) -> Choice:
@@ -66,58 +56,61 @@ def explain(op: str, *example: torch.Tensor | torch.device | str) -> Choice:
     Raises:
         UserError: a forced provider does not exist, or cannot run `op` here.
     """
-    device = example[0] if example else "cpu"
-    tensors = tuple(x for x in example if isinstance(x, torch.Tensor))
-    kind = device.device.type if isinstance(device, torch.Tensor) else torch.device(device).type
-    obstacle = _cpp_obstacle(op, kind, tensors)
-    forced, source = _forcing()
-    if not forced:
-        return (
-            Choice(op, "reference", obstacle) if obstacle else Choice(op, "cpp", f"compiled kernels for {kind} tensors")
-        )
-    if forced not in PROVIDERS:
-        raise UserError(f"{source}={forced}: not a provider; expected one of {', '.join(PROVIDERS)}")
-    if forced not in _implementations[op]:
-        names = ", ".join(_implementations[op])
-        raise UserError(f"{source}={forced}: {op} has no such implementation here; it has {names}")
-    if forced == "cpp" and obstacle:
-        raise UserError(f"{source}={forced}: {op} cannot run: {obstacle}")
-    return Choice(op, forced, f"forced by {source}")
+    first = example[0] if example else "cpu"
+    device = first.device if isinstance(first, torch.Tensor) else torch.device(first)
+    dtypes = [x.dtype for x in example if isinstance(x, torch.Tensor)]
+    forced, source = forcing()
+    if forced:
+        _require(forced, source, op, device, dtypes)
+        return Choice(op, forced, f"forced by {source}")
+    provider = preferred(op, device, dtypes)
+    if provider != "reference":
+        return Choice(op, provider, f"compiled kernels for {device.type} tensors")
+    candidates = ("triton", "cuda") if device.type == "cuda" or INTERPRETED else ("cpp",)
+    reasons = (obstacle(c, op, device, dtypes) or not_meant(c, device) for c in candidates)
+    return Choice(op, provider, "; ".join(dict.fromkeys(reasons)))
 
 
 def implementation(op: str, *tensors: torch.Tensor) -> Callable[..., Any]:
     """The function that runs `op` on these tensors, which are on one device."""
-    if _forcing()[0]:
-        return _implementations[op][explain(op, *tensors).provider]
-    return _implementations[op]["reference" if _cpp_obstacle(op, tensors[0].device.type, tensors) else "cpp"]
+    provider = _provider(op, tensors[0].device, [x.dtype for x in tensors])
+    return getattr(reference, op) if provider == "reference" else _compiled[op]
 
 
-def _forcing() -> tuple[str, str]:
-    """The forced provider, or nothing, and what forces it."""
-    return (_forced[-1], "use_provider") if _forced else (os.environ.get("FASTMMKD_PROVIDER", ""), "FASTMMKD_PROVIDER")
+def _provider(op: str, device: torch.device, dtypes: list[torch.dtype]) -> str:
+    forced, source = forcing()
+    if not forced:
+        return preferred(op, device, dtypes)
+    _require(forced, source, op, device, dtypes)
+    return forced
 
 
-def _cpp_obstacle(op: str, device: str, tensors: tuple[torch.Tensor, ...]) -> str:
-    """Why the extension cannot run `op`, or nothing. Runs on every call, so it formats only what it returns."""
-    if device != "cpu":
-        return f"the extension has no kernels for {device}"
-    if "cpp" not in _implementations[op]:
-        return f"the extension has no {op}"
-    if extension.missing:
-        return extension.missing
-    for x in tensors:
-        if x.dtype not in CPP_DTYPES:
-            return f"the extension computes in float32 and bfloat16, not in {str(x.dtype).removeprefix('torch.')}"
-    return ""
+def _require(provider: str, source: str, op: str, device: torch.device, dtypes: list[torch.dtype]) -> None:
+    reason = obstacle(provider, op, device, dtypes)
+    if reason:
+        raise UserError(f"{source}={provider}: {op} cannot run: {reason}")
 
 
-@contextmanager
-def use_provider(name: str) -> Iterator[None]:
-    """Force a provider inside a `with` block; an operation that it cannot run raises `UserError`."""
-    if name not in PROVIDERS:
-        raise UserError(f"use_provider({name!r}): not a provider; expected one of {', '.join(PROVIDERS)}")
-    _forced.append(name)
-    try:
-        yield
-    finally:
-        _forced.pop()
+def _launch(name: str, *args: Any) -> Any:
+    """Run a compiled operation, or the gradient of one, on the device that its first tensor is on."""
+    x = args[0] if isinstance(args[0], torch.Tensor) else args[0][0]
+    op = name.removesuffix(BACKWARD)
+    provider = _provider(op, x.device, [])
+    if provider == "reference":  # it was called by itself, or forced between an operation and its gradient
+        provider = "triton" if obstacle("cuda", op, x.device, []) else "cuda"
+    kernel = _kernel(provider, name)
+    if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            return kernel(*args)
+    return kernel(*args)
+
+
+@cache
+def _kernel(provider: str, name: str) -> Callable[..., Any]:
+    if provider == "cuda":
+        return getattr(torch.ops.fastmmkd_cuda, name).default
+    return getattr(import_module(f"fastmmkd.kernels.{name.removesuffix(BACKWARD)}"), name)
+
+
+for _name in (*OPERATIONS, *(f"{op}{BACKWARD}" for op in ("cross_attention", "residual_layer_norm"))):
+    library.LIBRARY.impl(_name, partial(_launch, _name), "CPU" if INTERPRETED else "CUDA")

@@ -7,7 +7,7 @@ import torch
 import fastmmkd
 from fastmmkd import ops
 from fastmmkd.errors import UserError
-from fastmmkd.ops import extension, registry
+from fastmmkd.ops import extension, providers
 
 
 def test_explain_names_provider_and_reason() -> None:
@@ -26,7 +26,9 @@ def test_forcing_the_reference_by_environment_or_block(monkeypatch) -> None:
 
 def test_a_provider_that_cannot_run_fails_loudly(monkeypatch) -> None:
     monkeypatch.setenv("FASTMMKD_PROVIDER", "cuda")
-    with pytest.raises(UserError, match="FASTMMKD_PROVIDER=cuda: js_divergence has no such implementation"):
+    with pytest.raises(
+        UserError, match="FASTMMKD_PROVIDER=cuda: js_divergence cannot run: cuda has no kernels for cpu"
+    ):
         ops.js_divergence(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))
     monkeypatch.setenv("FASTMMKD_PROVIDER", "tritn")
     with pytest.raises(UserError, match="not a provider; expected one of triton, cuda, cpp, reference"):
@@ -41,11 +43,8 @@ def test_why_the_extension_does_not_run(monkeypatch) -> None:
     assert ops.explain("residual_layer_norm", x).provider == "cpp"
     assert (
         ops.explain("residual_layer_norm", x, half).reason
-        == "the extension computes in float32 and bfloat16, not in float16"
+        == "cpp computes in float32 and bfloat16 here, not in float16"
     )
-    assert ops.explain("residual_layer_norm", "cuda").reason == "the extension has no kernels for cuda"
-    monkeypatch.setitem(registry._implementations, "residual_layer_norm", {"reference": None})
-    assert ops.explain("residual_layer_norm", x).reason == "the extension has no residual_layer_norm"
     monkeypatch.undo()
     monkeypatch.setattr(extension, "missing", "the extension is not built: no C++ compiler")
     assert ops.explain("residual_layer_norm", x).provider == "reference"
@@ -59,8 +58,51 @@ def test_double_precision_runs_the_reference_and_forcing_the_extension_on_it_fai
     monkeypatch.setattr(extension, "missing", "")
     x = torch.zeros(1, 2, dtype=torch.float64)
     assert ops.residual_layer_norm(x, x, x, x).dtype == torch.float64
-    with ops.use_provider("cpp"), pytest.raises(UserError, match="cannot run: the extension computes in float32"):
+    with ops.use_provider("cpp"), pytest.raises(UserError, match="cannot run: cpp computes in float32"):
         ops.residual_layer_norm(x, x, x, x)
+
+
+def on_a_gpu(monkeypatch, capability: tuple[int, int], cuda_operations: tuple[str, ...]) -> None:
+    """Have the registry believe in a CUDA device and an extension built for it."""
+    monkeypatch.setattr(extension, "missing", "")
+    monkeypatch.setattr(extension, "cuda_operations", cuda_operations)
+    monkeypatch.setattr(providers, "HAS_TRITON", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(providers, "capability", lambda device: capability)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "expected"),
+    [
+        ((9, 0), ("cross_attention",), {"cross_attention": "triton", "gaussian_mmd": "triton"}),
+        ((8, 0), (), {"cross_attention": "triton"}),
+        ((7, 5), ("cross_attention",), {"cross_attention": "cuda", "gaussian_mmd": "reference"}),
+        ((7, 0), (), {"cross_attention": "reference"}),
+        ((6, 1), ("cross_attention",), {"cross_attention": "reference"}),
+    ],
+)
+def test_compute_capability_decides_on_a_gpu(monkeypatch, capability, built, expected) -> None:
+    on_a_gpu(monkeypatch, capability, built)
+    assert {op: ops.explain(op, "cuda").provider for op in expected} == expected
+
+
+def test_why_a_gpu_runs_the_reference(monkeypatch) -> None:
+    on_a_gpu(monkeypatch, (7, 0), ())
+    reason = ops.explain("gaussian_mmd", "cuda").reason
+    assert reason == "triton is not meant for compute capability 7.0; the extension has no gaussian_mmd for cuda"
+    with ops.use_provider("triton"):
+        assert ops.explain("gaussian_mmd", "cuda").provider == "triton"
+    monkeypatch.undo()
+    if not torch.cuda.is_available():
+        assert ops.explain("gaussian_mmd", "cuda").reason == "there is no CUDA device"
+
+
+def test_bfloat16_needs_compute_capability_8(monkeypatch) -> None:
+    on_a_gpu(monkeypatch, (7, 0), ("cross_attention",))
+    obstacle = providers.obstacle("cuda", "cross_attention", torch.device("cuda"), [torch.bfloat16])
+    assert obstacle == "cuda computes in float32 and float16 here, not in bfloat16"
+    on_a_gpu(monkeypatch, (8, 0), ("cross_attention",))
+    assert not providers.obstacle("cuda", "cross_attention", torch.device("cuda"), [torch.bfloat16])
 
 
 def test_an_extension_that_does_not_load_is_a_reason_not_a_crash(monkeypatch) -> None:

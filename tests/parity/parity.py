@@ -1,4 +1,8 @@
-"""How a compiled implementation is held to the fp64 reference: by the error of plain PyTorch in the same precision."""
+"""How a compiled implementation is held to the fp64 reference: by the error of plain PyTorch in the same precision.
+
+`FASTMMKD_PARITY` names the provider under test: "cpp" (the default), or "triton" or "cuda" on a CUDA device;
+`TRITON_INTERPRET=1 FASTMMKD_PARITY=triton` holds the Triton kernels to the same cases without one.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,34 @@ import pytest
 import torch
 
 from fastmmkd.ops import extension
+from fastmmkd.ops.providers import INTERPRETED, obstacle
 
-needs_extension = pytest.mark.skipif(bool(extension.missing), reason=extension.missing or "-")
-INSTRUCTION_SETS = extension.build_info().get("instruction sets", "baseline").split(", ")
+PROVIDER = os.environ.get("FASTMMKD_PARITY", "cpp")
+DEVICE = torch.device("cpu" if PROVIDER == "cpp" or INTERPRETED else "cuda")
+DTYPES = [
+    dtype
+    for dtype in (torch.float32, torch.float16, torch.bfloat16)
+    if not obstacle(PROVIDER, "residual_layer_norm", DEVICE, [dtype])
+]
+EXAMPLES = 8 if INTERPRETED else 40
+"""Of a property: interpreted, a program takes milliseconds."""
+INSTRUCTION_SETS = extension.build_info()["instruction sets"].split(", ") if PROVIDER == "cpp" and DTYPES else ["-"]
 
-FLOOR = {torch.float32: 1e-6, torch.bfloat16: 2e-3}
+FLOOR = {torch.float32: 1e-6, torch.float16: 3e-4, torch.bfloat16: 2e-3}
 """An error, relative to the largest value, that is always allowed: a few roundings."""
-BOUND = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+BOUND = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 """The error, relative to the largest value, that is never allowed to a kernel unless plain PyTorch makes it too."""
 CANCELLED = 2e-6
 """What may be left of a sum of terms of size 1 that is 0."""
+
+
+def needs(op: str) -> pytest.MarkDecorator:
+    """Skip where the provider under test has no kernels of `op`."""
+    reason = obstacle(PROVIDER, op, DEVICE, [])
+    return pytest.mark.skipif(bool(reason), reason=reason or "-")
+
+
+only_cpp = pytest.mark.skipif(PROVIDER != "cpp", reason="threads and instruction sets are the CPU's")
 
 
 def assert_as_exact(
@@ -52,7 +74,10 @@ def poisoned_memory() -> Iterator[None]:
 
 @contextmanager
 def instruction_set(name: str) -> Iterator[None]:
-    """The kernels use this instruction set."""
+    """The C++ kernels use this instruction set."""
+    if PROVIDER != "cpp":
+        yield
+        return
     extension.module.set_isa(name)
     try:
         yield

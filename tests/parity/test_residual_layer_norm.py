@@ -7,22 +7,27 @@ from hypothesis import strategies as st
 
 from fastmmkd.ops import reference, residual_layer_norm, use_provider
 from tests.parity.parity import (
+    DEVICE,
+    DTYPES,
+    EXAMPLES,
     INSTRUCTION_SETS,
+    PROVIDER,
     assert_as_exact,
     instruction_set,
-    needs_extension,
+    needs,
+    only_cpp,
     poisoned_memory,
     threads,
     value_and_gradients,
 )
 
-pytestmark = needs_extension
+pytestmark = needs("residual_layer_norm")
 
 NAMES = ("out", "grad x", "grad residual", "grad weight", "grad bias")
 
 
 def fast(*inputs: torch.Tensor) -> torch.Tensor:
-    with use_provider("cpp"):
+    with use_provider(PROVIDER):
         return residual_layer_norm(*inputs)
 
 
@@ -30,8 +35,9 @@ def draw(shape, dtype=torch.float32, residual_dtype=None, parameter_dtype=None, 
     generator = torch.Generator().manual_seed(seed)
     x, residual, grad = (torch.randn(shape, generator=generator) * 3 + 1 for _ in range(3))
     weight, bias = (torch.randn(shape[0], shape[-1], generator=generator) for _ in range(2))
-    inputs = [x.to(dtype), residual.to(residual_dtype or dtype)]
-    return [*inputs, *(p.to(parameter_dtype or dtype) for p in (weight, bias))], grad.to(dtype)
+    dtypes = (dtype, residual_dtype or dtype, parameter_dtype or dtype, parameter_dtype or dtype, dtype)
+    *inputs, grad = (x.to(DEVICE, t) for x, t in zip((x, residual, weight, bias, grad), dtypes, strict=True))
+    return inputs, grad
 
 
 def check(inputs, grad, terms=1.0) -> None:
@@ -44,23 +50,26 @@ def check(inputs, grad, terms=1.0) -> None:
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1, 40), (3, 4, 50, 40), (2, 5, 7, 64), (2, 130, 37), (1, 6, 36)])
 def test_as_exact_as_plain_pytorch(shape, dtype, isa) -> None:
     with instruction_set(isa):
         check(*draw(shape, dtype))
 
 
-@pytest.mark.parametrize("residual_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("residual_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_mixture_of_dtypes(dtype, residual_dtype) -> None:
     check(*draw((2, 3, 5, 40), dtype, residual_dtype, torch.float32))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(shape=st.lists(st.integers(1, 20), min_size=2, max_size=4), seed=st.integers(0, 1000))
 def test_any_shape(shape, seed) -> None:
-    check(*draw(tuple(shape), seed=seed), terms=100.0 if shape[-1] < 3 else 3.0)  # 1 / deviation of two values is large
+    inputs, grad = draw(tuple(shape), seed=seed)
+    # Two values: 1 / deviation is up to 1 / sqrt(eps), and the gradient a small difference of terms of that size.
+    steep = 1e5**0.5 * (grad.abs().max() * inputs[2].abs().max()).item()
+    check(inputs, grad, terms=steep if shape[-1] < 3 else 3.0)
 
 
 def test_no_rows() -> None:
@@ -81,6 +90,7 @@ def test_views_of_other_tensors() -> None:
         assert torch.equal(actual, other)
 
 
+@only_cpp
 def test_the_number_of_threads_does_not_matter() -> None:
     inputs, grad = draw((3, 4, 375, 40))
     with threads(1):
@@ -91,7 +101,7 @@ def test_the_number_of_threads_does_not_matter() -> None:
 
 
 def test_a_nan_stays_one() -> None:
-    inputs, _ = draw((1, 3, 8), torch.bfloat16)
+    inputs, _ = draw((1, 3, 8), DTYPES[-1])
     inputs[0][0, 1, 2] = float("nan")
     out = fast(*inputs)
     assert out[0, 1].isnan().all()
@@ -102,7 +112,7 @@ def test_opcheck() -> None:
     inputs, _ = draw((2, 3, 8))
     args = (*(x.requires_grad_() for x in inputs), 1e-5)
     torch.library.opcheck(torch.ops.fastmmkd.residual_layer_norm.default, args)
-    mixed, grad = draw((2, 3, 8), torch.bfloat16, torch.float32, torch.float32)
+    mixed, grad = draw((2, 3, 8), DTYPES[-1], torch.float32, torch.float32)
     out, mean, rstd = torch.ops.fastmmkd.residual_layer_norm(*mixed, 1e-5)
     backward = (grad.to(out.dtype), *mixed[:3], mean, rstd)
     torch.library.opcheck(torch.ops.fastmmkd.residual_layer_norm_backward.default, backward)
@@ -118,9 +128,9 @@ def test_compiles_to_one_graph() -> None:
 
 
 def test_autocast() -> None:
-    inputs, grad = draw((2, 3, 8), torch.bfloat16, torch.float32, torch.float32)
+    inputs, grad = draw((2, 3, 8), DTYPES[-1], torch.float32, torch.float32)
     expected = value_and_gradients(fast, inputs, grad)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, DTYPES[-1]):
         actual = value_and_gradients(fast, inputs, grad)
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 

@@ -1,0 +1,131 @@
+"""Who can run an operation: the Triton kernels, the CUDA and C++ kernels of the extension, or the reference.
+
+`FASTMMKD_PROVIDER=<name>` or `use_provider(<name>)` forces one; otherwise the first that can run and is meant for the
+device does. Triton is meant for compute capability 8.0 and later, csrc/cuda for 7.0 and 7.5, where Triton has no path
+to the tensor cores; `TRITON_INTERPRET=1` runs the Triton kernels on CPU tensors, slowly, for tests.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import torch
+
+from fastmmkd.errors import UserError
+from fastmmkd.ops import extension
+
+PROVIDERS = ("triton", "cuda", "cpp", "reference")
+"""All providers, the preferred first."""
+
+HAS_TRITON = find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+DTYPES = {
+    "triton": (torch.float32, torch.float16, torch.bfloat16),
+    "cuda": (torch.float32, torch.float16, torch.bfloat16),
+    "cpp": (torch.float32, torch.bfloat16),
+}
+MEANT_FOR = {"triton": (8, 0), "cuda": (7, 0)}
+"""The least compute capability at which a provider runs without being forced."""
+
+_forced: list[str] = []
+_capabilities: dict[torch.device, tuple[int, int]] = {}
+
+
+@contextmanager
+def use_provider(name: str) -> Iterator[None]:
+    """Force a provider inside a `with` block; an operation that it cannot run raises `UserError`."""
+    if name not in PROVIDERS:
+        raise UserError(f"use_provider({name!r}): not a provider; expected one of {', '.join(PROVIDERS)}")
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def forcing() -> tuple[str, str]:
+    """The forced provider, or nothing, and what forces it.
+
+    Raises:
+        UserError: there is no such provider.
+    """
+    name, source = (
+        (_forced[-1], "use_provider") if _forced else (os.environ.get("FASTMMKD_PROVIDER", ""), "FASTMMKD_PROVIDER")
+    )
+    if name and name not in PROVIDERS:
+        raise UserError(f"{source}={name}: not a provider; expected one of {', '.join(PROVIDERS)}")
+    return name, source
+
+
+def preferred(op: str, device: torch.device, dtypes: Sequence[torch.dtype]) -> str:
+    """The provider that runs `op` unless one is forced."""
+    if device.type == "cpu" and not INTERPRETED:
+        return "reference" if obstacle("cpp", op, device, dtypes) else "cpp"
+    for provider in ("triton", "cuda"):
+        if not (obstacle(provider, op, device, dtypes) or not_meant(provider, device)):
+            return provider
+    return "reference"
+
+
+def not_meant(provider: str, device: torch.device) -> str:
+    """Why "triton" or "cuda" does not run on a device unless it is forced, or nothing."""
+    if INTERPRETED or capability(device) >= MEANT_FOR[provider]:
+        return ""
+    return f"{provider} is not meant for compute capability {'.'.join(map(str, capability(device)))}"
+
+
+def obstacle(provider: str, op: str, device: torch.device, dtypes: Sequence[torch.dtype]) -> str:
+    """Why a provider cannot run `op`, or nothing. Runs on every call, so it formats only what it returns."""
+    if provider == "reference":
+        return ""
+    found = _NO_KERNELS[provider](op, device)
+    if found:
+        return found
+    half = device.type == "cuda" and capability(device) < (8, 0)
+    for dtype in dtypes:
+        if dtype not in DTYPES[provider] or (dtype == torch.bfloat16 and (half or INTERPRETED)):
+            names = [x for x in DTYPES[provider] if x != torch.bfloat16 or not (half or INTERPRETED)]
+            return f"{provider} computes in {' and '.join(map(_name, names))} here, not in {_name(dtype)}"
+    return ""
+
+
+def _cpp(op: str, device: torch.device) -> str:
+    if device.type != "cpu":
+        return f"cpp has no kernels for {device.type}"
+    return extension.missing
+
+
+def _cuda(op: str, device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"cuda has no kernels for {device.type}"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    return extension.missing or ("" if op in extension.cuda_operations else f"the extension has no {op} for cuda")
+
+
+def _triton(op: str, device: torch.device) -> str:
+    if not HAS_TRITON:
+        return "triton is not installed"
+    if device.type == "cpu" and INTERPRETED:
+        return ""
+    if device.type != "cuda":
+        return f"triton has no kernels for {device.type} (TRITON_INTERPRET=1 interprets them)"
+    return "" if torch.cuda.is_available() else "there is no CUDA device"
+
+
+_NO_KERNELS = {"cpp": _cpp, "cuda": _cuda, "triton": _triton}
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA device; (0, 0) where there is none."""
+    if device not in _capabilities:
+        _capabilities[device] = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (0, 0)
+    return _capabilities[device]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,45 @@
+"""How Triton kernels are launched: every launch goes through `launch`, so that launches can also be recorded.
+
+A recording launches nothing, so it needs no GPU: `fastmmkd.kernels` functions called with tensors on the "meta" device
+say which kernels they would launch, with which arguments. The offline compiler and the launch counts live on that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    """Compile-time constants, num_warps and num_stages."""
+
+
+_recording: list[list[Launch]] = []
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """`kernel[grid](*args, **options)`; nothing where the grid is empty."""
+    if 0 in grid:
+        return
+    if _recording:
+        _recording[-1].append(Launch(kernel, grid, args, options))
+    else:
+        kernel[grid](*args, **options)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Inside the block kernels are not launched but listed."""
+    launches: list[Launch] = []
+    _recording.append(launches)
+    try:
+        yield launches
+    finally:
+        _recording.pop()

@@ -1,0 +1,48 @@
+"""Launch parameters: from a table that `python -m bench.tune` measured, or a kernel's own heuristic default.
+
+The table, `launch_parameters.json`, maps architecture ("sm_90") to kernel to bucket to parameters; a bucket has every
+size rounded up to a power of two. Nothing is tuned while a model trains.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+
+TABLE = Path(__file__).with_name("launch_parameters.json")
+
+Parameters = dict[str, int]
+
+
+def parameters(kernel: str, default: Parameters, device: torch.device, **sizes: int) -> Parameters:
+    """What to launch `kernel` with on `device` for these sizes: block sizes, num_warps, num_stages.
+
+    Where the architecture or the bucket was not measured: `default`.
+    """
+    return _table().get(_architecture(device), {}).get(kernel, {}).get(bucket(sizes), default)
+
+
+def bucket(sizes: dict[str, int]) -> str:
+    """`{"T": 50, "keys": 150}` -> `"T=64,keys=256"`."""
+    return ",".join(f"{name}={power_of_two(size)}" for name, size in sorted(sizes.items()))
+
+
+def power_of_two(size: int) -> int:
+    """The least power of two that is at least `size`, and at least 1."""
+    return 1 << max(size - 1, 0).bit_length()
+
+
+@cache
+def _table() -> dict[str, dict[str, dict[str, Parameters]]]:
+    return json.loads(TABLE.read_text()) if TABLE.exists() else {}
+
+
+@cache
+def _architecture(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
