@@ -20,6 +20,7 @@ WAITS = {
     "unique_dim": "has a shape that depends on values",
     "unique_consecutive": "has a shape that depends on values",
     "bincount": "has a shape that depends on values",
+    "lift_fresh": "brings a value from the host (torch.tensor, new_tensor)",
     "repeat_interleave.Tensor": "has a shape that depends on values",
 }
 
