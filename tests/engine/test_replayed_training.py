@@ -1,0 +1,72 @@
+"""Training by replayed graphs, step for step as eager training; without a GPU by a stand-in for CUDA graphs."""
+
+import copy
+
+import pytest
+import torch
+
+from fastmmkd.engine.graphs import CudaCapture, GraphedLoss, GraphedStep
+from tests.engine.fake_capture import FakeCapture
+from tests.engine.tiny_methods import BATCH, METHODS, MODELS, build
+
+STEPS = 6
+RATE = 2**-7
+"""A captured rate is a float32 tensor; this one is the same in every precision."""
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
+
+
+def capture(device: str):
+    return CudaCapture() if device == "cuda" else FakeCapture()
+
+
+def batches(device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Index vectors `[S, B]` and epochs, the second epoch with other missing patterns."""
+    generator = torch.Generator().manual_seed(5)
+    rows = [torch.stack([torch.randperm(40, generator=generator)[:BATCH] for _ in range(MODELS)]) for _ in range(STEPS)]
+    return [(x.to(device), torch.tensor(i // 3, device=device)) for i, x in enumerate(rows)]
+
+
+def adam(module, device):
+    return torch.optim.Adam(module.parameters(), lr=RATE, fused=True, capturable=device == "cuda")
+
+
+def clip(module):
+    return torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0, foreach=True)
+
+
+def eager(module, loss, device) -> torch.Tensor:
+    optimizer, found = adam(module, device), []
+    for inputs in batches(device):
+        optimizer.zero_grad()
+        total, parts = loss(*inputs)
+        total.backward()
+        clip(module)
+        optimizer.step()
+        found.append(parts.clone())
+    return torch.stack(found)
+
+
+def forward_and_backward(module, loss, device) -> torch.Tensor:
+    graphed = GraphedLoss(loss, module.parameters(), batches(device)[0], capture(device))
+    return eager(module, graphed, device)
+
+
+def whole_step(module, loss, device) -> torch.Tensor:
+    step = GraphedStep(loss, adam(module, device), lambda: clip(module), batches(device)[0], capture(device))
+    return torch.stack([step(*inputs).clone() for inputs in batches(device)])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("replayed", [forward_and_backward, whole_step], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("method", METHODS)
+def test_replay_equals_eager_step_for_step(method, replayed, device, tmp_path) -> None:
+    task = "classification-2" if method == "corrkd" else "regression"
+    module, loss = build(method, task, tmp_path, device=device)
+    start = copy.deepcopy(module.state_dict())
+    expected, weights = eager(module, loss, device), copy.deepcopy(module.state_dict())
+    module.load_state_dict(start)
+    found = replayed(module, loss, device)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(module.state_dict(), weights, rtol=1e-6, atol=1e-7)
+    assert not torch.allclose(expected[0], expected[-1])
