@@ -54,6 +54,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/<config name>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder; finished seeds stay")
     parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the config's train.seeds")
+    parser.add_argument("--together", action="store_true", help="train the seeds at once: train.together=true")
     parser.add_argument("--teacher", type=Path, metavar="DIR", help="reuse the trained teachers of this run")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
     parser.set_defaults(run=_run_train)
@@ -62,7 +63,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def _run_train(args: argparse.Namespace) -> int:
     from fastmmkd.config import command_overrides, load_config
 
-    config = load_config(args.config, command_overrides(args.set, args.data, args.seeds))
+    config = load_config(args.config, command_overrides(args.set, args.data, args.seeds, args.together))
     from fastmmkd.engine.run import train_run
 
     train_run(config, args.output or Path("runs") / args.config.stem, args.resume, args.teacher)

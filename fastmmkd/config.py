@@ -161,6 +161,9 @@ class TrainBlock(Block):
     """Samples per step over all processes. The rest of an epoch that does not fill a batch is left out."""
     epochs: int = Field(gt=0)
     seeds: tuple[int, ...] = (1,)
+    together: bool = False
+    """True: all seeds are trained at once in one process, as models that share nothing; the results are those of
+    separate runs up to rounding. Each model's gradients are clipped by themselves, ZeRO is off, fp16 is refused."""
     select: str | None = None
     """Metric of the best checkpoint on the validation split; null = MAE for regression, else the loss."""
     select_on: Literal["missing", "complete"] = "missing"
@@ -233,7 +236,7 @@ class Config(Block):
 
     @model_validator(mode="after")
     def _deepspeed_can_run(self) -> Self:
-        problem = deepspeed_problem(self.deepspeed, self.train.batch_size, self.train.device)
+        problem = deepspeed_problem(self.deepspeed, self.train.batch_size, self.train.device, self.train.together)
         if problem:
             raise ValueError(problem)
         return self
@@ -298,13 +301,15 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
     return parse_config(raw, str(path))
 
 
-def command_overrides(assignments: list[str], data: str | None, seeds: str | None) -> list[str]:
-    """The overrides that a command's `--set`, `--data` and `--seeds` stand for."""
+def command_overrides(assignments: list[str], data: str | None, seeds: str | None, together: bool = False) -> list[str]:
+    """The overrides that a command's `--set`, `--data`, `--seeds` and `--together` stand for."""
     overrides = list(assignments)
     if data:
         overrides.append(f"data.path={json.dumps(data)}")
     if seeds:
         overrides.append(f"train.seeds=[{seeds}]")
+    if together:
+        overrides.append("train.together=true")
     return overrides
 
 

@@ -60,7 +60,14 @@ DEEPSPEED_OPTIMIZERS = (
 """What DeepSpeed knows by these names, in any case; every other name is a class of `torch.optim`."""
 
 
-def deepspeed_problem(block: dict[str, Any], batch_size: int, device: str) -> str | None:
+ELEMENTWISE_OPTIMIZERS = (
+    *("adam", "adamw", "adagrad", "lion", "sgd"),
+    *("adadelta", "adamax", "asgd", "nadam", "radam", "rmsprop", "rprop"),
+)
+"""Those whose step of a parameter depends on that parameter alone, so that models in one tensor stay independent."""
+
+
+def deepspeed_problem(block: dict[str, Any], batch_size: int, device: str, together: bool = False) -> str | None:
     """What is wrong with a `deepspeed` block that DeepSpeed itself would not say, or None."""
     for key in block:
         hint = difflib.get_close_matches(key, DEEPSPEED_KEYS, n=1, cutoff=0.8)
@@ -72,6 +79,9 @@ def deepspeed_problem(block: dict[str, Any], batch_size: int, device: str) -> st
     problem = _optimizer_problem(block)
     if problem:
         return problem
+    kind = block["optimizer"]["type"]
+    if together and kind.lower() not in ELEMENTWISE_OPTIMIZERS:
+        return f"deepspeed.optimizer.type: {kind} would couple the seeds of train.together; expected for example Adam"
     for key in ("fp16", "bf16"):
         enabled = _section(block, key).get("enabled", False)
         if not isinstance(enabled, bool):

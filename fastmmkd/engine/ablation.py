@@ -52,6 +52,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--data", metavar="FILE", help="data file in place of the config's data.path")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every variant")
     parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the config's train.seeds")
+    parser.add_argument("--together", action="store_true", help="train the seeds of each row at once")
     parser.add_argument("--only", action="append", metavar="ROW", help="train only this row (may be repeated)")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="one run folder per row, and the report")
     parser.set_defaults(run=run_ablate)
@@ -59,7 +60,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run_ablate(args: argparse.Namespace) -> int:
     """Train what is not trained yet (finished seeds are kept), then write the report."""
-    common = command_overrides(args.set, args.data, args.seeds)
+    common = command_overrides(args.set, args.data, args.seeds, args.together)
     full = load_config(args.config, common)
     rows = ABLATIONS[full.method]
     for name in args.only or ():

@@ -1,13 +1,15 @@
 """State that survives: resumable checkpoints, and the exported model.
 
-A seed's folder holds `checkpoints/latest.json`, which names the one complete checkpoint, and `model.safetensors`, the
-best model so far with the normalisation statistics it was trained under.
+`checkpoints/latest.json`, in the folder of a seed or of seeds that are trained together, names the one complete
+checkpoint. A seed's folder holds `model.safetensors`, its best model so far with the normalisation statistics it was
+trained under.
 """
 
 from __future__ import annotations
 
 import pickle
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ NORMALISATION = "normalisation"
 
 @dataclass
 class Progress:
-    """Where a training run stands, besides what DeepSpeed keeps (weights, optimiser, loss scale)."""
+    """Where a seed's training stands, besides what DeepSpeed keeps (weights, optimiser, loss scale)."""
 
     epoch: int = 0
     """Epochs completed."""
@@ -45,31 +47,38 @@ class Progress:
     finished: bool = False
 
 
-def save_checkpoint(engine: Any, folder: Path, progress: Progress, global_step: int) -> None:
+def furthest(seeds: Sequence[Progress]) -> Progress:
+    """Where the seeds that go on stand, all at the same step; the one that stopped last where none goes on."""
+    return max(seeds, key=lambda progress: (progress.epoch, progress.step))
+
+
+def save_checkpoint(engine: Any, folder: Path, seeds: Sequence[Progress], global_step: int) -> None:
     """Save everything; the old checkpoint goes only when the new one is complete."""
     # No two states share a tag, so that a checkpoint is never written over: an epoch's last step comes before its end.
-    tag = f"epoch_{progress.epoch}_step_{progress.step}" + ("_end" if progress.finished else "")
+    at, ended = furthest(seeds), all(progress.finished for progress in seeds)
+    tag = f"epoch_{at.epoch}_step_{at.step}" + ("_end" if ended else "")
     engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
     barrier()
     if rank() == 0:
-        write_json(
-            folder / "latest.json", {"tag": tag, "world_size": world_size(), "step": global_step} | asdict(progress)
-        )
+        stands = [asdict(progress) for progress in seeds]
+        pointer = {"tag": tag, "world_size": world_size(), "step": global_step}
+        write_json(folder / "latest.json", pointer | (stands[0] if len(stands) == 1 else {"seeds": stands}))
         for other in folder.iterdir():
             if other.is_dir() and other.name != tag:
                 shutil.rmtree(other)
     barrier()
 
 
-def read_progress(folder: Path) -> tuple[Progress, dict[str, Any]] | None:
-    """What `latest.json` says, or None where nothing was saved yet."""
+def read_progress(folder: Path) -> tuple[list[Progress], dict[str, Any]] | None:
+    """What `latest.json` says, seed by seed, or None where nothing was saved yet."""
     pointer = folder / "latest.json"
     if not pointer.exists():
         return None
     saved = read_json(pointer, "a checkpoint's latest.json")
     try:
-        return Progress(**{name: saved[name] for name in Progress.__dataclass_fields__}), saved
-    except (KeyError, TypeError):
+        stands = saved.get("seeds", [saved])
+        return [Progress(**{name: stand[name] for name in Progress.__dataclass_fields__}) for stand in stands], saved
+    except (AttributeError, KeyError, TypeError):
         raise UserError(f"{pointer}: not a checkpoint's latest.json; expected the keys of this version") from None
 
 
@@ -94,10 +103,12 @@ def load_checkpoint(engine: Any, folder: Path, saved: dict[str, Any]) -> None:
         raise UserError(f"{path}: no such checkpoint; remove {folder.parent} to train this seed anew")
 
 
-def export_model(module: torch.nn.Module, normalisation: Normalisation, directory: Path, facts: dict[str, str]) -> None:
-    """Write `model.safetensors`: the module's parameters under their names, and `normalisation.<modality>.mean|std`."""
+def export_model(
+    state: Mapping[str, torch.Tensor], normalisation: Normalisation, directory: Path, facts: dict[str, str]
+) -> None:
+    """Write `model.safetensors`: a model's parameters under their names, and `normalisation.<modality>.mean|std`."""
     if rank() == 0:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         for modality in MODALITIES:
             for name, value in zip(("mean", "std"), normalisation[modality], strict=True):
                 tensors[f"{NORMALISATION}.{modality}.{name}"] = torch.from_numpy(np.asarray(value, np.float64))

@@ -33,6 +33,9 @@ class Placement:
     deepspeed: dict[str, Any]
     note: str | None
     """What was changed from the config, and why; None when nothing was."""
+    clip_each: float = 0.0
+    """`train.together`: the norm that each model's gradients are clipped to, in place of DeepSpeed's one for all; 0 =
+    none."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,8 +48,11 @@ def place(config: Config) -> Placement:
     fp16 is what a V100 needs. Where it cannot run (CPU) or bf16 is the better choice of the same width (compute
     capability 8.0 and later), the run falls back to fp32 or bf16 and `note` says so.
 
+    `train.together` takes out of the block what would couple the models: one clipping for all, and ZeRO, which would
+    flatten their gradients into one vector.
+
     Raises:
-        UserError: `train.device` is "cuda" and there is none.
+        UserError: `train.device` is "cuda" and there is none; `train.together` in fp16.
     """
     cuda = torch.cuda.is_available()
     if config.train.device == "cuda" and not cuda:
@@ -70,8 +76,18 @@ def place(config: Config) -> Placement:
         precision, note = "fp16", f"deepspeed.bf16: {torch.cuda.get_device_name()} has none; training in fp16"
     block["train_batch_size"] = config.train.batch_size
     block.setdefault("steps_per_print", sys.maxsize)
+    clip_each = 0.0
+    if config.train.together:
+        if precision == "fp16":
+            raise UserError(
+                "train.together: in fp16 an overflow of one seed would skip the step of all; expected fp32 on this "
+                "device (no deepspeed.fp16 and no deepspeed.bf16), or false"
+            )
+        clip_each = float(block.get("gradient_clipping", 1.0))  # DeepSpeed's default
+        block |= {"gradient_clipping": 0.0, "zero_optimization": {"stage": 0}}
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    return Placement(torch.device("cuda", local) if use_cuda else torch.device("cpu"), precision, block, note)
+    device = torch.device("cuda", local) if use_cuda else torch.device("cpu")
+    return Placement(device, precision, block, note, clip_each)
 
 
 def prepare_process(config: Config) -> None:

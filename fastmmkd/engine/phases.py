@@ -2,6 +2,7 @@
 
 A method without a teacher, or a network without distillation, has one phase. A seed's folder holds its last phase; the
 teacher phase lies in `teacher/` below it, and `teacher/teacher.json` marks it as finished and says what it fits.
+Seeds that are trained together go through each phase together.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from fastmmkd.data.dataset import Dataset, Split
 from fastmmkd.distributed import barrier, rank
 from fastmmkd.engine.checkpoint import MODEL_FILE, import_model
 from fastmmkd.engine.device import Placement
+from fastmmkd.engine.groups import Group
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, read_json, replacing, write_json
 from fastmmkd.methods import Teacher, Trainable, build_network, build_student, build_teacher
+from fastmmkd.nn.models import stack_models
 
 COMPLETE = MissingBlock(enabled=False)
 TEACHER_FOLDER = "teacher"
@@ -38,8 +41,9 @@ class Phase:
     name: Literal["", "teacher", "student"]
     """For people; empty where it is the only one."""
     module: Trainable
-    """What is trained, see `fastmmkd.methods`."""
-    directory: Path
+    """What is trained, see `fastmmkd.methods`; one model per seed of the group."""
+    group: Group
+    """Whom it trains; its folders are this phase's."""
     epochs: int
     patience: int | None
     missing: MissingBlock
@@ -49,21 +53,24 @@ class Phase:
     """Validation samples that the checkpoint is chosen on: see `TrainBlock.select_on`; whole = with all each has."""
     teacher: Teacher | None = None
 
+    def title(self, whom: str, config: Config) -> str:
+        """What people read about a seed or a group: `"hrlf seed 1 teacher"`."""
+        return f"{config.method} {whom} {self.name}".rstrip()
 
-def teacher_phase(config: Config, dataset: Dataset, seed: int, directory: Path) -> Phase:
-    """The network on complete samples, in `<directory>/teacher`.
+
+def teacher_phase(config: Config, dataset: Dataset, group: Group) -> Phase:
+    """The network on complete samples, in `teacher/` below each seed's folder.
 
     Args:
         config: a run with a teacher.
         dataset: what it trains on.
-        seed: of the run; the teacher's initialisation is its own.
-        directory: the seed's.
+        group: whose teachers; a teacher's initialisation is its own.
     """
     assert config.teacher
     return Phase(
         "teacher",
-        build_teacher(config, dataset.feature_dims, TEACHER_SEEDS + seed),
-        directory / TEACHER_FOLDER,
+        stack_models([build_teacher(config, dataset.feature_dims, TEACHER_SEEDS + seed) for seed in group.seeds]),
+        group.below(TEACHER_FOLDER),
         config.teacher.epochs,
         config.teacher.patience,
         COMPLETE,
@@ -72,12 +79,13 @@ def teacher_phase(config: Config, dataset: Dataset, seed: int, directory: Path) 
     )
 
 
-def final_phase(config: Config, dataset: Dataset, seed: int, directory: Path, teacher: Teacher | None) -> Phase:
-    """The student, or without a teacher the network by itself, on missing versions."""
+def final_phase(config: Config, dataset: Dataset, group: Group, teacher: Teacher | None) -> Phase:
+    """The students, or without teachers the networks by themselves, on missing versions."""
+    build = build_student if teacher else build_network
     return Phase(
         "student" if teacher else "",
-        (build_student if teacher else build_network)(config, dataset.feature_dims, seed),
-        directory,
+        stack_models([build(config, dataset.feature_dims, seed) for seed in group.seeds]),
+        group,
         config.train.epochs,
         config.train.patience,
         config.missing,
@@ -110,11 +118,12 @@ def has_teacher(directory: Path) -> bool:
     return (directory / TEACHER_FOLDER / TEACHER_FILE).exists()
 
 
-def finish_teacher(config: Config, dataset: Dataset, seed: int, directory: Path) -> None:
-    """Mark a seed's teacher as finished."""
+def finish_teacher(config: Config, dataset: Dataset, group: Group) -> None:
+    """Mark the teacher of each seed as finished."""
     if rank() == 0:
-        found = {"version": 1, "seed": seed, "identity": identity(config, dataset)}
-        write_json(directory / TEACHER_FOLDER / TEACHER_FILE, found)
+        for seed, directory in zip(group.seeds, group.directories, strict=True):
+            found = {"version": 1, "seed": seed, "identity": identity(config, dataset)}
+            write_json(directory / TEACHER_FOLDER / TEACHER_FILE, found)
     barrier()
 
 
@@ -160,13 +169,13 @@ def find_teacher(config: Config, dataset: Dataset, seed: int, source: Path) -> P
     return folder
 
 
-def load_teacher(config: Config, dataset: Dataset, directory: Path, placement: Placement) -> Teacher:
-    """A seed's finished teacher, frozen: evaluation mode, no gradients, the run's device and precision.
+def load_teacher(config: Config, dataset: Dataset, group: Group, placement: Placement) -> Teacher:
+    """The finished teachers of a group, frozen: evaluation mode, no gradients, the run's device and precision.
 
     Raises:
         UserError: as `read_teacher`.
     """
-    network = read_teacher(config, dataset, directory / TEACHER_FOLDER)
+    network = stack_models([read_teacher(config, dataset, d / TEACHER_FOLDER) for d in group.directories])
     return network.to(placement.device, placement.dtype).eval().requires_grad_(False)
 
 

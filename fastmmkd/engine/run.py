@@ -19,8 +19,8 @@ from fastmmkd.config import Config
 from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.distributed import barrier, rank, world_size
-from fastmmkd.engine.checkpoint import Progress
 from fastmmkd.engine.device import Placement, place, prepare_process, start_deepspeed, warnings_to
+from fastmmkd.engine.groups import EVALUATION_FILE, Group, begin, is_evaluated, plan_groups
 from fastmmkd.engine.interruption import InterruptionWatch
 from fastmmkd.engine.phases import (
     Phase,
@@ -32,7 +32,8 @@ from fastmmkd.engine.phases import (
     reuse_teacher,
     teacher_phase,
 )
-from fastmmkd.engine.trainer import Session, Trainer
+from fastmmkd.engine.session import Session
+from fastmmkd.engine.trainer import Trainer
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
 from fastmmkd.evaluation.run_results import write_run_results
@@ -40,6 +41,8 @@ from fastmmkd.files import make_directory, read_json, write_json
 from fastmmkd.ops import OPERATIONS, explain
 from fastmmkd.predictor import RUN_FILE, load, read_record, seed_directory
 
+FREE = ("data.path", "train.together")
+"""Keys of a config that may change between two sessions of a run."""
 PACKAGES = ("fastmmkd", "torch", "deepspeed", "numpy", "h5py", "triton")
 
 
@@ -83,8 +86,11 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
         )
         if teacher:
             _reuse_teachers(session, output, teacher)
-        evaluations = [_train_seed(session, seed, output) for seed in config.train.seeds]
+        groups = plan_groups(config, output)
+        barrier()
+        found = {seed: evaluation for group in groups for seed, evaluation in _train_group(session, group, output)}
         if rank() == 0:
+            evaluations = [found[seed] for seed in config.train.seeds]
             write_run_results(output, load(output), dataset, evaluations, console)
     return output
 
@@ -129,7 +135,7 @@ def _open_run(output: Path, config: Config, placement: Placement, dataset: Datas
 
 
 def _check_or_write(path: Path, config: Config, placement: Placement, dataset: Dataset, resume: bool) -> None:
-    strays = sorted(path.parent.glob("seed_*"))
+    strays = sorted(path.parent.glob("seed_*")) + sorted(path.parent.glob("together_*"))
     if strays and not path.exists():
         raise UserError(f"{path.parent}: holds {strays[0].name} but no {path.name}; expected a run, or an empty folder")
     former: dict[str, Any] = {}
@@ -150,6 +156,7 @@ def _check_or_write(path: Path, config: Config, placement: Placement, dataset: D
                 f"{path}: --resume in {placement.precision} of a run in {former['precision']}: resume on a device like "
                 "the one it was started on"
             )
+        plan_groups(config, path.parent)  # refuses what cannot go on in this way
         resumed = [*former.get("resumed", []), _session(placement)]
     first = former if resumed else _session(placement)
     identity = {
@@ -182,14 +189,14 @@ def _session(placement: Placement) -> dict[str, Any]:
 
 
 def _difference(former: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:
-    """The first key whose value changed; more seeds may be added to a run."""
+    """The first key whose value changed; more seeds may be added to a run, and trained in another way."""
     for key in sorted(former.keys() | now.keys()):
         a, b, name = former.get(key), now.get(key), prefix + key
         if isinstance(a, dict) and isinstance(b, dict):
             found = _difference(a, b, name + ".")
             if found:
                 return found
-        elif a != b and not (name == "train.seeds" and set(a or ()) <= set(b or ())) and name != "data.path":
+        elif a != b and not (name == "train.seeds" and set(a or ()) <= set(b or ())) and name not in FREE:
             return f"{name} was {a}, is {b}"
     return None
 
@@ -205,45 +212,63 @@ def _reuse_teachers(session: Session, output: Path, source: Path) -> None:
     barrier()
 
 
-def _train_seed(session: Session, seed: int, output: Path) -> SeedEvaluation:
-    directory = seed_directory(output, seed)
-    evaluation_file = directory / "evaluation.json"
-    if evaluation_file.exists():
-        _say(session.console, f"seed {seed}: finished before")
-        return evaluation_from_json(read_json(evaluation_file, "a seed's evaluation"))
+def _train_group(session: Session, group: Group, output: Path) -> list[tuple[int, SeedEvaluation]]:
+    """Train the seeds of a group and evaluate them one by one; what was finished before is read back."""
+    folders = dict(zip(group.seeds, group.directories, strict=True))
+    best_epochs: dict[int, int] = {}
+    if not all(map(is_evaluated, group.directories)):
+        begin(group)
+        best_epochs = dict(zip(group.seeds, _train_phases(session, group), strict=True))
+    found = []
+    for seed, directory in folders.items():
+        if is_evaluated(directory):
+            _say(session.console, f"seed {seed}: finished before")
+            evaluation = evaluation_from_json(read_json(directory / EVALUATION_FILE, "a seed's evaluation"))
+        else:
+            _say(session.console, f"seed {seed}: evaluating the epoch {best_epochs[seed]} model")
+            evaluation = _evaluate(session, seed, output)
+            if rank() == 0:
+                write_json(directory / EVALUATION_FILE, evaluation_to_json(evaluation))
+        found.append((seed, evaluation))
+    return found
+
+
+def _train_phases(session: Session, group: Group) -> list[int]:
+    """Train a group to the end: the epoch of each seed's exported model."""
     config, dataset = session.config, session.dataset
     teacher = None
     if config.teacher:
-        if has_teacher(directory):
-            _say(session.console, f"seed {seed}: its teacher is finished")
+        if all(map(has_teacher, group.directories)):
+            for seed in group.seeds:
+                _say(session.console, f"seed {seed}: its teacher is finished")
         else:
-            _fit(session, teacher_phase(config, dataset, seed, directory), seed)
-            finish_teacher(config, dataset, seed, directory)
-        teacher = load_teacher(config, dataset, directory, session.placement)
-    best = _fit(session, final_phase(config, dataset, seed, directory, teacher), seed)
-    _say(session.console, f"seed {seed}: evaluating the epoch {best.best_epoch} model")
-    predictor = load(output, seed, str(session.placement.device))
-    evaluator = predictor.evaluator(session.dataset.splits["test"], str(session.dataset.path))
-    evaluation = evaluator.evaluate(predictor.module.predict, seed)
-    if rank() == 0:
-        write_json(evaluation_file, evaluation_to_json(evaluation))
-    return evaluation
+            _fit(session, teacher_phase(config, dataset, group))
+            finish_teacher(config, dataset, group)
+        teacher = load_teacher(config, dataset, group, session.placement)
+    return _fit(session, final_phase(config, dataset, group, teacher))
 
 
-def _fit(session: Session, phase: Phase, seed: int) -> Progress:
-    """Train a phase to its end.
+def _fit(session: Session, phase: Phase) -> list[int]:
+    """Train a phase to its end: the best epoch of each seed.
 
     Raises:
         Interrupted: a signal asked to stop; the state is saved.
     """
-    trainer = Trainer(session, phase, seed)
+    trainer = Trainer(session, phase)
     try:
         trainer.fit()
     finally:
         trainer.close()
     if session.watch.agreed(session.placement.device, at_agreement=True):
         raise Interrupted
-    return trainer.progress
+    return [progress.best_epoch for progress in trainer.progress]
+
+
+def _evaluate(session: Session, seed: int, output: Path) -> SeedEvaluation:
+    """The exported model of a seed on the test split."""
+    predictor = load(output, seed, str(session.placement.device))
+    evaluator = predictor.evaluator(session.dataset.splits["test"], str(session.dataset.path))
+    return evaluator.evaluate(predictor.module.predict, seed)
 
 
 def evaluation_to_json(evaluation: SeedEvaluation) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--data", metavar="FILE", help="data file in place of the configs' data.path")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every config")
     parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the configs' train.seeds")
+    parser.add_argument("--together", action="store_true", help="train the seeds of each config at once")
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="one run folder per config, named as it, and the report"
     )
@@ -38,7 +39,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run_suite(args: argparse.Namespace) -> int:
     """Train what is not trained yet (finished seeds are kept), then write the report."""
-    common = command_overrides(args.set, args.data, args.seeds)
+    common = command_overrides(args.set, args.data, args.seeds, args.together)
     files: dict[str, Path] = {}
     for file in args.config:
         if file.stem in files:
@@ -61,7 +62,7 @@ def train_and_report(members: Sequence[Member], out: Path) -> None:
         Interrupted: a signal asked to stop; everything is saved, and the same call continues.
     """
     from fastmmkd.engine.run import read_data, train_run
-    from fastmmkd.engine.trainer import check
+    from fastmmkd.engine.session import check
     from fastmmkd.evaluation.commands import print_headline
     from fastmmkd.evaluation.report import report
 
@@ -104,10 +105,11 @@ def trained_teachers(member: Member) -> Path | None:
 
 def plan(member: Member) -> str:
     """What is left of a member: `"done"`, `"2 of 3 seeds done"` or `"to do"`."""
+    from fastmmkd.engine.groups import is_evaluated
     from fastmmkd.predictor import seed_directory
 
     seeds = member.config.train.seeds
-    done = sum((seed_directory(member.folder, seed) / "evaluation.json").exists() for seed in seeds)
+    done = sum(is_evaluated(seed_directory(member.folder, seed)) for seed in seeds)
     if done == len(seeds):
         return "done"
     return f"{done} of {len(seeds)} seeds done" if done else "to do"

@@ -28,14 +28,9 @@ class TrainingBar(Progress):
 
 
 class Telemetry:
-    """Reports of one seed's training. Other processes than the first hold a silent one."""
+    """The progress of a training, for people. Other processes than the first hold a silent one."""
 
-    def __init__(
-        self, directory: Path, title: str, total_steps: int, done: int, console: Console, silent: bool
-    ) -> None:
-        self.silent = silent
-        self.path = directory / "metrics.jsonl"
-        self.console = console
+    def __init__(self, title: str, total_steps: int, done: int, console: Console, silent: bool) -> None:
         self._started, self._first = time.monotonic(), done
         self._progress = TrainingBar(
             TextColumn("[bold]{task.description}"),
@@ -48,8 +43,6 @@ class Telemetry:
             transient=True,
         )
         self._bar = self._progress.add_task(title, total=total_steps, completed=done, rate="", losses="")
-        self._title = title
-        self._writer = None if silent else SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
 
     def __enter__(self) -> Telemetry:
         self._progress.start()
@@ -59,14 +52,32 @@ class Telemetry:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-        if self._writer:
-            self._writer.close()
 
-    def step(self, step: int, batch_size: int, parts: dict[str, float]) -> None:
-        """Show where training is: `step` of all steps, the running means of the loss parts."""
-        rate = (step - self._first) * batch_size / max(time.monotonic() - self._started, 1e-9)
+    def step(self, step: int, samples: int, parts: dict[str, float]) -> None:
+        """Show where training is: `step` of all steps of that many samples, the running means of the loss parts."""
+        rate = (step - self._first) * samples / max(time.monotonic() - self._started, 1e-9)
         losses = "  ".join(f"{name} {value:.3f}" for name, value in parts.items())
         self._progress.update(self._bar, completed=step, rate=f"{rate:,.0f} samples/s", losses=losses)
+
+
+class Journal:
+    """The records of one seed: `metrics.jsonl`, TensorBoard, and a line an epoch. A silent one writes nothing."""
+
+    def __init__(self, directory: Path, title: str, done: int, console: Console, silent: bool) -> None:
+        self.silent = silent
+        self.path = directory / "metrics.jsonl"
+        self.console = console
+        self._title = title
+        self._writer = None if silent else SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer:
+            self._writer.close()
 
     def epoch(self, record: dict[str, Any], line: str) -> None:
         """Keep one epoch's record, and show its line."""

@@ -23,7 +23,8 @@ from fastmmkd.modalities import CONDITIONS, condition_modalities
 from fastmmkd.tasks import Task
 
 Predict = Callable[[list[torch.Tensor], list[torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
-"""Features and masks of one batch, S = 1 -> logits `[1, B, O]` and joint representations `[1, B, D]`."""
+"""Features and masks of one batch, `[1, B, ...]` -> logits `[S, B, O]` and joint representations `[S, B, D]`; S is 1
+where nothing else is said."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Scenario:
     index: int = 0
     incomplete: bool = False
     """True: samples that lack some of these modalities take part with what they have."""
+
+
+CONDITION_SCENARIOS = {condition: Scenario(condition_modalities(condition)) for condition in CONDITIONS}
+"""The seven conditions at p = 0."""
 
 
 @dataclass
@@ -55,32 +60,43 @@ class Evaluator:
             return np.arange(len(self.present))
         return np.flatnonzero(self.present[:, np.asarray(scenario.kept)].all(axis=1))
 
-    @torch.no_grad()
     def run(self, predict: Predict, scenario: Scenario, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predictions (see `Task`) and joint representations `[n, D]` float32 of some samples under a scenario."""
-        device = self.resident.present.device
+        return self.run_models(predict, 1, scenario, rows)[0]
+
+    @torch.no_grad()
+    def run_models(
+        self, predict: Predict, models: int, scenario: Scenario, rows: np.ndarray
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The same of each of S models, in batches that hold `eval.batch_size` samples over all of them."""
+        device, size = self.resident.present.device, max(1, self.block.batch_size // models)
         logits, representations = [], []
-        for start in range(0, len(rows), self.block.batch_size):
-            sample = torch.from_numpy(rows[start : start + self.block.batch_size]).to(device)
+        for start in range(0, len(rows), size):
+            sample = torch.from_numpy(rows[start : start + size]).to(device)
             exact = self.block.ratio == "exact"
             features, masks = self.resident.evaluation_batch(
                 sample, scenario.kept, scenario.p, self.block.seed, scenario.index, exact
             )
             batch_logits, batch_representations = predict(features, masks)
-            logits.append(batch_logits[0].float().cpu())
-            representations.append(batch_representations[0].float().cpu())
-        return self.task.predictions(torch.cat(logits)), torch.cat(representations).numpy()
+            logits.append(batch_logits.float().cpu())
+            representations.append(batch_representations.float().cpu())
+        of_models = zip(torch.cat(logits, dim=1), torch.cat(representations, dim=1), strict=True)
+        return [(self.task.predictions(found), joint.numpy()) for found, joint in of_models]
 
     def outcomes(self, predict: Predict, scenarios: Sequence[Scenario]) -> list[Outcome]:
-        """Metrics of every scenario. Several processes share the scenarios out and all get every result."""
-        mine: dict[int, Outcome | UserError] = {}
+        """Metrics of every scenario."""
+        return [found[0] for found in self.model_outcomes(predict, 1, scenarios)]
+
+    def model_outcomes(self, predict: Predict, models: int, scenarios: Sequence[Scenario]) -> list[list[Outcome]]:
+        """Metrics `[scenario][model]`. Several processes share the scenarios out and all get every result."""
+        mine: dict[int, list[Outcome] | UserError] = {}
         for i in range(rank(), len(scenarios), world_size()):
             try:
-                mine[i] = self._outcome(predict, scenarios[i])
+                mine[i] = self._outcomes(predict, models, scenarios[i])
             except UserError as error:  # the others wait for this process's share
                 mine[i] = error
         if world_size() > 1:
-            parts: list[dict[int, Outcome | UserError] | None] = [None] * world_size()
+            parts: list[dict[int, list[Outcome] | UserError] | None] = [None] * world_size()
             dist.all_gather_object(parts, mine)
             mine = {i: outcome for part in parts if part for i, outcome in part.items()}
         found = []
@@ -91,18 +107,19 @@ class Evaluator:
             found.append(outcome)
         return found
 
-    def _outcome(self, predict: Predict, scenario: Scenario) -> Outcome:
+    def _outcomes(self, predict: Predict, models: int, scenario: Scenario) -> list[Outcome]:
         rows = self.rows(scenario)
         if not len(rows):
-            return Outcome(0, {})
-        labels, predictions = self.labels[rows], self.run(predict, scenario, rows)[0]
-        found = metrics.compute(self.task, labels, predictions)
-        return Outcome(len(rows), found | {"loss": metrics.loss(self.task, labels, predictions)})
+            return [Outcome(0, {})] * models
+        labels, found = self.labels[rows], []
+        for predictions, _ in self.run_models(predict, models, scenario, rows):
+            values = metrics.compute(self.task, labels, predictions)
+            found.append(Outcome(len(rows), values | {"loss": metrics.loss(self.task, labels, predictions)}))
+        return found
 
     def conditions(self, predict: Predict) -> dict[str, Outcome]:
         """The seven conditions at p = 0."""
-        scenarios = [Scenario(condition_modalities(condition)) for condition in CONDITIONS]
-        return dict(zip(CONDITIONS, self.outcomes(predict, scenarios), strict=True))
+        return dict(zip(CONDITION_SCENARIOS, self.outcomes(predict, list(CONDITION_SCENARIOS.values())), strict=True))
 
     def evaluate(self, predict: Predict, seed: int) -> SeedEvaluation:
         """Everything that `results.json` needs of one trained model."""

@@ -28,7 +28,7 @@ from run_records import (
 
 from fastmmkd.cli import train_main
 from fastmmkd.config import METHODS
-from fastmmkd.engine import trainer
+from fastmmkd.engine import session
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 180
@@ -272,7 +272,7 @@ class TestUserErrors:
     def test_a_batch_that_processes_cannot_share(
         self, complain: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(trainer, "world_size", lambda: 3)
+        monkeypatch.setattr(session, "world_size", lambda: 3)
         assert complain() == "error: train.batch_size: 8 does not divide by 3 processes"
 
     def test_seeds_that_are_no_numbers(self, complain: Callable[..., str]) -> None:

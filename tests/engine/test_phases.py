@@ -22,6 +22,7 @@ from fastmmkd.data import store
 from fastmmkd.data.batches import ResidentSplit
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine import run as engine_run
+from fastmmkd.engine.groups import alone
 from fastmmkd.engine.phases import teacher_phase
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation import plots, run_results
@@ -561,18 +562,18 @@ class TestSamplesThatLackModalities:
         incomplete["teacher"]["incomplete_samples"] = allowed
         batches: list[tuple[bool, list[int]]] = []
         validated: list[list[int]] = []
-        training_batch, evaluate = ResidentSplit.training_batch, Evaluator.run
+        training_batch, evaluate = ResidentSplit.training_batch, Evaluator.run_models
 
         def recording_batch(self: Any, sample: torch.Tensor, seed: Any, epoch: Any, versions: int, missing: Any) -> Any:
             batches.append((missing.enabled, sample.flatten().tolist()))
             return training_batch(self, sample, seed, epoch, versions, missing)
 
-        def recording_rows(self: Any, predict: Any, scenario: Any, rows: np.ndarray) -> Any:
+        def recording_rows(self: Any, predict: Any, models: int, scenario: Any, rows: np.ndarray) -> Any:
             validated.append(rows.tolist())
-            return evaluate(self, predict, scenario, rows)
+            return evaluate(self, predict, models, scenario, rows)
 
         monkeypatch.setattr(ResidentSplit, "training_batch", recording_batch)
-        monkeypatch.setattr(Evaluator, "run", recording_rows)
+        monkeypatch.setattr(Evaluator, "run_models", recording_rows)
         train_tiny(incomplete, tmp_path / "run")
         steps = len(trained_on) // 8
         of_teacher, of_student = batches[:steps], batches[steps:]
@@ -617,7 +618,7 @@ class TestInitialisation:
     @pytest.mark.parametrize("seed", [0, 1, LARGEST_SEED])
     def test_at_every_seed(self, raw: dict, tiny_dataset: Callable[..., Dataset], seed: int) -> None:
         config, dataset = parse_config(raw), tiny_dataset()
-        teacher = teacher_phase(config, dataset, seed, Path("none")).module.network
+        teacher = teacher_phase(config, dataset, alone(seed, Path("none"))).module.network
         student = build_student(config, dataset.feature_dims, seed).network
         assert not torch.equal(teacher.head.weight, student.head.weight)
 

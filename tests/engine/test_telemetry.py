@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from fastmmkd.engine import telemetry
-from fastmmkd.engine.telemetry import Telemetry
+from fastmmkd.engine.telemetry import Journal, Telemetry
 
 PARTS = {"loss": 4.5921, "task": 4.0019, "fea": 0.543, "logits": 0.047}
 RECORD = {"step": 5, "train": PARTS, "valid": {"f1_non0": 38.5, "corr": float("nan")}, "engine": {"lr": 0.003}}
@@ -27,17 +27,22 @@ class Clock:
         return cls.now
 
 
-def watched(directory: Path, terminal: bool, columns: int = 80, done: int = 0) -> tuple[Telemetry, io.StringIO]:
+def console(terminal: bool, columns: int = 80) -> tuple[Console, io.StringIO]:
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=terminal, width=columns, color_system=None)
-    return Telemetry(directory, "umdf seed 1", 3000, done, console, silent=False), screen
+    return Console(file=screen, force_terminal=terminal, width=columns, color_system=None), screen
+
+
+def journal(directory: Path) -> tuple[Journal, io.StringIO]:
+    shown, screen = console(terminal=False)
+    return Journal(directory, "umdf seed 1", 0, shown, silent=False), screen
 
 
 @pytest.mark.parametrize("columns", [80, 160])
-def test_the_bar_shows_losses_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+def test_the_bar_shows_losses_rate_and_time_left(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setattr(telemetry, "time", Clock)
     monkeypatch.setattr(Clock, "now", 100.0)
-    shown, screen = watched(tmp_path, terminal=True, columns=columns, done=1000)
+    terminal, screen = console(terminal=True, columns=columns)
+    shown = Telemetry("umdf seed 1", 3000, 1000, terminal, silent=False)
     shown._progress.get_time = lambda: Clock.now
     with shown:
         for step in (1100, 1200):
@@ -54,42 +59,42 @@ def test_the_bar_shows_losses_rate_and_time_left(tmp_path: Path, monkeypatch: py
 
 
 def test_a_log_file_gets_one_whole_line_an_epoch_and_no_bar(tmp_path: Path) -> None:
-    shown, screen = watched(tmp_path, terminal=False)
+    kept, screen = journal(tmp_path)
     line = "epoch 1/3  " + "x" * 100
-    with shown:
+    with kept, Telemetry("umdf seed 1", 3000, 0, kept.console, silent=False) as shown:
         shown.step(5, 8, PARTS)
-        shown.epoch({"epoch": 1} | RECORD, line)
+        kept.epoch({"epoch": 1} | RECORD, line)
     assert screen.getvalue() == f"umdf seed 1 {line}\n"
 
 
 def test_records_are_json_with_null_for_what_has_no_value(tmp_path: Path) -> None:
-    shown, _ = watched(tmp_path, terminal=False)
-    with shown:
-        shown.epoch({"epoch": 1} | RECORD, "")
+    kept, _ = journal(tmp_path)
+    with kept:
+        kept.epoch({"epoch": 1} | RECORD, "")
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"epoch": 1} | RECORD | {
         "valid": {"f1_non0": 38.5, "corr": None}
     }
 
 
 def test_rewinding_forgets_later_epochs_and_a_line_that_was_cut_off(tmp_path: Path) -> None:
-    shown, _ = watched(tmp_path, terminal=False)
-    with shown:
+    kept, _ = journal(tmp_path)
+    with kept:
         for epoch in (1, 2, 3):
-            shown.epoch({"epoch": epoch} | RECORD, "")
+            kept.epoch({"epoch": epoch} | RECORD, "")
         path = tmp_path / "metrics.jsonl"
         with path.open("a") as file:
             file.write('{"epoch": 4, "st')
-        shown.rewind(2)
+        kept.rewind(2)
         assert [json.loads(line)["epoch"] for line in path.read_text().splitlines()] == [1, 2]
-        shown.rewind(0)
+        kept.rewind(0)
         assert path.read_text() == ""
 
 
 def test_a_silent_one_writes_nothing(tmp_path: Path) -> None:
-    screen = io.StringIO()
-    with Telemetry(tmp_path, "", 10, 0, Console(file=screen, force_terminal=True), silent=True) as shown:
-        shown.rewind(0)
+    terminal, screen = console(terminal=True)
+    with Telemetry("", 10, 0, terminal, silent=True) as shown, Journal(tmp_path, "", 0, terminal, silent=True) as kept:
+        kept.rewind(0)
         shown.step(1, 8, PARTS)
-        shown.epoch({"epoch": 1} | RECORD, "x")
+        kept.epoch({"epoch": 1} | RECORD, "x")
     assert screen.getvalue() == ""
     assert list(tmp_path.iterdir()) == []

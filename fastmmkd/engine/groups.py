@@ -1,0 +1,95 @@
+"""Which seeds of a run are trained at once, and where what they share lies.
+
+A seed alone keeps its resumable state in its own folder. Seeds that are trained together (`train.together`) keep it in
+`together_<first seed>`, whose `group.json` names them; all else of a seed lies in its own folder in either case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastmmkd.config import Config
+from fastmmkd.distributed import barrier, rank
+from fastmmkd.errors import UserError
+from fastmmkd.files import make_directory, read_json, write_json
+from fastmmkd.predictor import seed_directory
+
+EVALUATION_FILE = "evaluation.json"
+GROUP_FILE = "group.json"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Seeds that are trained at once: the S models of one module, in this order."""
+
+    seeds: tuple[int, ...]
+    directories: tuple[Path, ...]
+    """Each seed's own."""
+    directory: Path
+    """Where the resumable state lies."""
+
+    @property
+    def name(self) -> str:
+        """`"seed 1"`, `"seeds 1, 2"`."""
+        return f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
+
+    def below(self, folder: str) -> Group:
+        """The same seeds in a subfolder of each of their folders."""
+        return Group(self.seeds, tuple(d / folder for d in self.directories), self.directory / folder)
+
+
+def alone(seed: int, directory: Path) -> Group:
+    """One seed, trained by itself."""
+    return Group((seed,), (directory,), directory)
+
+
+def together(seeds: tuple[int, ...], output: Path) -> Group:
+    """Seeds of the run in `output`, trained at once."""
+    directories = tuple(seed_directory(output, seed) for seed in seeds)
+    return Group(seeds, directories, output / f"together_{seeds[0]}")
+
+
+def plan_groups(config: Config, output: Path) -> list[Group]:
+    """The groups of a run in the order of training: those that were begun before as they are, then what is left.
+
+    Raises:
+        UserError: seeds that were begun together are to go on alone, or the reverse; a damaged `group.json`.
+    """
+    begun = [together(_read_seeds(file), output) for file in output.glob(f"together_*/{GROUP_FILE}")]
+    if not config.train.together:
+        for group in begun:
+            if not all(map(is_evaluated, group.directories)):
+                raise UserError(f"{group.directory}: {group.name} were begun together; expected --together to go on")
+        return [alone(seed, seed_directory(output, seed)) for seed in config.train.seeds]
+    order = {seed: i for i, seed in enumerate(config.train.seeds)}
+    begun.sort(key=lambda group: order[group.seeds[0]])
+    known = {seed for group in begun for seed in group.seeds}
+    left = [alone(seed, seed_directory(output, seed)) for seed in config.train.seeds if seed not in known]
+    finished = [group for group in left if is_evaluated(group.directory)]
+    fresh = [group for group in left if group not in finished]
+    for group in fresh:
+        if next(group.directory.rglob("checkpoints"), None):
+            raise UserError(f"{group.directory}: begun alone; expected --resume without --together until it ends")
+    seeds = tuple(seed for group in fresh for seed in group.seeds)
+    return [*finished, *begun, *([together(seeds, output)] if seeds else [])]
+
+
+def is_evaluated(directory: Path) -> bool:
+    """Whether a seed is finished."""
+    return (directory / EVALUATION_FILE).exists()
+
+
+def begin(group: Group) -> None:
+    """Write down who belongs to a group; from now on it stays as it is."""
+    if rank() == 0 and group.directory not in group.directories:
+        write_json(make_directory(group.directory) / GROUP_FILE, {"version": 1, "seeds": list(group.seeds)})
+    barrier()
+
+
+def _read_seeds(file: Path) -> tuple[int, ...]:
+    found = read_json(file, "a group's group.json")
+    seeds = found.get("seeds") if isinstance(found, dict) else None
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
+        raise UserError(f"{file}: not a group's {GROUP_FILE}; expected the key seeds")
+    return tuple(seeds)

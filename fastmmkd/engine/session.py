@@ -1,0 +1,98 @@
+"""What the seeds of a run share, and what is checked before any of them is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fastmmkd.config import Config
+from fastmmkd.data.batches import ResidentSplit
+from fastmmkd.data.store import Dataset
+from fastmmkd.distributed import world_size
+from fastmmkd.engine.device import Placement
+from fastmmkd.engine.interruption import InterruptionWatch
+from fastmmkd.engine.phases import teacher_rows
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation import metrics
+from fastmmkd.evaluation.protocol import Evaluator
+from fastmmkd.tasks import TASKS, Task
+
+
+@dataclass
+class Session:
+    """What the seeds of a run share."""
+
+    config: Config
+    placement: Placement
+    deepspeed: Any
+    dataset: Dataset
+    console: Console
+    watch: InterruptionWatch
+    log_file: Path
+    """Where DeepSpeed writes."""
+
+    def __post_init__(self) -> None:
+        check(self.config, self.dataset)
+        self.train = self._resident("train")
+        valid = self.dataset.splits["valid"]
+        self.valid = Evaluator(self._resident("valid"), valid.labels, valid.present, self.config.task, self.config.eval)
+
+    def _resident(self, split: str) -> ResidentSplit:
+        config, placement = self.config, self.placement
+        return ResidentSplit(
+            self.dataset.splits[split],
+            self.dataset.normalisation,
+            config.task,
+            config.data.clip,
+            config.model.attention_mask,
+            placement.device,
+            placement.dtype,
+        )
+
+    @property
+    def select(self) -> str:
+        """The metric that chooses the checkpoint."""
+        return selection(self.config)
+
+
+def check(config: Config, dataset: Dataset) -> None:
+    """Refuse what would only fail after the first steps, or not at all.
+
+    Raises:
+        UserError: labels, metric or sizes of the data do not fit the config.
+    """
+    task, batch_size, path = config.task, config.train.batch_size, dataset.path
+    if task.label_kind != dataset.label_kind:
+        fitting = ", ".join(name for name in TASKS if Task(name).label_kind == dataset.label_kind)
+        raise UserError(
+            f"train.task: {task.name} needs {task.label_kind} labels, {path} has {dataset.label_kind} labels; "
+            f"expected one of {fitting}"
+        )
+    if selection(config) not in metrics.selectable(task):
+        valid = ", ".join(metrics.selectable(task))
+        raise UserError(f"train.select: {selection(config)!r} is no metric of {task.name}; expected one of {valid}")
+    train = dataset.splits["train"]
+    if len(train) < batch_size:
+        raise UserError(
+            f"train.batch_size: {batch_size}, but {path} has {len(train)} training samples; expected at most that"
+        )
+    if config.teacher and len(teacher_rows(config, train)) < batch_size:
+        raise UserError(
+            f"train.batch_size: {batch_size}, but {path} has {len(teacher_rows(config, train))} complete training "
+            "samples for the teacher; expected at most that, or teacher.incomplete_samples=true"
+        )
+    if batch_size % world_size():
+        raise UserError(f"train.batch_size: {batch_size} does not divide by {world_size()} processes")
+
+
+def selection(config: Config) -> str:
+    """The metric that chooses a run's checkpoint."""
+    return config.train.select or default_selection(config.task)
+
+
+def default_selection(task: Task) -> str:
+    """MAE for regression, else cross-entropy: small validation splits measure them more steadily than F1."""
+    return "mae" if task.is_regression else "loss"
