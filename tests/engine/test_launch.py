@@ -154,14 +154,14 @@ def test_two_processes_take_the_steps_that_one_takes(
     assert_close(run_of_two, train_tiny(raw_of_two, tmp_path / "one"))
 
 
-def assert_close(two: Path, one: Path, phase: str = "") -> None:
+def assert_close(two: Path, one: Path, phase: str = "", seed: int = 1) -> None:
     """A run of two processes took the steps of one process, up to rounding in fp32."""
     assert json.loads((two / "run.json").read_text())["world_size"] == 2
-    for a, b in zip(records(one, phase=phase), records(two, phase=phase), strict=True):
+    for a, b in zip(records(one, seed, phase), records(two, seed, phase), strict=True):
         assert b["train"] == pytest.approx(a["train"], rel=1e-5)
         assert b["valid"] == pytest.approx(a["valid"], rel=1e-4)
-    found = parameters(two, phase=phase)
-    for name, expected in parameters(one, phase=phase).items():
+    found = parameters(two, seed, phase)
+    for name, expected in parameters(one, seed, phase).items():
         torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -180,6 +180,23 @@ def test_two_processes_train_the_teacher_and_the_student_that_one_trains(
     one = train_tiny(raw, tmp_path / "one")
     assert_close(two, one, "teacher")
     assert_close(two, one)
+
+
+def test_two_processes_train_several_seeds_at_once(
+    distilled_config_of: Callable[[str, Path], dict],
+    tiny_store: Path,
+    train_tiny: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    raw = distilled_config_of("corrkd", tiny_store)
+    raw["train"]["seeds"] = [1, 2]
+    raw["deepspeed"] |= PLAIN_STEPS
+    two = tmp_path / "two"
+    Launch(2, "--config", written(tmp_path, raw), "--output", two, "--together").finish()
+    one = train_tiny(raw, tmp_path / "one")
+    for seed in (1, 2):
+        assert_close(two, one, "teacher", seed)
+        assert_close(two, one, seed=seed)
 
 
 @pytest.mark.slow

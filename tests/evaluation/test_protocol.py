@@ -16,7 +16,7 @@ from fastmmkd.data.batches import ResidentSplit
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
-from fastmmkd.evaluation.protocol import Evaluator, Scenario, mean_over_conditions
+from fastmmkd.evaluation.protocol import CONDITION_SCENARIOS, Evaluator, Scenario, mean_over_conditions
 from fastmmkd.evaluation.results import Outcome
 from fastmmkd.modalities import CONDITIONS, MODALITIES
 from fastmmkd.tasks import Task
@@ -90,6 +90,32 @@ def test_batches_do_not_matter(natural: Dataset, batch_size: int, ratio: str) ->
     for condition in CONDITIONS:
         assert evaluation.conditions[condition] == reference.conditions[condition]
     assert evaluation.sweep == reference.sweep
+
+
+@pytest.mark.parametrize("batch_size", [1, 9, 1000])
+def test_several_models_in_one_pass_are_each_its_own(natural: Dataset, batch_size: int) -> None:
+    """They share the batch size, and a scenario without samples is one for all."""
+    found, counting, scenarios = (
+        evaluator(natural, batch_size=batch_size),
+        Counting(),
+        list(CONDITION_SCENARIOS.values()),
+    )
+    found.present = found.present & [True, True, False]
+
+    def pair(features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, joint = counting(features, masks)
+        return torch.cat((logits, 2 * logits + 1)), torch.cat((joint, joint))
+
+    def second(features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, joint = Counting()(features, masks)
+        return 2 * logits + 1, joint
+
+    of_models = found.model_outcomes(pair, 2, scenarios)
+    assert [[one for one, _ in of_models], [two for _, two in of_models]] == [
+        found.outcomes(Counting(), scenarios),
+        found.outcomes(second, scenarios),
+    ]
+    assert max(counting.batches) == max(1, min(batch_size // 2, 9))
 
 
 def test_the_rows_asked_for_do_not_change_each_others_masks(natural: Dataset) -> None:
