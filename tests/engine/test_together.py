@@ -253,12 +253,19 @@ class TestEarlyStopping:
         monkeypatch.setattr(
             trainer.Telemetry, "step", lambda self, step, samples, parts: shown.append((samples, parts["loss"]))
         )
+        stopped: list[list[int]] = []
+        monkeypatch.setattr(
+            trainer,
+            "clip_models",
+            lambda parameters, limit, models: stopped.append(models) or clip_models(parameters, limit, models),
+        )
         whole = train_tiny(impatient, tmp_path / "whole")
         epochs = {seed: len(records(whole, seed)) for seed in SEEDS}
         assert len(set(epochs.values())) > 1
         assert min(epochs.values()) < 7
         assert [samples for samples, _ in shown] == [24] * 5 * max(epochs.values())
         for epoch in range(max(epochs.values())):
+            assert stopped[5 * epoch] == [i for i, seed in enumerate(SEEDS) if epochs[seed] <= epoch]
             live = [records(whole, seed)[epoch]["train"]["loss"] for seed in SEEDS if epochs[seed] > epoch]
             assert shown[5 * epoch + 4][1] == pytest.approx(sum(live) / len(live))
         stands = dict(zip(SEEDS, pointer(whole)["seeds"], strict=True))
