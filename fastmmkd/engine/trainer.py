@@ -168,21 +168,25 @@ class Trainer:
                 raise Interrupted
 
     def _step(self, rows: torch.Tensor, epoch: torch.Tensor, stopped: list[int]) -> Parts:
-        """One step of every model: the parts of its loss, `[S]` each.
+        """One step of every model: the parts of its loss, `[S]` each. The host reads nothing of it.
 
         Args:
             rows: `[S, B]` int64 training samples, on the device.
             epoch: 0-dimensional int64, on the device.
             stopped: models that are done.
         """
-        phase, split = self.phase, self.session.train
-        batch = split.training_batch(rows, self.seeds, epoch, phase.module.versions, phase.missing)
-        loss, parts = self.engine(batch.features, batch.masks, batch.targets, *self._taught(rows, epoch))
+        loss, parts = self._loss(rows, epoch)
         self.engine.backward(loss)
         if self.config.train.together:
             clip_models(self.engine.module.parameters(), self.session.placement.clip_each, stopped)
         self.engine.step()
         return parts
+
+    def _loss(self, rows: torch.Tensor, epoch: torch.Tensor) -> tuple[torch.Tensor, Parts]:
+        """Draw a batch and run the models on it: the scalar to minimise, and its parts."""
+        phase, split = self.phase, self.session.train
+        batch = split.training_batch(rows, self.seeds, epoch, phase.module.versions, phase.missing)
+        return self.engine(batch.features, batch.masks, batch.targets, *self._taught(rows, epoch))
 
     @torch.no_grad()
     def _taught(self, rows: torch.Tensor, epoch: torch.Tensor) -> tuple[Any, ...]:
