@@ -69,17 +69,24 @@ def save_checkpoint(engine: Any, folder: Path, seeds: Sequence[Progress], global
     barrier()
 
 
-def read_progress(folder: Path) -> tuple[list[Progress], dict[str, Any]] | None:
-    """What `latest.json` says, seed by seed, or None where nothing was saved yet."""
+def read_progress(folder: Path, seeds: int) -> tuple[list[Progress], dict[str, Any]] | None:
+    """What `latest.json` says of that many seeds, or None where nothing was saved yet.
+
+    Raises:
+        UserError: not such a file, or of another number of seeds.
+    """
     pointer = folder / "latest.json"
     if not pointer.exists():
         return None
     saved = read_json(pointer, "a checkpoint's latest.json")
     try:
         stands = saved.get("seeds", [saved])
-        return [Progress(**{name: stand[name] for name in Progress.__dataclass_fields__}) for stand in stands], saved
+        found = [Progress(**{name: stand[name] for name in Progress.__dataclass_fields__}) for stand in stands]
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"{pointer}: not a checkpoint's latest.json; expected the keys of this version") from None
+    if len(found) != seeds:
+        raise UserError(f"{pointer}: a checkpoint of {len(found)} seeds; expected {seeds}, those of the group")
+    return found, saved
 
 
 def load_checkpoint(engine: Any, folder: Path, saved: dict[str, Any]) -> None:

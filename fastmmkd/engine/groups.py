@@ -34,6 +34,11 @@ class Group:
         """`"seed 1"`, `"seeds 1, 2"`."""
         return f"seed{'s' if len(self.seeds) > 1 else ''} {', '.join(map(str, self.seeds))}"
 
+    @property
+    def short_name(self) -> str:
+        """The same for a progress bar: `"2 seeds"`."""
+        return self.name if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+
     def below(self, folder: str) -> Group:
         """The same seeds in a subfolder of each of their folders."""
         return Group(self.seeds, tuple(d / folder for d in self.directories), self.directory / folder)

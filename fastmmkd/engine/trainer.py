@@ -48,7 +48,7 @@ class Trainer:
         self.engine = self._initialize(phase.module)
         seeds = phase.group.seeds
         self.progress = [Progress() for _ in seeds]
-        found = read_progress(self.checkpoints)
+        found = read_progress(self.checkpoints, len(seeds))
         if found:
             self.progress, saved = found
             with output_to(session.log_file):
@@ -95,7 +95,7 @@ class Trainer:
             UserError: a loss is no longer finite.
         """
         phase, console = self.phase, self.session.console
-        title = phase.title(phase.group.name, self.config)
+        title = phase.title(phase.group.short_name, self.config)
         total = phase.epochs * self.steps_per_epoch
         with ExitStack() as stack:
             journals = [stack.enter_context(book.journal(self.global_step)) for book in self.books]

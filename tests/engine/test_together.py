@@ -236,6 +236,9 @@ class TestResumption:
         file.write_text("[3, 1]")
         with pytest.raises(UserError, match=f"^{file}: not a group's group.json; expected the key seeds$"):
             train_tiny(raw_of("umdf"), tmp_path / "run", resume=True)
+        file.write_text('{"seeds": [3, 1]}')
+        with pytest.raises(UserError, match=r"latest\.json: a checkpoint of 3 seeds; expected 2, those of the group$"):
+            train_tiny(raw_of("umdf"), tmp_path / "run", resume=True)
 
 
 class TestEarlyStopping:
