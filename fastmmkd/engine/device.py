@@ -33,7 +33,7 @@ class Placement:
     deepspeed: dict[str, Any]
     note: str | None
     """What was changed from the config, and why; None when nothing was."""
-    clip_each: float = 0.0
+    clip_each: float | None = None
     """`train.together`: the norm that each model's gradients are clipped to, in place of DeepSpeed's one for all; 0 =
     none."""
 
@@ -76,7 +76,9 @@ def place(config: Config) -> Placement:
         precision, note = "fp16", f"deepspeed.bf16: {torch.cuda.get_device_name()} has none; training in fp16"
     block["train_batch_size"] = config.train.batch_size
     block.setdefault("steps_per_print", sys.maxsize)
-    clip_each = 0.0
+    clip_each = None
+    if use_cuda:
+        _fuse(block["optimizer"].get("params", {}), capturable=config.train.graph == "step")
     if config.train.together:
         if precision == "fp16":
             raise UserError(
@@ -88,6 +90,14 @@ def place(config: Config) -> Placement:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if use_cuda else torch.device("cpu")
     return Placement(device, precision, block, note, clip_each)
+
+
+def _fuse(parameters: dict[str, Any], capturable: bool) -> None:
+    """Have torch's Adam, which DeepSpeed is asked for by `torch_adam`, update everything in one kernel."""
+    if parameters.get("torch_adam"):
+        parameters.setdefault("fused", True)
+        if capturable:
+            parameters["capturable"] = True
 
 
 def prepare_process(config: Config) -> None:

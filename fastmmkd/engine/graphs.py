@@ -142,8 +142,10 @@ class GraphedStep:
 
         for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate
-        capture.warm_up(step)
-        before.restore()
+        try:
+            capture.warm_up(step)
+        finally:
+            before.restore()
         self.replay, self.parts = capture(step)
         for p in parameters:
             p.grad = None  # it belongs to the graph

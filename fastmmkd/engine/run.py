@@ -33,6 +33,7 @@ from fastmmkd.engine.phases import (
     teacher_phase,
 )
 from fastmmkd.engine.session import Session
+from fastmmkd.engine.steps import graph_mode
 from fastmmkd.engine.trainer import Trainer
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
@@ -41,7 +42,7 @@ from fastmmkd.files import make_directory, read_json, write_json
 from fastmmkd.ops import OPERATIONS, explain
 from fastmmkd.predictor import RUN_FILE, load, read_record, seed_directory
 
-FREE = ("data.path", "train.together")
+FREE = ("data.path", "train.graph", "train.together")
 """Keys of a config that may change between two sessions of a run."""
 PACKAGES = ("fastmmkd", "torch", "deepspeed", "numpy", "h5py", "triton")
 
@@ -76,10 +77,10 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
                 if not has_teacher(seed_directory(output, seed)):
                     find_teacher(config, dataset, seed, teacher)
         _open_run(output, config, placement, dataset, resume)
-        if placement.note:
-            _say(console, placement.note, "yellow")
-        _say(
-            console,
+        for note in (placement.note, graph_mode(config, placement)[1]):
+            if note:
+                session.say(note, "yellow")
+        session.say(
             f"{config.method} on {dataset.source} ({config.task.name}), {placement.precision} on {placement.device}, "
             f"{world_size()} process{'es' if world_size() > 1 else ''}, seeds {', '.join(map(str, config.train.seeds))}"
             f" -> {output}",
@@ -93,11 +94,6 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
             evaluations = [found[seed] for seed in config.train.seeds]
             write_run_results(output, load(output), dataset, evaluations, console)
     return output
-
-
-def _say(console: Console, line: str, style: str | None = None) -> None:
-    """Print a line as it is: names may hold what looks like markup, and a log file has no width."""
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def read_data(path: Path) -> Dataset:
@@ -208,7 +204,7 @@ def _reuse_teachers(session: Session, output: Path, source: Path) -> None:
             directory = seed_directory(output, seed)
             if not has_teacher(directory):
                 reuse_teacher(session.config, session.dataset, seed, directory, source)
-                _say(session.console, f"seed {seed}: takes the teacher of {source}")
+                session.say(f"seed {seed}: takes the teacher of {source}")
     barrier()
 
 
@@ -222,10 +218,10 @@ def _train_group(session: Session, group: Group, output: Path) -> list[tuple[int
     found = []
     for seed, directory in folders.items():
         if is_evaluated(directory):
-            _say(session.console, f"seed {seed}: finished before")
+            session.say(f"seed {seed}: finished before")
             evaluation = evaluation_from_json(read_json(directory / EVALUATION_FILE, "a seed's evaluation"))
         else:
-            _say(session.console, f"seed {seed}: evaluating the epoch {best_epochs[seed]} model")
+            session.say(f"seed {seed}: evaluating the epoch {best_epochs[seed]} model")
             evaluation = _evaluate(session, seed, output)
             if rank() == 0:
                 write_json(directory / EVALUATION_FILE, evaluation_to_json(evaluation))
@@ -240,7 +236,7 @@ def _train_phases(session: Session, group: Group) -> list[int]:
     if config.teacher:
         if all(map(has_teacher, group.directories)):
             for seed in group.seeds:
-                _say(session.console, f"seed {seed}: its teacher is finished")
+                session.say(f"seed {seed}: its teacher is finished")
         else:
             _fit(session, teacher_phase(config, dataset, group))
             finish_teacher(config, dataset, group)

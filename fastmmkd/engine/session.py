@@ -52,6 +52,10 @@ class Session:
             placement.dtype,
         )
 
+    def say(self, line: str, style: str | None = None) -> None:
+        """Print a line as it is: names may hold what looks like markup, and a log file has no width."""
+        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
     @property
     def select(self) -> str:
         """The metric that chooses the checkpoint."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,10 +17,10 @@ import torch.distributed as dist
 from fastmmkd.distributed import rank, world_size
 from fastmmkd.engine.bookkeeping import SeedBook
 from fastmmkd.engine.checkpoint import Progress, furthest, load_checkpoint, read_progress, save_checkpoint
-from fastmmkd.engine.clipping import clip_models
 from fastmmkd.engine.device import output_to
 from fastmmkd.engine.phases import COMPLETE, Phase
 from fastmmkd.engine.session import Session
+from fastmmkd.engine.steps import STEPS, graph_mode
 from fastmmkd.engine.telemetry import Journal, Telemetry
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation.protocol import CONDITION_SCENARIOS, Scenario
@@ -54,6 +55,8 @@ class Trainer:
             with output_to(session.log_file):
                 load_checkpoint(self.engine, self.checkpoints, saved)
         self.books = [SeedBook(session, phase, i, progress) for i, progress in enumerate(self.progress)]
+        mode, _ = graph_mode(self.config, session.placement)
+        self.step = STEPS[mode](self.engine, self._loss, session.placement.clip_each, session.say)
         self.seeds = torch.tensor(seeds, device=session.placement.device)
         self.steps_per_epoch = len(phase.rows) // self.config.train.batch_size
 
@@ -147,19 +150,20 @@ class Trainer:
         mine = phase.rows[torch.stack(orders)][..., rank() * local : (rank() + 1) * local].to(device)
         epoch = torch.tensor(at.epoch, device=device)
         stopped = [book.index for book in self.books if book not in live]
-        sums: Parts = {}
+        sums: torch.Tensor | None = None
         started = time.monotonic()
         self.engine.train()
         for step in range(at.step + 1, self.steps_per_epoch + 1):
-            for name, part in self._step(mine[:, step - 1], epoch, stopped).items():
-                sums[name] = sums[name] + part if name in sums else part.double()
+            parts = self.step(mine[:, step - 1], epoch, stopped)
+            sums = parts.clone() if sums is None else sums + parts
             at_report = step % train.log_every == 0 or step == self.steps_per_epoch
             stop = session.watch.agreed(device, at_report)
             if at_report or stop:
-                collected = collect(sums)
+                collected, sums = collect(sums), None
                 seconds, started = time.monotonic() - started, time.monotonic()
                 for book in live:
-                    book.add({name: values[book.index] for name, values in collected.items()}, step, seconds)
+                    totals = (values[book.index] for values in collected)
+                    book.add(dict(zip(self.step.names, totals, strict=True)), step, seconds)
                 means = [book.means for book in live]
                 averages = {name: sum(mean[name] for mean in means) / len(means) for name in means[0]}
                 bar.step(self.global_step, self._samples, averages)
@@ -167,26 +171,11 @@ class Trainer:
                 self._save()
                 raise Interrupted
 
-    def _step(self, rows: torch.Tensor, epoch: torch.Tensor, stopped: list[int]) -> Parts:
-        """One step of every model: the parts of its loss, `[S]` each. The host reads nothing of it.
-
-        Args:
-            rows: `[S, B]` int64 training samples, on the device.
-            epoch: 0-dimensional int64, on the device.
-            stopped: models that are done.
-        """
-        loss, parts = self._loss(rows, epoch)
-        self.engine.backward(loss)
-        if self.config.train.together:
-            clip_models(self.engine.module.parameters(), self.session.placement.clip_each, stopped)
-        self.engine.step()
-        return parts
-
-    def _loss(self, rows: torch.Tensor, epoch: torch.Tensor) -> tuple[torch.Tensor, Parts]:
-        """Draw a batch and run the models on it: the scalar to minimise, and its parts."""
+    def _loss(self, forward: Callable[..., Any], rows: torch.Tensor, epoch: torch.Tensor) -> tuple[torch.Tensor, Parts]:
+        """Draw a batch and run the models on it by `forward`: the scalar to minimise, and its parts `[S]`."""
         phase, split = self.phase, self.session.train
         batch = split.training_batch(rows, self.seeds, epoch, phase.module.versions, phase.missing)
-        return self.engine(batch.features, batch.masks, batch.targets, *self._taught(rows, epoch))
+        return forward(batch.features, batch.masks, batch.targets, *self._taught(rows, epoch))
 
     @torch.no_grad()
     def _taught(self, rows: torch.Tensor, epoch: torch.Tensor) -> tuple[Any, ...]:
@@ -207,11 +196,9 @@ class Trainer:
         save_checkpoint(self.engine, self.checkpoints, self.progress, self.global_step)
 
 
-def collect(sums: Parts) -> dict[str, list[float]]:
-    """Take sums `[S]` from the device, averaged over processes; what was taken starts anew."""
-    names = list(sums)
-    values = torch.stack([sums.pop(name) for name in names])
+def collect(sums: torch.Tensor) -> list[list[float]]:
+    """Take sums from the device, averaged over processes."""
     if world_size() > 1:
-        dist.all_reduce(values)
-        values /= world_size()
-    return dict(zip(names, values.tolist(), strict=True))
+        dist.all_reduce(sums)
+        sums /= world_size()
+    return sums.tolist()

@@ -1,0 +1,138 @@
+"""Whole runs with replayed steps, by a stand-in for CUDA graphs: what eager steps give; and who gets which steps."""
+
+import pytest
+import torch
+from run_records import parameters, records, without_timings
+
+from fastmmkd.config import parse_config
+from fastmmkd.engine import steps, trainer
+from fastmmkd.engine.device import Placement
+from fastmmkd.engine.steps import graph_mode
+from tests.engine.fake_capture import FakeCapture
+
+RATE = 2**-8
+"""A captured rate is a float32 tensor; this one is the same in every precision."""
+
+
+@pytest.fixture
+def captures(monkeypatch) -> list[FakeCapture]:
+    """Every capture that a run makes, with a stand-in for CUDA graphs."""
+    made: list[FakeCapture] = []
+
+    def make(*_) -> FakeCapture:
+        made.append(FakeCapture())
+        return made[-1]
+
+    monkeypatch.setattr(steps._Replayed, "capture", make)
+    return made
+
+
+@pytest.fixture
+def raw_of(tiny_store, tiny_config_of, distilled_config_of):
+    """`raw_of(method)`: one seed, or three at once that stop at different times."""
+
+    def make(method: str, together: bool = False) -> dict:
+        raw = tiny_config_of(tiny_store) if method == "umdf" else distilled_config_of(method, tiny_store)
+        raw["train"] |= {"select": "mae", "epochs": 2}
+        raw["deepspeed"] |= {"zero_optimization": {"stage": 0}, "gradient_clipping": 0.5}
+        # Without eps Adam blows up gradients that are mere rounding.
+        raw["deepspeed"]["optimizer"]["params"] |= {"fused": True, "lr": RATE, "eps": 2**-10}
+        if together:
+            raw["train"] |= {"seeds": [1, 2, 3], "together": True, "epochs": 6, "patience": 1}
+            raw["deepspeed"]["optimizer"]["params"]["lr"] = 2**-4
+        return raw
+
+    return make
+
+
+def assert_close(found, expected, seeds, phases) -> None:
+    for phase in phases:
+        for seed in seeds:
+            a, b = (without_timings(records(run, seed, phase)) for run in (found, expected))
+            assert [r["step"] for r in a] == [r["step"] for r in b]
+            for x, y in zip(a, b, strict=True):
+                for key in ("train", "valid"):
+                    assert x[key] == pytest.approx(y[key], rel=1e-4, abs=1e-4)
+                assert x["engine"]["lr"] == y["engine"]["lr"]
+            torch.testing.assert_close(parameters(found, seed, phase), parameters(expected, seed, phase))
+
+
+@pytest.mark.parametrize("mode", ["fwdbwd", "step"])
+@pytest.mark.parametrize("method", ["umdf", "corrkd", "hrlf"])
+def test_a_replayed_run_is_the_eager_one(method, mode, raw_of, train_tiny, tmp_path, monkeypatch, captures) -> None:
+    expected = train_tiny(raw_of(method), tmp_path / "eager")
+    monkeypatch.setattr(trainer, "graph_mode", lambda *_: (mode, None))
+    found = train_tiny(raw_of(method), tmp_path / "replayed")
+    phases = ("",) if method == "umdf" else ("teacher", "")
+    assert_close(found, expected, [1], phases)
+    assert len(captures) == len(phases)
+    assert all(capture.replayed == 10 * capture.captured for capture in captures)  # 2 epochs of 5 steps
+
+
+@pytest.mark.parametrize("mode", ["fwdbwd", "step"])
+def test_seeds_that_stop_at_different_times(mode, raw_of, train_tiny, tmp_path, monkeypatch, captures) -> None:
+    expected = train_tiny(raw_of("umdf", together=True), tmp_path / "eager")
+    monkeypatch.setattr(trainer, "graph_mode", lambda *_: (mode, None))
+    found = train_tiny(raw_of("umdf", together=True), tmp_path / "replayed")
+    assert_close(found, expected, [1, 2, 3], [""])
+    ends = {len(records(expected, seed)) for seed in (1, 2, 3)}
+    assert len(ends) > 1
+    assert len(captures) == (len(ends) if mode == "step" else 1)
+
+
+@pytest.mark.parametrize("mode", ["fwdbwd", "step"])
+def test_a_replayed_run_goes_on_after_an_interruption(
+    mode, raw_of, train_tiny, tmp_path, monkeypatch, captures
+) -> None:
+    monkeypatch.setattr(trainer, "graph_mode", lambda *_: (mode, None))
+    expected = train_tiny(raw_of("umdf"), tmp_path / "whole")
+    with pytest.raises(trainer.Interrupted):
+        train_tiny(raw_of("umdf"), tmp_path / "parts", stop_after=7)
+    found = train_tiny(raw_of("umdf"), tmp_path / "parts", resume=True)
+    assert_close(found, expected, [1], [""])
+
+
+@pytest.mark.parametrize("mode", ["fwdbwd", "step"])
+def test_a_step_that_cannot_be_captured_is_eager_and_says_so(
+    mode, raw_of, train_tiny, tmp_path, monkeypatch, captures, capsys
+) -> None:
+    expected = train_tiny(raw_of("umdf"), tmp_path / "eager")
+
+    def refuse(self, run):
+        raise RuntimeError("operation not permitted\nwhen the stream is capturing")
+
+    monkeypatch.setattr(FakeCapture, "__call__", refuse)
+    monkeypatch.setattr(trainer, "graph_mode", lambda *_: (mode, None))
+    found = train_tiny(raw_of("umdf"), tmp_path / "replayed")
+    assert_close(found, expected, [1], [""])
+    said = "train.graph: the step cannot be captured (operation not permitted); steps are eager"
+    assert capsys.readouterr().out.count(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "precision", "stage", "expected", "why"),
+    [
+        ("auto", "cpu", "fp32", 0, "off", None),
+        ("off", "cuda", "fp32", 0, "off", None),
+        ("step", "cpu", "fp32", 0, "off", "train.graph: step, but a CPU has no graphs; steps are eager"),
+        ("auto", "cuda", "bf16", 1, "fwdbwd", None),
+        ("fwdbwd", "cuda", "fp16", 1, "fwdbwd", None),
+        ("step", "cuda", "fp32", 0, "step", None),
+        ("step", "cuda", "bf16", 0, "fwdbwd", "train.graph: step needs fp32 and ZeRO stage 0, the run has bf16 and"),
+        ("step", "cuda", "fp32", 1, "fwdbwd", "the run has fp32 and stage 1; the update is not captured"),
+    ],
+)
+def test_who_gets_which_steps(wanted, device, precision, stage, expected, why, tiny_config) -> None:
+    tiny_config["train"]["graph"] = wanted
+    placement = Placement(torch.device(device), precision, {"zero_optimization": {"stage": stage}}, None)
+    mode, line = graph_mode(parse_config(tiny_config), placement)
+    assert mode == expected
+    assert (line is None) == (why is None)
+    assert (why or "") in (line or "")
+
+
+def test_several_processes_are_eager(tiny_config, monkeypatch) -> None:
+    monkeypatch.setattr(steps, "world_size", lambda: 2)
+    placement = Placement(torch.device("cuda"), "bf16", {}, None)
+    mode, line = graph_mode(parse_config(tiny_config), placement)
+    assert (mode, line) == ("off", "train.graph: auto, but graphs are for one process; steps are eager")
