@@ -50,55 +50,13 @@ inline bool squared_distances(const Points& tile, const Points& panel, float* sq
       const Int far = distance > lengths * CANCELLED + UNDERFLOWN;
       store<LANES>(near + i * PANEL + j, far ? Vector{} : Vector{} + 1.0f);
       if (any(~far)) {
-        const Vector exact = squared_differences(tile.rows + i * tile.stride, panel.rows + j * tile.stride, tile.stride);
+        const Vector exact =
+            squared_differences(tile.rows + i * tile.stride, panel.rows + j * tile.stride, tile.stride);
         store<LANES>(squared + i * PANEL + j, far ? distance : exact);
       }
     }
   }
   return true;
-}
-
-// gradient of the first two rows, V vectors of columns: += sum over j of pull_j (row - other_j).
-template <int V>
-FASTMMKD_INLINE void pull_columns(const float* pull, const float* rows, const float* others, int64_t count,
-                                  int64_t stride, float* gradient) {
-  Vector row[2][V], total[2][V]{};
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) {
-    row[0][v] = load<LANES>(rows + v * LANES);
-    row[1][v] = load<LANES>(rows + stride + v * LANES);
-  }
-  for (int64_t j = 0; j < count; ++j) {
-    const float first = pull[j], second = pull[PANEL + j];
-    if (first == 0.0f && second == 0.0f) {
-      continue;
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      const Vector other = load<LANES>(others + j * stride + v * LANES);
-      total[0][v] += first * (row[0][v] - other);
-      total[1][v] += second * (row[1][v] - other);
-    }
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) {
-    store<LANES>(gradient + v * LANES, load<LANES>(gradient + v * LANES) + total[0][v]);
-    store<LANES>(gradient + stride + v * LANES, load<LANES>(gradient + stride + v * LANES) + total[1][v]);
-  }
-}
-
-// gradient [TILE, stride] += sum over j < count of pull [TILE, PANEL] times (row - other_j).
-inline void pull_by_differences(const float* pull, const float* rows, const float* others, int64_t count,
-                                int64_t stride, float* gradient) {
-  for (int64_t i = 0; i < TILE; i += 2) {
-    int64_t k = 0;
-    for (; k + 4 * LANES <= stride; k += 4 * LANES) {
-      pull_columns<4>(pull + i * PANEL, rows + i * stride + k, others + k, count, stride, gradient + i * stride + k);
-    }
-    for (; k < stride; k += LANES) {
-      pull_columns<1>(pull + i * PANEL, rows + i * stride + k, others + k, count, stride, gradient + i * stride + k);
-    }
-  }
 }
 
 // V vectors of columns of the first SUB_ROWS rows of pull_by_products.
@@ -137,7 +95,7 @@ FASTMMKD_INLINE void product_columns(const float* pull, const float* total_pull,
   }
 }
 
-// As pull_by_differences.
+// As pull_tile, by products.
 inline void pull_by_products(const float* pull, const float* rows, const float* others, int64_t count, int64_t stride,
                              float* gradient) {
   Vector parts[TILE]{};
@@ -167,17 +125,17 @@ inline void pull_by_products(const float* pull, const float* rows, const float* 
   }
 }
 
-// gradient [TILE, stride] += sum over j < count of pull [TILE, PANEL], zero beyond, times (row - other_j); `near` is what
-// squared_distances wrote, or nothing. Destroys both.
-inline void pull_tile(const Points& tile, const Points& panel, int64_t count, float* pull, float* near,
-                      float* gradient) {
+// gradient [TILE, stride] += sum over j < count of pull [TILE, PANEL], zero beyond, times (row - other_j); `near` is
+// what squared_distances wrote, or nothing. Destroys both.
+inline void pull_pairs(const Points& tile, const Points& panel, int64_t count, float* pull, float* near,
+                       float* gradient) {
   if (near) {
     for (int64_t i = 0; i < TILE * PANEL; i += LANES) {
       const Vector of_pairs = load<LANES>(pull + i), is_near = load<LANES>(near + i);
       store<LANES>(near + i, is_near == 0.0f ? Vector{} : of_pairs);
       store<LANES>(pull + i, is_near == 0.0f ? of_pairs : Vector{});
     }
-    pull_by_differences(near, tile.rows, panel.rows, count, tile.stride, gradient);
+    pull_tile(near, tile.rows, panel.rows, count, tile.stride, gradient);
   }
   pull_by_products(pull, tile.centred, panel.centred, count, tile.stride, gradient);
 }

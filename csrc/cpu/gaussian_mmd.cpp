@@ -4,17 +4,17 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/distances.h"
 #include "cpu/operations.h"
+#include "cpu/pairs.h"
 
 namespace fastmmkd {
 
 // One half's rows of a group against its own (0) and the other half's (1).
 struct MmdPairs {
-  Points side, others[2];
-  int64_t count;
+  int64_t count, width, stride;
   float exponent;  // -1 / (4 sigma), of the widest kernel
   float scale;     // of the gradient
+  const float *rows, *other_rows[2], *panels[2];
   double* sums;     // [rows, 2] kernel values with its own and with the other half
   float* gradient;  // [rows, width] or nothing
 };
@@ -65,9 +65,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gaussian_mmd(const at::Tensor& x_
   check_dtype(y_any, "y");
   TORCH_CHECK(x_any.dim() == 3 && x_any.sizes() == y_any.sizes(), "x is ", x_any.sizes(), ", y is ", y_any.sizes(),
               "; expected [G, N, d] twice");
-  const Side sides[2] = {Side(x_any, false), Side(y_any, false)};
-  const std::vector<float> centre = common_centre(sides[0], sides[1]);
-  const Centred centred[2] = {Centred(sides[0], centre, true), Centred(sides[1], centre, true)};
+  const Side sides[2] = {Side(x_any, true), Side(y_any, true)};
   const int64_t groups = sides[0].groups, count = sides[0].count, width = sides[0].width;
   const at::Tensor loss = at::empty({groups}, x_any.options().dtype(at::kFloat));
   const at::Tensor gradients[2] = {gradient_of(x_any, wanted[0]), gradient_of(y_any, wanted[1])};
@@ -82,13 +80,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gaussian_mmd(const at::Tensor& x_
   const Scratch of_rows(2 * groups * count * 4);
   double* sums = reinterpret_cast<double*>(of_rows.floats());
   for (int half = 0; half < 2; ++half) {
-    for_chunks(sides[half], 2 * count, sides[half].stride, [&](int64_t group, int64_t begin, int64_t end, float* work) {
+    const Side &side = sides[half], &other = sides[1 - half];
+    for_chunks(side, 2 * count, side.stride, [&](int64_t group, int64_t begin, int64_t end, float* work) {
       MmdPairs a{};
-      a.side = a.others[0] = centred[half].points(group);
-      a.others[1] = centred[1 - half].points(group);
       a.count = count;
+      a.width = width;
+      a.stride = side.stride;
       a.exponent = static_cast<float>(-0.25 / sigma[group]);
       a.scale = static_cast<float>(-1.0 / (pairs * sigma[group]));
+      a.rows = a.other_rows[0] = side.rows(group);
+      a.other_rows[1] = other.rows(group);
+      a.panels[0] = side.panels(group);
+      a.panels[1] = other.panels(group);
       a.sums = sums + (half * groups + group) * count * 2;
       a.gradient = wanted[half] ? gradients[half].mutable_data_ptr<float>() + group * count * width : nullptr;
       FASTMMKD_CALL(mmd_rows, a, begin, end, work);

@@ -1,6 +1,6 @@
 // See gaussian_mmd.cpp.
 #include "common/elementary.h"
-#include "cpu/distances_kernel.h"
+#include "cpu/pairs_kernel.h"
 
 // The kernel values of one row with `count` others, summed; squared distances turn into the pulls, `sign` times
 // sum_u 2^(2 - u) k_u. The five bandwidths are squares of one another: k_u = k_2^(2^(2 - u)).
@@ -24,21 +24,19 @@ FASTMMKD_INLINE double kernel_row(const MmdPairs& a, int64_t count, float sign, 
 
 // Rows begin to end, at most CHUNK, of a group; `gradient` [CHUNK, stride] to work in.
 void mmd_rows(const MmdPairs& a, int64_t begin, int64_t end, float* gradient) {
-  const int64_t stride = a.side.stride, width = a.side.width;
-  float pairs[TILE * PANEL], near[TILE * PANEL];
+  float pairs[TILE * PANEL];
   if (a.gradient) {
-    std::memset(gradient, 0, CHUNK * stride * sizeof(float));
+    std::memset(gradient, 0, CHUNK * a.stride * sizeof(float));
   }
   for (int other = 0; other < 2; ++other) {
     for (int64_t row = begin; row < end; ++row) {
       a.sums[2 * row + other] = 0.0;
     }
     for (int64_t panel = 0; panel < a.count; panel += PANEL) {
-      const Points others = a.others[other].from(panel);
       const int64_t count = a.count - panel < PANEL ? a.count - panel : PANEL;
       for (int64_t tile = begin; tile < end; tile += TILE) {
-        const Points rows = a.side.from(tile);
-        const bool some_near = squared_distances(rows, others, pairs, near);
+        const float* rows = a.rows + tile * a.stride;
+        join_tile<SquaredDifference>(rows, a.stride, a.panels[other] + panel * a.width, a.width, nullptr, pairs);
         for (int64_t i = 0; i < TILE; ++i) {
           if (tile + i < end) {
             a.sums[2 * (tile + i) + other] += kernel_row(a, count, other ? -1.0f : 1.0f, pairs + i * PANEL);
@@ -47,14 +45,15 @@ void mmd_rows(const MmdPairs& a, int64_t begin, int64_t end, float* gradient) {
           }
         }
         if (a.gradient) {
-          pull_tile(rows, others, count, pairs, some_near ? near : nullptr, gradient + (tile - begin) * stride);
+          pull_tile(pairs, rows, a.other_rows[other] + panel * a.stride, count, a.stride,
+                    gradient + (tile - begin) * a.stride);
         }
       }
     }
   }
   for (int64_t row = begin; a.gradient && row < end; ++row) {
-    for (int64_t k = 0; k < width; ++k) {
-      a.gradient[row * width + k] = gradient[(row - begin) * stride + k] * a.scale;
+    for (int64_t k = 0; k < a.width; ++k) {
+      a.gradient[row * a.width + k] = gradient[(row - begin) * a.stride + k] * a.scale;
     }
   }
 }

@@ -1,8 +1,8 @@
 // See pairwise_contrastive.cpp.
 #include "cpu/distances_kernel.h"
 
-// Adds to loss [rows] what a tile's `rows` rows have of it from `count` others; squared distances turn into pulls. `own`
-// is the first row's column.
+// Adds to loss [rows] what a tile's `rows` rows have of it from `count` others; squared distances turn into pulls.
+// `own` is the first row's column.
 FASTMMKD_INLINE void contrast(const ContrastivePairs& a, int64_t own, int64_t rows, int64_t count, float* pairs,
                               double* loss) {
   using Int = Lanes<LANES>::Int;
@@ -54,7 +54,7 @@ void contrast_rows(const ContrastivePairs& a, int64_t begin, int64_t end, float*
       const bool some_near = squared_distances(rows, others, pairs, near);
       contrast(a, tile + a.shift - panel, end - tile < TILE ? end - tile : TILE, count, pairs, a.loss + tile);
       if (a.gradient) {
-        pull_tile(rows, others, count, pairs, some_near ? near : nullptr, gradient + (tile - begin) * stride);
+        pull_pairs(rows, others, count, pairs, some_near ? near : nullptr, gradient + (tile - begin) * stride);
       }
     }
   }
