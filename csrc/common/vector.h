@@ -77,6 +77,15 @@ FASTMMKD_INLINE float sum(Floats<W> x) {
   }
 }
 
+// Whether a lane of a comparison holds.
+FASTMMKD_INLINE bool any(Lanes<LANES>::Int x) {
+  int32_t found = 0;
+  for (int l = 0; l < LANES; ++l) {
+    found |= x[l];
+  }
+  return found != 0;
+}
+
 FASTMMKD_INLINE Vector add(Vector a, Vector b) {
   return a + b;
 }

@@ -18,6 +18,15 @@ constexpr int64_t PANEL = 32;          // other rows
 constexpr int64_t CHUNK = 64;          // rows that meet a panel before the next one is fetched
 constexpr int64_t PRODUCTS = 262144;  // pairs times columns worth a thread
 
+// to [panels, width, PANEL]: rows [panels * PANEL, stride], transposed panel by panel.
+inline void transpose_panels(const float* rows, int64_t panels, int64_t width, int64_t stride, float* to) {
+  for (int64_t row = 0; row < panels * PANEL; ++row) {
+    for (int64_t k = 0; k < width; ++k) {
+      to[(row / PANEL * width + k) * PANEL + row % PANEL] = rows[row * stride + k];
+    }
+  }
+}
+
 // One side, [groups, count, width], in float32 and in up to two layouts.
 class Side {
  public:
@@ -27,37 +36,32 @@ class Side {
         count(x_any.size(1)),
         width(x_any.size(2)),
         stride((width + 15) / 16 * 16),
-        padded_((count + TILE - 1) / TILE * TILE),
-        panels_((count + PANEL - 1) / PANEL),
-        rows_(groups * padded_ * stride),
-        transposed_(panels ? groups * panels_ * width * PANEL : 0) {
+        panel_count((count + PANEL - 1) / PANEL),
+        rows_(groups * panel_count * PANEL * stride),
+        transposed_(panels ? groups * panel_count * PANEL * width : 0) {
     const at::Tensor x = x_any.to(at::kFloat).contiguous();
     const float* from = x.const_data_ptr<float>();
-    std::memset(rows_.floats(), 0, groups * padded_ * stride * sizeof(float));
+    std::memset(rows_.floats(), 0, groups * panel_count * PANEL * stride * sizeof(float));
     for (int64_t group = 0; group < groups; ++group) {
       for (int64_t row = 0; row < count; ++row) {
         const float* source = from + (group * count + row) * width;
-        std::memcpy(rows_.floats() + (group * padded_ + row) * stride, source, width * sizeof(float));
+        std::memcpy(rows_.floats() + (group * panel_count * PANEL + row) * stride, source, width * sizeof(float));
       }
-      for (int64_t row = 0; panels && row < panels_ * PANEL; ++row) {
-        float* to = transposed_.floats() + (group * panels_ + row / PANEL) * width * PANEL + row % PANEL;
-        const float* source = from + (group * count + row) * width;
-        for (int64_t k = 0; k < width; ++k) {
-          to[k * PANEL] = row < count ? source[k] : 0.0f;
-        }
+      if (panels) {
+        float* to = transposed_.floats() + group * panel_count * PANEL * width;
+        transpose_panels(rows(group), panel_count, width, stride, to);
       }
     }
   }
 
-  // [count, stride]; zero beyond `width` columns, and in the rows that complete the last tile.
-  const float* rows(int64_t group) const { return rows_.floats() + group * padded_ * stride; }
+  // [count, stride]; zero beyond `width` columns, and in the rows that complete the last panel.
+  const float* rows(int64_t group) const { return rows_.floats() + group * panel_count * PANEL * stride; }
   // [panels, width, PANEL]; zero where there is no row.
-  const float* panels(int64_t group) const { return transposed_.floats() + group * panels_ * width * PANEL; }
+  const float* panels(int64_t group) const { return transposed_.floats() + group * panel_count * PANEL * width; }
 
-  const int64_t groups, count, width, stride;
+  const int64_t groups, count, width, stride, panel_count;
 
  private:
-  const int64_t padded_, panels_;
   const Scratch rows_, transposed_;
 };
 

@@ -1,19 +1,19 @@
-// CorrKD eq. 1 over pairs of rows, from differences taken in registers: near rows lose nothing, and no matrix of
-// distances is ever in memory. The gradient of the teacher is a second pass with the sides exchanged.
+// CorrKD eq. 1 over pairs of rows, a tile of distances at a time: no matrix of them is ever in memory. The gradient of
+// the teacher is a second pass with the sides exchanged.
 #include <algorithm>
 #include <array>
 
+#include "cpu/distances.h"
 #include "cpu/operations.h"
-#include "cpu/pairs.h"
 
 namespace fastmmkd {
 
 // One side's rows of a group against the other's.
 struct ContrastivePairs {
-  int64_t others, width, stride;
+  Points side, other;
+  int64_t others;
   int64_t shift;  // from a row to its own among the others
   float eta, own_weight, scale;
-  const float *rows, *other_rows, *panels;
   double* loss;     // [rows]
   float* gradient;  // [rows, width] or nothing
 };
@@ -36,25 +36,25 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_contrastive(const at::Te
                   offset + student_any.size(1) <= teacher_any.size(1),
               "student is ", student_any.sizes(), ", teacher is ", teacher_any.sizes(), ", offset is ", offset,
               "; expected [G, n, d] and [G, N, d], offset + n <= N");
-  const Side student(student_any, wanted[1]), teacher(teacher_any, true);
+  const Side student(student_any, false), teacher(teacher_any, false);
+  const std::vector<float> centre = common_centre(student, teacher);
+  const Centred centred_student(student, centre, wanted[1]), centred_teacher(teacher, centre, true);
   const at::Tensor loss = at::empty({student.groups}, student_any.options().dtype(at::kFloat));
   const at::Tensor grad_student = gradient_of(student_any, wanted[0]);
   const at::Tensor grad_teacher = gradient_of(teacher_any, wanted[1]);
   const double divisor = mean ? std::max<double>(double(student.count) * double(teacher.count - 1), 1.0) : 1.0;
 
-  const auto pass = [&](const Side& side, const Side& other, int64_t shift, double* lost, float* gradient) {
-    for_chunks(side, other.count, side.stride, [&](int64_t group, int64_t begin, int64_t end, float* work) {
+  const auto pass = [&](const Side& side, const Centred& centred, const Centred& other, int64_t others, int64_t shift,
+                        double* lost, float* gradient) {
+    for_chunks(side, others, side.stride, [&](int64_t group, int64_t begin, int64_t end, float* work) {
       ContrastivePairs a{};
-      a.others = other.count;
-      a.width = side.width;
-      a.stride = side.stride;
+      a.side = centred.points(group);
+      a.other = other.points(group);
+      a.others = others;
       a.shift = shift;
       a.eta = static_cast<float>(eta);
       a.own_weight = static_cast<float>(teacher.count - 1);
       a.scale = static_cast<float>(2.0 / divisor);
-      a.rows = side.rows(group);
-      a.other_rows = other.rows(group);
-      a.panels = other.panels(group);
       a.loss = lost + group * side.count;
       a.gradient = gradient ? gradient + group * side.count * side.width : nullptr;
       FASTMMKD_CALL(contrast_rows, a, begin, end, work);
@@ -63,9 +63,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_contrastive(const at::Te
   const Scratch lost(2 * student.groups * teacher.count);
   double* of_row = reinterpret_cast<double*>(lost.floats());
   if (wanted[1]) {
-    pass(teacher, student, -offset, of_row, grad_teacher.mutable_data_ptr<float>());
+    pass(teacher, centred_teacher, centred_student, student.count, -offset, of_row,
+         grad_teacher.mutable_data_ptr<float>());
   }
-  pass(student, teacher, offset, of_row, wanted[0] ? grad_student.mutable_data_ptr<float>() : nullptr);
+  pass(student, centred_student, centred_teacher, teacher.count, offset, of_row,
+       wanted[0] ? grad_student.mutable_data_ptr<float>() : nullptr);
   for (int64_t group = 0; group < student.groups; ++group) {
     double total = 0.0;
     for (int64_t row = 0; row < student.count; ++row) {
