@@ -16,7 +16,7 @@ import fastmmkd
 from fastmmkd.cli import main
 from fastmmkd.config import Config, parse_config
 from fastmmkd.data.dataset import Dataset
-from fastmmkd.engine import device, run, trainer
+from fastmmkd.engine import device, run, steps, trainer
 from fastmmkd.engine.clipping import clip_models
 from fastmmkd.engine.groups import together
 from fastmmkd.engine.phases import TEACHER_SEEDS, final_phase, teacher_phase
@@ -261,7 +261,7 @@ class TestEarlyStopping:
         )
         stopped: list[list[int]] = []
         monkeypatch.setattr(
-            trainer,
+            steps,
             "clip_models",
             lambda parameters, limit, models: stopped.append(models) or clip_models(parameters, limit, models),
         )
