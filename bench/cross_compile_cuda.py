@@ -68,6 +68,11 @@ def missing() -> str:
     return f"no {', '.join(absent)}; `make setup` installs them" if absent else ""
 
 
+def includes() -> list[Path]:
+    """The folders of the CUDA runtime's headers."""
+    return [_required(name) / "include" for name in WHEELS[1:]]
+
+
 def compile_cuda(arch: int, only: Sequence[str] = ()) -> list[Resources]:
     """Every kernel, or those of the headers in `only`, for one architecture (70, 75, 80 or 90).
 
@@ -106,7 +111,7 @@ def _nvrtc(source: str, names: Sequence[str], arch: int) -> tuple[list[str], str
         f"--gpu-architecture=sm_{arch}",
         "--ptxas-options=-v",
         f"--include-path={CSRC}",
-        *(f"--include-path={_required(name) / 'include'}" for name in WHEELS[1:]),
+        *(f"--include-path={path}" for path in includes()),
     ]
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)

@@ -201,7 +201,7 @@ __device__ __forceinline__ int warp_row() {
 }
 
 template <int E, typename T>
-__global__ void __launch_bounds__(THREADS) attend_rows(const __grid_constant__ Attention a) {
+__global__ void __launch_bounds__(THREADS, 1) attend_rows(const __grid_constant__ Attention a) {
   FASTMMKD_SHARED(shared, SharedKeys<E>);
   const Task task(a, tiles(a.queries, BLOCK_ROWS<E>));
   const Size start = task.tile * BLOCK_ROWS<E>, first = start + lane_row<E>();
@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(THREADS) attend_rows(const __grid_constant__ A
 
 // Also leaves a.delta to the next kernel.
 template <int E, typename T>
-__global__ void __launch_bounds__(THREADS) differentiate_queries(const __grid_constant__ Attention a) {
+__global__ void __launch_bounds__(THREADS, 1) differentiate_queries(const __grid_constant__ Attention a) {
   FASTMMKD_SHARED(shared, SharedKeys<E>);
   const Task task(a, tiles(a.queries, BLOCK_ROWS<E>));
   const Size start = task.tile * BLOCK_ROWS<E>, first = start + lane_row<E>();
@@ -302,7 +302,7 @@ struct SharedQueries {
 
 // Keys and values of one tile of frames; frames that are not present get zeros.
 template <int E, typename T>
-__global__ void __launch_bounds__(THREADS) differentiate_keys(const __grid_constant__ Attention a) {
+__global__ void __launch_bounds__(THREADS, 1) differentiate_keys(const __grid_constant__ Attention a) {
   FASTMMKD_SHARED(shared, SharedQueries<E>);
   const Task task(a, key_tiles(a, BLOCK_ROWS<E>));
   Size tile = task.tile;

@@ -86,7 +86,7 @@ __device__ __forceinline__ bool for_wide_keys(const Attention& a, const Task& ta
 }
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS) attend_wide(const __grid_constant__ Attention a) {
+__global__ void __launch_bounds__(THREADS, 1) attend_wide(const __grid_constant__ Attention a) {
   const Task task(a, tiles(a.queries, WARPS));
   const Size t = task.tile * WARPS + threadIdx.x / WARP;
   if (t >= a.queries) {
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(THREADS) attend_wide(const __grid_constant__ A
 }
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS) differentiate_wide_queries(const __grid_constant__ Attention a) {
+__global__ void __launch_bounds__(THREADS, 1) differentiate_wide_queries(const __grid_constant__ Attention a) {
   const Task task(a, tiles(a.queries, WARPS));
   const Size t = task.tile * WARPS + threadIdx.x / WARP;
   if (t >= a.queries) {
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(THREADS) differentiate_wide_queries(const __gr
 }
 
 template <typename T>
-__global__ void __launch_bounds__(THREADS) differentiate_wide_keys(const __grid_constant__ Attention a) {
+__global__ void __launch_bounds__(THREADS, 1) differentiate_wide_keys(const __grid_constant__ Attention a) {
   const Task task(a, key_tiles(a, WARPS));
   Size tile = task.tile;
   const Segment& segment = a.segments[segment_of(a, WARPS, tile)];

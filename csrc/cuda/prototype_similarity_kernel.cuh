@@ -26,6 +26,7 @@ template <typename F>
 __device__ __forceinline__ Length length_of(Size width, const F& x) {
   float most = 0.0f;
   bool has_nan = false;
+#pragma unroll 1
   for (Size i = threadIdx.x % WARP; i < width; i += WARP) {
     most = fmaxf(most, fabsf(x(i)));
     has_nan |= x(i) != x(i);
@@ -35,6 +36,7 @@ __device__ __forceinline__ Length length_of(Size width, const F& x) {
     return {0.0f, 0.0f};
   }
   float squares = 0.0f;
+#pragma unroll 1
   for (Size i = threadIdx.x % WARP; i < width; i += WARP) {
     const float scaled = x(i) / largest;
     squares += scaled * scaled;
@@ -108,7 +110,8 @@ __device__ __forceinline__ void direct_prototypes(const Prototypes& a, const Spa
   }
 }
 
-// The sum of squares of this warp's rows, and the gradients in these rows as such.
+// The sum of squares of this warp's rows, and the gradients in these rows as such. Unrolled, the loops over a few columns
+// and classes would take 128 registers.
 template <typename T>
 __device__ __forceinline__ double compare_rows(const Prototypes& a, Size group, const Space& space, float scale) {
   const int lane = threadIdx.x % WARP;
@@ -119,10 +122,12 @@ __device__ __forceinline__ double compare_rows(const Prototypes& a, Size group, 
     const Length length[2] = {length_of(a.width, [&](Size i) { return to_float(x[0][i]); }),
                               length_of(a.width, [&](Size i) { return to_float(x[1][i]); })};
     float along[2] = {}, squares = 0.0f;
+#pragma unroll 1
     for (Size k = 0; k < a.count; ++k) {
       float similarity[2] = {};
 #pragma unroll
       for (int network = 0; network < 2; ++network) {
+#pragma unroll 1
         for (Size i = lane; i < a.width; i += WARP) {
           const float direction = length[network].direction(to_float(x[network][i]));
           similarity[network] += direction * space.prototype[network][k * a.width + i];
@@ -141,8 +146,10 @@ __device__ __forceinline__ double compare_rows(const Prototypes& a, Size group, 
     __syncwarp();  // lane 0 has written what all now read
 #pragma unroll
     for (int network = 0; network < 2; ++network) {
+#pragma unroll 1
       for (Size i = lane; a.gradient[network] && i < a.width; i += WARP) {
         float gradient = 0.0f;
+#pragma unroll 1
         for (Size k = 0; k < a.count; ++k) {
           gradient += space.difference[row * a.count + k] * space.prototype[network][k * a.width + i];
         }
