@@ -22,6 +22,12 @@ TYPES = {"fp32": "float", "fp16": "__half", "bf16": "__nv_bfloat16"}
 BF16_FROM = 80
 """The kernels convert bfloat16 on any architecture; before this one nobody uses it."""
 
+PTXAS = re.compile(
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+    r".*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?",
+    re.DOTALL,
+)
+
 HEAD_WIDTHS = (4, 5, 8, 10, 16)
 NORM_WIDTH = 40
 """Of the papers' models; the shared memory of a backward block grows with it."""
@@ -141,13 +147,10 @@ def _nvrtc(source: str, names: Sequence[str], arch: int) -> tuple[list[str], str
 
 def _ptxas(log: str) -> dict[str, tuple[int, int, int]]:
     """Registers, bytes spilled and bytes of shared memory by symbol."""
-    used = {}
-    for part in log.split("Compiling entry function '")[1:]:
-        stored, loaded = map(int, re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part).groups())
-        registers = int(re.search(r"Used (\d+) registers", part)[1])
-        shared = re.search(r"(\d+) bytes smem", part)
-        used[part.split("'")[0]] = (registers, stored + loaded, int(shared[1]) if shared else 0)
-    return used
+    return {
+        symbol: (int(registers), int(stored) + int(loaded), int(shared or 0))
+        for symbol, stored, loaded, registers, shared in PTXAS.findall(log)
+    }
 
 
 def _folder(package: str) -> Path | None:

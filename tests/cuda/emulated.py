@@ -30,6 +30,10 @@ HOST = Path(__file__).parent / "host"
 BUILD = ROOT / "build" / "emulation"
 COMPILER = shutil.which("g++")
 
+FLAGS = [str(COMPILER), "-O1", "-fPIC", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+FLAGS += ["-Wno-strict-aliasing", f"-I{HOST}", f"-I{ROOT / 'csrc'}"]
+"""Of g++ for the kernels; without contraction, so that sums are those of the source."""
+
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no g++")
 
 
@@ -84,12 +88,12 @@ def loss(name: str, inputs: Sequence[torch.Tensor], constants: Sequence[Any]) ->
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    path = _built()
+    path = built()
     torch.ops.load_library(str(path))
     return ctypes.CDLL(str(path))
 
 
-def _built() -> Path:
+def built() -> Path:
     """The library of the sources as they are; built by one process at a time, and kept."""
     sources = sorted(f for folder in (ROOT / "csrc" / "cuda", HOST) for f in folder.rglob("*") if f.is_file())
     sources.append(ROOT / "csrc" / "common" / "shapes.h")
@@ -104,21 +108,27 @@ def _built() -> Path:
 
 
 def _build(path: Path) -> None:
-    # -O1 without contraction: the sums are those of the source, and no fused product hides what rounding does.
-    common = [str(COMPILER), "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-strict-aliasing"]
-    common += [f"-I{HOST}", f"-I{ROOT / 'csrc'}"]
+    binding = path.with_suffix(".binding.o")
     torch_flags = ["-std=c++20", "-DFASTMMKD_DEVICE=CPU", *(f"-isystem{p}" for p in cpp_extension.include_paths())]
-    commands = [[*common, *torch_flags, "-O0", "-c", str(ROOT / "csrc" / "cuda" / "binding.cpp")]]
-    commands += [[*common, "-x", "c++", "-c", str(f)] for f in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))]
-    commands += [[*common, "-c", str(HOST / "emulation.cpp")]]
-    objects = [str(path.with_suffix(f".{i}.o")) for i in range(len(commands))]
+    _run([*FLAGS, *torch_flags, "-O0", "-c", str(ROOT / "csrc" / "cuda" / "binding.cpp"), "-o", str(binding)])
+    libraries = [*(f"-L{p}" for p in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10"]
+    compile_on_host(sorted((ROOT / "csrc" / "cuda").glob("*.cu")), path, [str(binding), *libraries])
+    binding.unlink()
+
+
+def compile_on_host(sources: Sequence[Path], path: Path, linked: Sequence[str] = ()) -> None:
+    """CUDA sources and the emulation as a shared library, with what else is `linked`."""
+    objects = [path.with_suffix(f".{i}.o") for i in range(len(sources) + 1)]
+    commands = [
+        [*FLAGS, "-x", "c++", "-c", str(source), "-o", str(to)]
+        for source, to in zip((*sources, HOST / "emulation.cpp"), objects, strict=True)
+    ]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(_run, ([*command, "-o", to] for command, to in zip(commands, objects, strict=True))))
-    libraries = [f"-L{p}" for p in cpp_extension.library_paths()]
-    _run([str(COMPILER), "-shared", *objects, *libraries, "-ltorch_cpu", "-lc10", "-o", f"{path}.new"])
+        list(pool.map(_run, commands))
+    _run([str(COMPILER), "-shared", *map(str, objects), *linked, "-o", f"{path}.new"])
     os.replace(f"{path}.new", path)
     for name in objects:
-        os.unlink(name)
+        name.unlink()
 
 
 def _run(command: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """How the CUDA kernels are compiled, declared and built, as far as that shows without a GPU."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from torch.utils import cpp_extension
 from bench import cross_compile_cuda
 from bench.cross_compile_cuda import compile_cuda
 from fastmmkd.errors import UserError
-from tests.cuda.emulated import COMPILER, needs_compiler, operations
+from tests.cuda.emulated import COMPILER, built, needs_compiler, operations
 
 ROOT = Path(__file__).parents[2]
 needs_nvrtc = pytest.mark.skipif(bool(cross_compile_cuda.missing()), reason=cross_compile_cuda.missing() or "-")
@@ -53,6 +54,26 @@ def test_no_kernel_spills_and_all_fit_on_sm_70() -> None:
     assert [x for x in found if x.spill_bytes] == []
     assert all(x.shared_bytes <= 48 * 1024 for x in found)
     assert all(x.occupancy() > 0 for x in found)
+
+
+@pytest.mark.slow
+@needs_nvrtc
+@pytest.mark.parametrize("arch", [75, 80, 90])
+def test_no_kernel_spills_elsewhere(arch) -> None:
+    found = compile_cuda(arch)
+    assert ("bf16" in {x.dtype for x in found}) == (arch >= 80)
+    assert [x for x in found if x.spill_bytes] == []
+
+
+@needs_compiler
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+def test_every_instantiation_is_compiled_for_every_architecture() -> None:
+    """The launchers' own instantiations, as the emulation's library names them, against the list."""
+    source = "".join(f.read_text() for f in (ROOT / "csrc" / "cuda").glob("*.cuh"))
+    names = re.findall(r"__global__ void __launch_bounds__\([^)]*\) (\w+)\(", source)
+    symbols = subprocess.run(["nm", "-C", built()], capture_output=True, text=True, check=True).stdout
+    found = set(re.findall(rf"fastmmkd::cuda::((?:{'|'.join(names)})(?:<[^(]*>)?)\(", symbols))
+    assert found == {kernel.name for kernel in cross_compile_cuda.kernels()}
 
 
 @needs_nvrtc

@@ -11,7 +11,7 @@
 #include <functional>
 
 #define __device__
-#define __global__
+#define __global__ __attribute__((noinline))
 #define __host__
 #define __forceinline__ inline
 #define __grid_constant__

@@ -156,7 +156,7 @@ void run_block() {
     }
   }
   std::size_t end = dynamic_end;
-  objects.emplace_back(end + GUARD, 0);
+  objects.emplace_back(memory.size(), 0);
   for (const auto& [first, bytes] : objects) {
     for (; end < first; ++end) {
       if (memory[end] != 0xff) {
