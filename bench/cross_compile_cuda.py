@@ -103,7 +103,7 @@ def _compile(header: str, members: Sequence[Kernel], arch: int) -> Iterator[Reso
     used = _ptxas(log)
     for kernel, symbol in zip(members, lowered, strict=True):
         registers, spills, shared = used[symbol]
-        name = re.split("<", kernel.name)[0]
+        name = kernel.name.split("<")[0]
         yield Resources(
             name, "cuda", arch, kernel.dtype, kernel.shape, kernel.threads, registers, spills,
             shared + kernel.dynamic_shared,
@@ -112,7 +112,7 @@ def _compile(header: str, members: Sequence[Kernel], arch: int) -> Iterator[Reso
 
 def _nvrtc(source: str, names: Sequence[str], arch: int) -> tuple[list[str], str]:
     """The symbols of the named kernels, and what ptxas said."""
-    library = ctypes.CDLL(str(next(iter(sorted((_required("nvidia.cuda_nvrtc") / "lib").glob("libnvrtc.so.*"))))))
+    library = ctypes.CDLL(str(min((_required("nvidia.cuda_nvrtc") / "lib").glob("libnvrtc.so.*"))))
     options = [
         f"--gpu-architecture=sm_{arch}",
         "--ptxas-options=-v",
