@@ -15,7 +15,9 @@
 
 #ifndef FASTMMKD_DEVICE  // tests/cuda/host runs the kernels, and with them this file, on a CPU
 #define FASTMMKD_DEVICE CUDA
+#define FASTMMKD_LIBRARY fastmmkd_cuda
 #endif
+#define FASTMMKD_DEFINE(name, m) TORCH_LIBRARY(name, m)  // which takes the name as it is written
 
 namespace fastmmkd::cuda {
 
@@ -271,7 +273,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> prototype_similarity(const at::Te
 
 }  // namespace
 
-TORCH_LIBRARY(fastmmkd_cuda, m) {
+FASTMMKD_DEFINE(FASTMMKD_LIBRARY, m) {
   m.def(
       "cross_attention(Tensor query, Tensor[] keys, Tensor[] values, Tensor[] key_masks, int heads)"
       " -> (Tensor out, Tensor statistics)");
@@ -293,7 +295,7 @@ TORCH_LIBRARY(fastmmkd_cuda, m) {
       " -> (Tensor loss, Tensor grad_student, Tensor grad_teacher)");
 }
 
-TORCH_LIBRARY_IMPL(fastmmkd_cuda, FASTMMKD_DEVICE, m) {
+TORCH_LIBRARY_IMPL(FASTMMKD_LIBRARY, FASTMMKD_DEVICE, m) {
   m.impl("cross_attention", cross_attention);
   m.impl("cross_attention_backward", cross_attention_backward);
   m.impl("residual_layer_norm", residual_layer_norm);

@@ -1,6 +1,7 @@
 """The CUDA kernels and their binding on a CPU: `tests/cuda/host` stands in for CUDA, g++ for nvcc.
 
-`operations()` are `torch.ops.fastmmkd_cuda` for CPU tensors; the functions below call them as autograd would.
+`operations()` are what `torch.ops.fastmmkd_cuda` is on a GPU, for CPU tensors; the functions below call them as autograd
+would.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no g++")
 
 
 def operations() -> Any:
-    """`torch.ops.fastmmkd_cuda`, compiled the first time."""
+    """`torch.ops.fastmmkd_emulated`, compiled the first time."""
     _library()
-    return torch.ops.fastmmkd_cuda
+    return torch.ops.fastmmkd_emulated
 
 
 @contextmanager
@@ -109,7 +110,8 @@ def built() -> Path:
 
 def _build(path: Path) -> None:
     binding = path.with_suffix(".binding.o")
-    torch_flags = ["-std=c++20", "-DFASTMMKD_DEVICE=CPU", *(f"-isystem{p}" for p in cpp_extension.include_paths())]
+    torch_flags = ["-std=c++20", "-DFASTMMKD_DEVICE=CPU", "-DFASTMMKD_LIBRARY=fastmmkd_emulated"]
+    torch_flags += [*(f"-isystem{p}" for p in cpp_extension.include_paths())]
     _run([*FLAGS, *torch_flags, "-O0", "-c", str(ROOT / "csrc" / "cuda" / "binding.cpp"), "-o", str(binding)])
     libraries = [*(f"-L{p}" for p in cpp_extension.library_paths()), "-ltorch_cpu", "-lc10"]
     compile_on_host(sorted((ROOT / "csrc" / "cuda").glob("*.cu")), path, [str(binding), *libraries])

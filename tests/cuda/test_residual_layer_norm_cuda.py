@@ -5,8 +5,8 @@ import torch
 
 from fastmmkd.ops import reference
 from tests.cuda.emulated import needs_compiler, norm, reversed_order
-from tests.parity.norm import NAMES, draw
 from tests.parity.parity import assert_as_exact, poisoned_memory, value_and_gradients
+from tests.parity.test_residual_layer_norm import NAMES, draw
 
 pytestmark = needs_compiler
 
