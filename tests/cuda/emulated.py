@@ -1,6 +1,6 @@
 """The CUDA kernels and their binding on a CPU: `tests/cuda/host` stands in for CUDA, g++ for nvcc.
 
-`operations()` are what `torch.ops.fastmmkd_cuda` is on a GPU, for CPU tensors; the functions below call them as autograd
+`operations()` are for CPU tensors what `torch.ops.fastmmkd_cuda` is on a GPU; the functions below call them as autograd
 would.
 """
 
