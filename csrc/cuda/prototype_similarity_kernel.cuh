@@ -110,8 +110,8 @@ __device__ __forceinline__ void direct_prototypes(const Prototypes& a, const Spa
   }
 }
 
-// The sum of squares of this warp's rows, and the gradients in these rows as such. Unrolled, the loops over a few columns
-// and classes would take 128 registers.
+// The sum of squares of this warp's rows, and the gradients in these rows as such. Unrolled, the loops over a few
+// columns and classes would take 128 registers.
 template <typename T>
 __device__ __forceinline__ double compare_rows(const Prototypes& a, Size group, const Space& space, float scale) {
   const int lane = threadIdx.x % WARP;
