@@ -1,4 +1,5 @@
-// The CPU kernels of the operations that fastmmkd/ops/library.py declares, and what this build is.
+// The CPU kernels of the operations that fastmmkd/ops/library.py declares, and what this build is; cuda/binding.cpp has
+// the CUDA kernels.
 #include <torch/library.h>
 #include <torch/version.h>
 #include <pybind11/pybind11.h>
@@ -41,6 +42,9 @@ std::map<std::string, std::string> build_info() {
   return {{"compiler", compiler},
           {"flags", FASTMMKD_FLAGS},
           {"torch", TORCH_VERSION},
+#ifdef FASTMMKD_CUDA
+          {"cuda", FASTMMKD_CUDA},
+#endif
           {"instruction sets", names},
           {"instruction set", fastmmkd::isa_name()}};
 }

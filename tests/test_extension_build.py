@@ -49,7 +49,7 @@ def test_leaving_the_extension_out_and_misspelling_it() -> None:
     assert run(["setup.py", "--name"], FASTMMKD_EXT="none").returncode == 0
     wrong = run(["setup.py", "--name"], FASTMMKD_EXT="gpu")
     assert wrong.returncode == 1
-    assert wrong.stderr.strip() == "FASTMMKD_EXT=gpu: expected one of auto, cpu, none"
+    assert wrong.stderr.strip() == "FASTMMKD_EXT=gpu: expected one of auto, cpu, cuda, none"
 
 
 def test_sources_that_do_not_compile(tmp_path) -> None:

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "common/check.h"
+#include "common/shapes.h"
 #include "cpu/operations.h"
 
 namespace fastmmkd {
@@ -46,10 +47,6 @@ namespace {
 
 constexpr int64_t PAIRS = 16384;  // of a query and a key: worth a thread
 
-at::Tensor with_adjacent_features(const at::Tensor& x) {
-  return x.stride(-1) == 1 || x.size(-1) == 1 ? x : x.contiguous();
-}
-
 View view_of(const at::Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
@@ -64,10 +61,7 @@ struct Inputs {
 Attention attention_of(Inputs& inputs, const at::Tensor& query, at::TensorList keys, at::TensorList values,
                        at::TensorList key_masks, int64_t heads) {
   check_dtype(query, "query");
-  TORCH_CHECK(query.dim() == 4, "query is ", query.sizes(), "; expected [G, B, T, d]");
-  TORCH_CHECK(keys.size() == values.size() && keys.size() == key_masks.size() && !keys.empty(), keys.size(), " key, ",
-              values.size(), " value and ", key_masks.size(), " mask segments; expected as many");
-  TORCH_CHECK(heads > 0 && query.size(3) % heads == 0, heads, " heads do not divide the width ", query.size(3));
+  check_attention(query, keys, values, key_masks, heads);
   Attention a{};
   inputs.query = with_adjacent_features(query);
   a.query = view_of(inputs.query);
@@ -79,18 +73,9 @@ Attention attention_of(Inputs& inputs, const at::Tensor& query, at::TensorList k
   a.half = query.scalar_type() == at::kBFloat16;
   inputs.tensors.reserve(2 * keys.size());
   for (size_t i = 0; i < keys.size(); ++i) {
-    for (const at::Tensor& x : {keys[i], values[i]}) {
-      TORCH_CHECK(x.scalar_type() == query.scalar_type(), "segment ", i, " is ", x.scalar_type(), ", query is ",
-                  query.scalar_type());
-      TORCH_CHECK(x.dim() == 4 && x.size(0) == query.size(0) && x.size(1) == a.batch &&
-                      x.size(2) == key_masks[i].size(2) && x.size(3) == a.width,
-                  "segment ", i, " is ", x.sizes(), " with a mask ", key_masks[i].sizes(), "; query is ", query.sizes());
-      inputs.tensors.push_back(with_adjacent_features(x));
-    }
+    inputs.tensors.push_back(with_adjacent_features(keys[i]));
+    inputs.tensors.push_back(with_adjacent_features(values[i]));
     const at::Tensor& mask = key_masks[i];
-    TORCH_CHECK(mask.scalar_type() == at::kBool && mask.dim() == 3 && mask.size(0) == query.size(0) &&
-                    mask.size(1) == a.batch,
-                "mask ", i, " is ", mask.sizes(), " ", mask.scalar_type(), "; query is ", query.sizes());
     const auto last = inputs.tensors.end();
     inputs.segments.push_back({view_of(last[-2]), view_of(last[-1]), view_of(mask), mask.size(2), nullptr, nullptr});
     a.longest += mask.size(2);

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "common/check.h"
+#include "common/shapes.h"
 
 namespace fastmmkd {
 
@@ -79,12 +80,6 @@ void for_chunks(const Side& side, int64_t others, int64_t floats, const F& f) {
       begin = stop;
     }
   });
-}
-
-// The gradient that an input wants, float32 in its shape; nothing otherwise.
-inline at::Tensor gradient_of(const at::Tensor& x, bool wanted) {
-  const auto options = x.options().dtype(at::kFloat);
-  return wanted ? at::empty(x.sizes(), options) : at::empty({0}, options);
 }
 
 }  // namespace fastmmkd

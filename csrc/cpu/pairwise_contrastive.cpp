@@ -31,11 +31,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_contrastive(const at::Te
                                                                     std::array<bool, 2> wanted) {
   check_dtype(student_any, "student");
   check_dtype(teacher_any, "teacher");
-  TORCH_CHECK(student_any.dim() == 3 && teacher_any.dim() == 3 && student_any.size(0) == teacher_any.size(0) &&
-                  student_any.size(2) == teacher_any.size(2) && offset >= 0 &&
-                  offset + student_any.size(1) <= teacher_any.size(1),
-              "student is ", student_any.sizes(), ", teacher is ", teacher_any.sizes(), ", offset is ", offset,
-              "; expected [G, n, d] and [G, N, d], offset + n <= N");
+  check_contrast(student_any, teacher_any, offset);
   const Side student(student_any, false), teacher(teacher_any, false);
   const std::vector<float> centre = common_centre(student, teacher);
   const Centred centred_student(student, centre, wanted[1]), centred_teacher(teacher, centre, true);

@@ -41,12 +41,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> prototype_similarity(const at::Te
                                                                     std::array<bool, 2> wanted) {
   check_dtype(student_any, "student");
   check_dtype(teacher_any, "teacher");
-  TORCH_CHECK(student_any.dim() == 3 && student_any.sizes() == teacher_any.sizes() &&
-                  classes_any.sizes() == student_any.sizes().slice(0, 2) && classes_any.scalar_type() == at::kLong &&
-                  count >= 0,
-              "student is ", student_any.sizes(), ", teacher is ", teacher_any.sizes(), ", classes are ",
-              classes_any.sizes(), " ", classes_any.scalar_type(), ", count is ", count,
-              "; expected [G, N, d] twice, and [G, N] int64");
+  check_prototypes(student_any, teacher_any, classes_any, count);
   const Side sides[2] = {Side(student_any, false), Side(teacher_any, false)};
   const at::Tensor classes = classes_any.contiguous();
   const int64_t groups = sides[0].groups, rows = sides[0].count, width = sides[0].width, stride = sides[0].stride;

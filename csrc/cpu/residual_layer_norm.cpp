@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "common/check.h"
+#include "common/shapes.h"
 #include "cpu/operations.h"
 
 namespace fastmmkd {
@@ -36,14 +37,11 @@ constexpr int64_t GRAIN = 32768;        // elements worth a thread
 Rows rows_of(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight) {
   check_dtype(x, "x");
   check_dtype(residual, "residual");
-  TORCH_CHECK(x.dim() >= 2 && x.sizes() == residual.sizes(), "x is ", x.sizes(), ", residual is ", residual.sizes(),
-              "; expected [G, ..., d] twice");
+  check_norm(x, residual, weight);
   Rows a{};
   a.groups = x.size(0);
   a.width = x.size(-1);
-  a.rows = a.groups * a.width == 0 ? 0 : x.numel() / (a.groups * a.width);
-  TORCH_CHECK(weight.dim() == 2 && weight.size(0) == a.groups && weight.size(1) == a.width, "weight is ",
-              weight.sizes(), "; x ", x.sizes(), " needs [", a.groups, ", ", a.width, "]");
+  a.rows = rows_of_group(x);
   a.half_x = x.scalar_type() == at::kBFloat16;
   a.half_residual = residual.scalar_type() == at::kBFloat16;
   a.x = x.const_data_ptr();

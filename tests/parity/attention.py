@@ -1,0 +1,72 @@
+"""What the parity tests of attention share: inputs, and results against the fp64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fastmmkd.ops import reference
+from tests.parity.parity import assert_as_exact, value_and_gradients
+
+
+@dataclass
+class Case:
+    """Inputs of one call, as `value_and_gradients` wants them, and the gradient of its output."""
+
+    inputs: list[torch.Tensor]
+    masks: list[torch.Tensor]
+    heads: int
+    grad: torch.Tensor
+
+    def names(self) -> list[str]:
+        n = len(self.masks)
+        return ["out", "grad query", *(f"grad {x} {i}" for x in ("key", "value") for i in range(n))]
+
+    def call(self, implementation):
+        n = len(self.masks)
+        return lambda query, *kv: implementation(query, kv[:n], kv[n:], self.masks, self.heads)
+
+    def run(self, implementation) -> list[torch.Tensor]:
+        return value_and_gradients(self.call(implementation), self.inputs, self.grad)
+
+
+def draw(
+    groups, batch, queries, lengths, heads, head_width, dtype=torch.float32, present=0.7, size=1.0, seed=0
+) -> Case:
+    """Normal inputs, queries and keys times `size`; every frame is there with probability `present`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(frames, size=1.0):
+        return (size * torch.randn(groups, batch, frames, heads * head_width, generator=generator)).to(dtype)
+
+    masks = [torch.rand(groups, batch, t, generator=generator) < present for t in lengths]
+    inputs = [*(normal(t, size) for t in (queries, *lengths)), *(normal(t) for t in lengths)]
+    return Case(inputs, masks, heads, normal(queries))
+
+
+def hold(case: Case, actual: Sequence[torch.Tensor], terms: float = 1.0) -> None:
+    """Hold an output and its gradients, in the order of `case.names()`, to the fp64 reference."""
+    plain = case.run(reference.cross_attention)
+    exact = Case([x.double() for x in case.inputs], case.masks, case.heads, case.grad).run(reference.cross_attention)
+    for i, name in enumerate(case.names()):
+        assert_as_exact(name, actual[i], plain[i], exact[i], 3 if i else 2, terms)
+
+
+SHAPES = [
+    (1, 1, 1, (1,), 1, 4),
+    (2, 2, 1, (1, 1, 1), 8, 5),
+    (3, 2, 20, (20, 20), 8, 5),
+    (1, 3, 50, (50, 50, 50), 8, 5),
+    (2, 1, 63, (63, 31, 7), 2, 4),
+    (1, 2, 17, (33,), 4, 8),
+    (1, 2, 19, (18, 5), 2, 10),
+    (1, 1, 21, (40, 3), 2, 16),
+    (1, 1, 5, (9, 8), 2, 1),
+    (1, 1, 6, (20,), 2, 7),
+    (1, 1, 5, (20,), 1, 23),
+    (1, 1, 5, (18,), 1, 48),
+    (1, 1, 3, (18,), 1, 150),
+    (1, 1, 140, (9,), 1, 5),
+]
