@@ -27,6 +27,18 @@ EXAMPLES = 8 if INTERPRETED else 40
 """Of a property: interpreted, a program takes milliseconds."""
 INSTRUCTION_SETS = extension.build_info()["instruction sets"].split(", ") if PROVIDER == "cpp" and DTYPES else ["-"]
 
+if INTERPRETED:
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    _call = InterpretedFunction.__call__
+
+    def _call_without_patching(self, *args, **kwargs):
+        """triton.language is patched while a kernel runs; doing so again whenever it calls a function takes longest."""
+        return self.rewrite()(*args, **kwargs) if self.fn.__globals__.get("tl") is tl else _call(self, *args, **kwargs)
+
+    InterpretedFunction.__call__ = _call_without_patching
+
 FLOOR = {torch.float32: 1e-6, torch.float16: 3e-4, torch.bfloat16: 2e-3}
 """An error, relative to the largest value, that is always allowed: a few roundings."""
 BOUND = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}

@@ -1,0 +1,381 @@
+"""Masked attention over keys spliced from segments, without a score matrix; see `fastmmkd.ops.cross_attention`.
+
+A program owns a block of one head's queries and walks over blocks of its keys; backward, other programs of the same
+launch own a block of keys and walk over the queries. Blocks of keys that are all masked cost one load of the mask.
+
+A tile of scores is made by `tl.dot` (`TILE`, the dtype of its operands) or, `TILE` being None, by FMAs feature by
+feature. Clocks of a multiprocessor of compute capability 8.0 for 32 scores, forward, by its rates (in a clock 16 exp2,
+128 FMA, 1024 FMA of half-precision tensor cores, 32 words from shared memory), for heads of 5 features:
+
+    exp2                                              2    either way
+    half-precision dot, 5 features filled up to 16    1    0.5 a product; heads of 15 cost the same
+    FMA by feature: 2 * 5 a score                     2.5  and 10 for the operands; 5 with 2 queries a thread
+    float32 dot, 5 features filled up to 16           8    and about 20 for the operands
+
+So half precision fills up: exp2 stays the bound. float32 must not round to the tensor cores' formats, and Triton has
+none below 8.0: FMAs by feature up to 8 features, and a dot beyond, where little is filled up and operands serve more
+FMAs. Several heads in one dot, block by block, would multiply as many zeros as the filling up.
+
+Shape legend: G groups, B rows, T queries, K keys of all segments, H heads, E features of a head, d = H E; O rows that
+a program owns, W rows that it walks over at a time. A tile is `[O, W]` for a dot. For FMAs it is `[W, O]`: the lanes of
+the one warp lie along O, so that sums over W stay within a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from fastmmkd.kernels.launch import launch, tensor_cores
+from fastmmkd.kernels.parameters import parameters
+
+LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
+MOST_BY_FEATURE = 8
+"""Features of a head up to which FMAs by feature are cheaper than a dot without tensor cores."""
+HALF = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+View = tuple[torch.Tensor, int, int, int]
+"""A tensor `[G, B, T_i, ...]` as the kernels take it: with its strides over groups, rows and frames."""
+
+
+def cross_attention(
+    query: torch.Tensor,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    key_masks: Sequence[torch.Tensor],
+    heads: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """out `[G, B, T, d]`, contiguous; statistics `[G, B, H, 2, T]` in float32.
+
+    The statistics of a query are its largest score, in units of ln 2, and 1 / the sum of its softmax: both 0 if it has
+    no key.
+    """
+    groups, batch, queries, _ = query.shape
+    out = query.new_empty(query.shape)
+    statistics = query.new_empty((groups, batch, heads, 2, queries), dtype=torch.float32)
+    views = (_view(query), *(tuple(map(_view, xs)) for xs in (keys, values, key_masks)))
+    lengths = tuple(x.shape[2] for x in keys)
+    options = _options("cross_attention", query, lengths, heads)
+    grid = (groups * batch * heads, triton.cdiv(queries, options["BO"]))
+    launch(_forward, grid, *views, _view(out), statistics, lengths, queries, batch, **options)
+    return out, statistics
+
+
+def cross_attention_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    key_masks: Sequence[torch.Tensor],
+    out: torch.Tensor,
+    statistics: torch.Tensor,
+    heads: int,
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    """The gradients of query, keys and values, contiguous; 0 for masked keys and for queries without a key."""
+    groups, batch, queries, _ = query.shape
+    grad_query = query.new_empty(query.shape)
+    grad_keys, grad_values = ([x.new_empty(x.shape) for x in xs] for xs in (keys, values))
+    views = (_view(query), *(tuple(map(_view, xs)) for xs in (keys, values, key_masks)))
+    saved = (_view(out), statistics.contiguous(), _view(grad.to(query.dtype)))
+    results = (_view(grad_query), *(tuple(map(_view, xs)) for xs in (grad_keys, grad_values)))
+    lengths = tuple(x.shape[2] for x in keys)
+    options = _options("cross_attention_backward", query, lengths, heads)
+    blocks = triton.cdiv(queries, options["BO"]) + triton.cdiv(sum(lengths), options["BO"])
+    args = (*views, *saved, *results, lengths, queries, batch)
+    launch(_backward, (groups * batch * heads, blocks), *args, **options)
+    return grad_query, grad_keys, grad_values
+
+
+def _view(x: torch.Tensor) -> View:
+    if x.dim() == 4 and x.stride(3) != 1:
+        x = x.contiguous()
+    return (x, *x.stride()[:3])
+
+
+def _options(kernel: str, query: torch.Tensor, lengths: Sequence[int], heads: int) -> dict[str, Any]:
+    """The compile-time constants of a kernel, and num_warps."""
+    queries, keys, features = query.shape[2], sum(lengths), query.shape[3] // heads
+    wide = queries > 32
+    if query.dtype != torch.float32 and tensor_cores(query.device):  # a warp for every 16 rows
+        tile = HALF[query.dtype]
+        default = {"BO": 64 if wide else 32, "BW": 64 if keys > 256 else 32, "num_warps": 4 if wide else 2}
+    elif features > MOST_BY_FEATURE:
+        tile = tl.float32
+        default = {"BO": 32, "BW": 32, "num_warps": 4}
+    else:  # one warp, a thread of which has a row or two to itself
+        tile = None
+        default = {"BO": 64 if queries > 64 and kernel == "cross_attention" else 32, "BW": 32, "num_warps": 1}
+    sizes = {"T": queries, "K": keys, "E": features, "bytes": query.element_size()}
+    return {"H": heads, "E": features, "TILE": tile, **parameters(kernel, default, query.device, **sizes)}
+
+
+@triton.jit(do_not_specialize=["lengths", "T", "B"])
+def _forward(
+    query,
+    keys,
+    values,
+    masks,
+    out,
+    statistics,
+    lengths,
+    T,
+    B,
+    H: tl.constexpr,
+    E: tl.constexpr,
+    TILE: tl.constexpr,
+    BO: tl.constexpr,
+    BW: tl.constexpr,
+):
+    ALONG: tl.constexpr = 0 if TILE is None else 1  # the axis of a tile that is walked over
+    group, row, head = _place(B, H)
+    at, mask_at, K = (group, row, head * E), (group, row, 0), _total(lengths)
+    t = tl.program_id(1).to(tl.int64) * BO + tl.arange(0, BO)  # [BO]
+    b_query = _own(_frames(query, at, t), t < T, E, TILE)
+    b_top = tl.full([BO], float("-inf"), tl.float32)
+    b_total = tl.zeros([BO], tl.float32)
+    b_out = _zeros(BO, E, TILE)
+    for first in range(0, K, BW):
+        k = first + tl.arange(0, BW).to(tl.int64)  # [BW]
+        present = tl.load(_spliced(masks, lengths, mask_at, k), k < K, 0) != 0
+        if _any(present):
+            b_key = _walked(_spliced(keys, lengths, at, k), present, E, TILE)
+            b_value = _walked(_spliced(values, lengths, at, k), present, E, TILE)
+            b_score = _products(b_query, b_key, E, TILE) * _scale(E)
+            b_score = tl.where(tl.expand_dims(present, 1 - ALONG), b_score, float("-inf"))
+            b_new_top = tl.maximum(b_top, tl.max(b_score, ALONG))  # [BO]
+            b_weight = tl.exp2(b_score - tl.expand_dims(b_new_top, ALONG))
+            b_shrink = tl.exp2(b_top - b_new_top)
+            b_total = b_total * b_shrink + tl.sum(b_weight, ALONG)
+            b_out = _add_weighted(_times(b_out, b_shrink, TILE), b_weight, b_value, TILE)
+            b_top = b_new_top
+    keyless = b_total == 0.0
+    b_share = 1.0 / tl.where(keyless, float("inf"), b_total)
+    _store(_frames(out, at, t), _times(b_out, b_share, TILE), t < T, E, TILE)
+    statistics += ((group * B + row) * H + head) * 2 * T
+    tl.store(statistics + t, tl.where(keyless, 0.0, b_top), t < T)
+    tl.store(statistics + T + t, b_share, t < T)
+
+
+@triton.jit(do_not_specialize=["lengths", "T", "B"])
+def _backward(
+    query,
+    keys,
+    values,
+    masks,
+    out,
+    statistics,
+    grad,
+    grad_query,
+    grad_keys,
+    grad_values,
+    lengths,
+    T,
+    B,
+    H: tl.constexpr,
+    E: tl.constexpr,
+    TILE: tl.constexpr,
+    BO: tl.constexpr,
+    BW: tl.constexpr,
+):
+    ALONG: tl.constexpr = 0 if TILE is None else 1  # the axis of a tile that is walked over
+    group, row, head = _place(B, H)
+    at, mask_at, K = (group, row, head * E), (group, row, 0), _total(lengths)
+    statistics += ((group * B + row) * H + head) * 2 * T
+    block, query_blocks = tl.program_id(1).to(tl.int64), tl.cdiv(T, BO)
+    if block < query_blocks:
+        t = block * BO + tl.arange(0, BO)  # [BO]
+        b_query, b_grad = _own(_frames(query, at, t), t < T, E, TILE), _own(_frames(grad, at, t), t < T, E, TILE)
+        b_delta = _dots(b_grad, _own(_frames(out, at, t), t < T, E, TILE), TILE)
+        b_top, b_share = tl.load(statistics + t, t < T, 0.0), tl.load(statistics + T + t, t < T, 0.0)
+        b_grad_query = _zeros(BO, E, TILE)
+        for first in range(0, K, BW):
+            k = first + tl.arange(0, BW).to(tl.int64)  # [BW]
+            present = tl.load(_spliced(masks, lengths, mask_at, k), k < K, 0) != 0
+            if _any(present):
+                b_key = _walked(_spliced(keys, lengths, at, k), present, E, TILE)
+                b_value = _walked(_spliced(values, lengths, at, k), present, E, TILE)
+                b_score = _products(b_query, b_key, E, TILE) * _scale(E)
+                b_weight = tl.exp2(b_score - tl.expand_dims(b_top, ALONG)) * tl.expand_dims(b_share, ALONG)
+                b_change = b_weight * (_products(b_grad, b_value, E, TILE) - tl.expand_dims(b_delta, ALONG))
+                b_change = tl.where(tl.expand_dims(present, 1 - ALONG), b_change, 0.0)
+                b_grad_query = _add_weighted(b_grad_query, b_change, b_key, TILE)
+        b_factor = tl.full([BO], LN_2 * _scale(E), tl.float32)
+        _store(_frames(grad_query, at, t), _times(b_grad_query, b_factor, TILE), t < T, E, TILE)
+    else:
+        k = (block - query_blocks) * BO + tl.arange(0, BO)  # [BO]
+        present = tl.load(_spliced(masks, lengths, mask_at, k), k < K, 0) != 0
+        b_key = _own(_spliced(keys, lengths, at, k), present, E, TILE)
+        b_value = _own(_spliced(values, lengths, at, k), present, E, TILE)
+        b_grad_key, b_grad_value = _zeros(BO, E, TILE), _zeros(BO, E, TILE)
+        for first in range(0, tl.where(_any(present), T, 0), BW):
+            t = first + tl.arange(0, BW).to(tl.int64)  # [BW]
+            p_grad = _frames(grad, at, t)
+            b_delta = _dots(_own(p_grad, t < T, E, TILE), _own(_frames(out, at, t), t < T, E, TILE), TILE)
+            b_top, b_share = tl.load(statistics + t, t < T, 0.0), tl.load(statistics + T + t, t < T, 0.0)
+            b_query, b_grad = _walked(_frames(query, at, t), t < T, E, TILE), _walked(p_grad, t < T, E, TILE)
+            b_score = _products(b_key, b_query, E, TILE) * _scale(E)
+            b_weight = tl.exp2(b_score - tl.expand_dims(b_top, 1 - ALONG)) * tl.expand_dims(b_share, 1 - ALONG)
+            b_change = b_weight * (_products(b_value, b_grad, E, TILE) - tl.expand_dims(b_delta, 1 - ALONG))
+            b_grad_value = _add_weighted(b_grad_value, b_weight, b_grad, TILE)
+            b_grad_key = _add_weighted(b_grad_key, b_change, b_query, TILE)
+        b_factor = tl.full([BO], LN_2 * _scale(E), tl.float32)
+        # A masked key stood here as zeros, and what that gathered is not its gradient.
+        b_grad_key = _only(present, _times(b_grad_key, b_factor, TILE), TILE)
+        _store(_spliced(grad_keys, lengths, at, k), b_grad_key, k < K, E, TILE)
+        _store(_spliced(grad_values, lengths, at, k), _only(present, b_grad_value, TILE), k < K, E, TILE)
+
+
+@triton.jit
+def _place(B, H: tl.constexpr):
+    """Group, row of the batch and head of a program."""
+    program = tl.program_id(0).to(tl.int64)
+    return program // H // B, program // H % B, program % H
+
+
+@triton.jit
+def _total(lengths):
+    total = lengths[0]
+    for i in tl.static_range(1, len(lengths)):
+        total += lengths[i]
+    return total
+
+
+@triton.jit
+def _frames(view, at, frame):
+    """Pointers to frames of a view at (group, row, column)."""
+    return view[0] + at[0] * view[1] + at[1] * view[2] + at[2] + frame * view[3]
+
+
+@triton.jit
+def _spliced(views, lengths, at, frame):
+    """The same to frames of the segments, counted on from one to the next."""
+    pointers = _frames(views[0], at, frame)
+    for i in tl.static_range(1, len(lengths)):
+        frame -= lengths[i - 1]
+        pointers = tl.where(frame < 0, pointers, _frames(views[i], at, frame))
+    return pointers
+
+
+@triton.jit
+def _any(present):
+    return tl.max(present.to(tl.int32), 0) > 0
+
+
+@triton.jit
+def _scale(E: tl.constexpr):
+    """Of a product, for a score in units of ln 2."""
+    return LOG2_E / E**0.5
+
+
+@triton.constexpr_function
+def _filled(features):
+    return max(16, triton.next_power_of_2(features))
+
+
+# For a dot, rows are a tile [rows, E filled up]. For FMAs, own rows are a tuple of E vectors [O] in float32, and rows
+# walked over are pointers and a mask, read where a feature is needed: a thread would need 32 registers for each.
+
+
+@triton.jit
+def _own(pointers, inside, E: tl.constexpr, TILE: tl.constexpr):
+    if TILE is not None:
+        feature = tl.arange(0, _filled(E))
+        return tl.load(pointers[:, None] + feature, inside[:, None] & (feature < E), 0.0).to(TILE)
+    else:
+        x = ()
+        for e in tl.static_range(E):
+            x += (tl.load(pointers + e, inside, 0.0).to(tl.float32),)
+        return x
+
+
+@triton.jit
+def _walked(pointers, inside, E: tl.constexpr, TILE: tl.constexpr):
+    if TILE is not None:
+        return _own(pointers, inside, E, TILE)
+    else:
+        return pointers, inside
+
+
+@triton.jit
+def _products(own, walked, E: tl.constexpr, TILE: tl.constexpr):
+    """A tile of the dot products of own rows and rows walked over."""
+    if TILE is not None:
+        return tl.dot(own, tl.trans(walked), input_precision="ieee")
+    else:
+        b_product = tl.load(walked[0], walked[1], 0.0).to(tl.float32)[:, None] * own[0]
+        for e in tl.static_range(1, E):
+            b_product += tl.load(walked[0] + e, walked[1], 0.0).to(tl.float32)[:, None] * own[e]
+        return b_product
+
+
+@triton.jit
+def _add_weighted(x, weight, walked, TILE: tl.constexpr):
+    """`x + weight @ walked`, x being like own rows and weight a tile."""
+    if TILE is not None:
+        return tl.dot(weight.to(walked.dtype), walked, x, input_precision="ieee")
+    else:
+        y = ()
+        for e in tl.static_range(len(x)):
+            # The policy keeps the compiler from holding on to what _products has read.
+            b_walked = tl.load(walked[0] + e, walked[1], 0.0, eviction_policy="evict_last").to(tl.float32)
+            y += (x[e] + tl.sum(weight * b_walked[:, None], 0),)
+        return y
+
+
+@triton.jit
+def _zeros(rows: tl.constexpr, E: tl.constexpr, TILE: tl.constexpr):
+    if TILE is not None:
+        return tl.zeros([rows, _filled(E)], tl.float32)
+    else:
+        return (tl.zeros([rows], tl.float32),) * E
+
+
+@triton.jit
+def _times(x, factor, TILE: tl.constexpr):
+    """Every row times its factor."""
+    if TILE is not None:
+        return x * factor[:, None]
+    else:
+        y = ()
+        for e in tl.static_range(len(x)):
+            y += (x[e] * factor,)
+        return y
+
+
+@triton.jit
+def _only(present, x, TILE: tl.constexpr):
+    """Rows that are present, zeros for the others."""
+    if TILE is not None:
+        return tl.where(present[:, None], x, 0.0)
+    else:
+        y = ()
+        for e in tl.static_range(len(x)):
+            y += (tl.where(present, x[e], 0.0),)
+        return y
+
+
+@triton.jit
+def _dots(x, y, TILE: tl.constexpr):
+    """`x . y` per row, in float32."""
+    if TILE is not None:
+        return tl.sum(x.to(tl.float32) * y.to(tl.float32), 1)
+    else:
+        total = x[0] * y[0]
+        for e in tl.static_range(1, len(x)):
+            total += x[e] * y[e]
+        return total
+
+
+@triton.jit
+def _store(pointers, x, inside, E: tl.constexpr, TILE: tl.constexpr):
+    if TILE is not None:
+        feature = tl.arange(0, _filled(E))
+        to = pointers[:, None] + feature
+        tl.store(to, x.to(to.dtype.element_ty), inside[:, None] & (feature < E))
+    else:
+        for e in tl.static_range(E):
+            tl.store(pointers + e, x[e].to(pointers.dtype.element_ty), inside)
