@@ -3,52 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmmkd.ops import cross_attention, reference, use_provider
+from fastmmkd.ops import cross_attention, use_provider
 from fastmmkd.ops.providers import INTERPRETED
+from tests.parity.attention import SHAPES, Case, draw, hold
 from tests.parity.parity import (
     DEVICE,
     DTYPES,
     EXAMPLES,
     INSTRUCTION_SETS,
     PROVIDER,
-    assert_as_exact,
     instruction_set,
     needs,
     only_cpp,
     poisoned_memory,
     threads,
-    value_and_gradients,
 )
 
 pytestmark = needs("cross_attention")
-
-
-@dataclass
-class Case:
-    """Inputs of one call, as `value_and_gradients` wants them, and the gradient of its output."""
-
-    inputs: list[torch.Tensor]
-    masks: list[torch.Tensor]
-    heads: int
-    grad: torch.Tensor
-
-    def names(self) -> list[str]:
-        n = len(self.masks)
-        return ["out", "grad query", *(f"grad {x} {i}" for x in ("key", "value") for i in range(n))]
-
-    def call(self, implementation):
-        n = len(self.masks)
-        return lambda query, *kv: implementation(query, kv[:n], kv[n:], self.masks, self.heads)
-
-    def run(self, implementation) -> list[torch.Tensor]:
-        return value_and_gradients(self.call(implementation), self.inputs, self.grad)
 
 
 def fast(*args) -> torch.Tensor:
@@ -56,47 +33,10 @@ def fast(*args) -> torch.Tensor:
         return cross_attention(*args)
 
 
-def draw(
-    groups, batch, queries, lengths, heads, head_width, dtype=torch.float32, present=0.7, size=1.0, seed=0
-) -> Case:
-    """Normal inputs, queries and keys times `size`; every frame is there with probability `present`."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(frames, size=1.0):
-        return (size * torch.randn(groups, batch, frames, heads * head_width, generator=generator)).to(DEVICE, dtype)
-
-    masks = [(torch.rand(groups, batch, t, generator=generator) < present).to(DEVICE) for t in lengths]
-    inputs = [*(normal(t, size) for t in (queries, *lengths)), *(normal(t) for t in lengths)]
-    return Case(inputs, masks, heads, normal(queries))
-
-
 def check(case: Case, terms: float = 1.0) -> None:
     with poisoned_memory():
         actual = case.run(fast)
-    plain = case.run(reference.cross_attention)
-    exact = Case([x.double() for x in case.inputs], case.masks, case.heads, case.grad).run(reference.cross_attention)
-    for i, name in enumerate(case.names()):
-        assert_as_exact(name, actual[i], plain[i], exact[i], 3 if i else 2, terms)
-
-
-SHAPES = [
-    (1, 1, 1, (1,), 1, 4),
-    (2, 2, 1, (1, 1, 1), 8, 5),
-    (3, 2, 20, (20, 20), 8, 5),
-    (1, 3, 50, (50, 50, 50), 8, 5),
-    (2, 1, 63, (63, 31, 7), 2, 4),
-    (1, 2, 17, (33,), 4, 8),
-    (1, 2, 19, (18, 5), 2, 10),
-    (1, 1, 21, (40, 3), 2, 16),
-    (1, 1, 20, (20,), 8, 15),
-    (1, 1, 5, (9, 8), 2, 1),
-    (1, 1, 6, (20,), 2, 7),
-    (1, 1, 5, (20,), 1, 23),
-    (1, 1, 5, (18,), 1, 48),
-    (1, 1, 3, (18,), 1, 150),
-]
-if INTERPRETED:
-    SHAPES = [(min(groups, 2), 1, t, lengths, min(h, 2), e) for groups, _, t, lengths, h, e in SHAPES]
+    hold(case, actual, terms)
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
