@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from tests.parity.losses import DTYPES, SIZES, check, fast, normal
-from tests.parity.parity import INSTRUCTION_SETS, instruction_set, needs_extension
-
-pytestmark = needs_extension
+from tests.parity.losses import SIZES, check, fast, normal
+from tests.parity.parity import DTYPES, INSTRUCTION_SETS, instruction_set, needs
 
 OP = "js_divergence"
+
+pytestmark = needs(OP)
 
 
 def draw(groups, n, classes, dtype=torch.float32, scale=2.0):
@@ -37,7 +37,7 @@ def test_a_common_shift_of_the_logits() -> None:
 
 def test_mixed_dtypes() -> None:
     a, b = draw(2, 9, 4)
-    check(OP, [a, b.bfloat16()])
+    check(OP, [a, b.to(DTYPES[-1])])
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)

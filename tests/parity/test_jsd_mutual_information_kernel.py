@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from tests.parity.losses import DTYPES, SHAPES, check, fast, normal
-from tests.parity.parity import needs_extension
-
-pytestmark = needs_extension
+from tests.parity.losses import SHAPES, check, fast, normal
+from tests.parity.parity import DTYPES, needs
 
 OP = "jsd_mutual_information"
+
+pytestmark = needs(OP)
 
 
 def draw(groups, n, width, dtype=torch.float32, scale=1.0):
@@ -33,7 +33,7 @@ def test_scores_of_any_size(scale) -> None:
 
 def test_mixed_dtypes() -> None:
     left, right, weight, bias = draw(2, 9, 40)
-    check(OP, [left, right.bfloat16(), weight, bias.bfloat16()])
+    check(OP, [left, right.to(DTYPES[-1]), weight, bias.to(DTYPES[-1])])
 
 
 def test_relu_sends_nothing_where_it_is_zero() -> None:
