@@ -13,16 +13,9 @@ import triton
 import triton.language as tl
 
 from fastmmkd.kernels.launch import launch
+from fastmmkd.kernels.pairs import load_split, pair_parameters, store_split, sum_features, sum_others
 from fastmmkd.kernels.parameters import power_of_two
-from fastmmkd.kernels.rows import (
-    add_up,
-    gradient_of,
-    load_rows,
-    pair_parameters,
-    partial_sums,
-    programs,
-    store_rows,
-)
+from fastmmkd.kernels.rows import add_up, gradient_of, load_rows, partial_sums, programs
 
 
 def gaussian_mmd(
@@ -55,6 +48,7 @@ def _discrepancy(
     GRAD_Y: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
+    BE: tl.constexpr,
     BD: tl.constexpr,
 ):
     program, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -63,32 +57,33 @@ def _discrepancy(
     for first in range(program * BN, 2 * N, tl.num_programs(0) * BN):
         row = first + tl.arange(0, BN)  # [BN]
         of_x, of_y = row < N, (row >= N) & (row < 2 * N)
-        b_rows = load_rows(x, group, row, of_x, N, D, BD) + load_rows(y, group, row - N, of_y, N, D, BD)
+        b_rows = load_split(x, group, row, of_x, N, D, BE) + load_split(y, group, row - N, of_y, N, D, BE)
         b_sign = tl.where(of_x, 1.0, tl.where(of_y, -1.0, 0.0))
-        b_grad = tl.zeros([BN, BD], tl.float32)
+        b_grad = tl.zeros_like(b_rows)
         for start in range(0, N, BM):
             other = start + tl.arange(0, BM)  # [BM]
-            b_to_x = b_rows[:, None, :] - load_rows(x, group, other, other < N, N, D, BD)[None]  # [BN, BM, BD]
-            b_to_y = b_rows[:, None, :] - load_rows(y, group, other, other < N, N, D, BD)[None]
-            b_kernel_x, b_pull_x = _kernel(b_to_x, sigma)  # [BN, BM]
+            b_to_x = b_rows[:, None] - load_split(x, group, other, other < N, N, D, BE)[:, :, None]
+            b_to_y = b_rows[:, None] - load_split(y, group, other, other < N, N, D, BE)[:, :, None]
+            b_kernel_x, b_pull_x = _kernel(b_to_x, sigma)  # [BM, BN]
             b_kernel_y, b_pull_y = _kernel(b_to_y, sigma)
-            b_loss += b_sign * tl.sum(tl.where(other < N, b_kernel_x - b_kernel_y, 0.0), 1)
+            inside = (other < N)[:, None]
+            b_loss += b_sign * tl.sum(tl.where(inside, b_kernel_x - b_kernel_y, 0.0), 0)
             if GRAD_X or GRAD_Y:
-                b_pull_x = tl.where(other < N, b_pull_x, 0.0)
-                b_pull_y = tl.where(other < N, b_pull_y, 0.0)
-                b_grad += tl.sum(b_pull_x[:, :, None] * b_to_x - b_pull_y[:, :, None] * b_to_y, 1)
+                b_pull_x = tl.where(inside, b_pull_x, 0.0)
+                b_pull_y = tl.where(inside, b_pull_y, 0.0)
+                b_grad += sum_others(b_pull_x, b_to_x) - sum_others(b_pull_y, b_to_y)
         b_grad *= -b_sign[:, None] * scale / sigma
         if GRAD_X:
-            store_rows(grad_x, b_grad, group, row, of_x, N, D, BD)
+            store_split(grad_x, b_grad, group, row, of_x, N, D, BE)
         if GRAD_Y:
-            store_rows(grad_y, b_grad, group, row - N, of_y, N, D, BD)
+            store_split(grad_y, b_grad, group, row - N, of_y, N, D, BE)
     tl.store(partial + group * tl.num_programs(0) + program, tl.sum(b_loss, 0) * scale)
 
 
 @triton.jit
 def _kernel(b_apart, sigma):
-    """Of differences `[BN, BM, BD]`: `sum_u k_u` for u = 1/4 .. 4 and `4 sum_u k_u / u`, `[BN, BM]` each."""
-    b_four = tl.exp(tl.sum(b_apart * b_apart, 2) / (-4.0 * sigma))
+    """Of differences `[BE, BM, BN, LANES]`: `sum_u k_u` for u = 1/4 .. 4 and `4 sum_u k_u / u`, `[BM, BN]` each."""
+    b_four = tl.exp(sum_features(b_apart * b_apart) / (-4.0 * sigma))
     b_two = b_four * b_four
     b_one = b_two * b_two
     b_half = b_one * b_one

@@ -14,16 +14,9 @@ import triton.language as tl
 
 from fastmmkd.kernels.elementary import log_one_plus
 from fastmmkd.kernels.launch import launch
+from fastmmkd.kernels.pairs import LANES, load_split, pair_parameters, store_split, sum_features, sum_others
 from fastmmkd.kernels.parameters import power_of_two
-from fastmmkd.kernels.rows import (
-    gradient_of,
-    load_rows,
-    pair_parameters,
-    partial_sums,
-    programs,
-    store_rows,
-    sum_of,
-)
+from fastmmkd.kernels.rows import gradient_of, partial_sums, programs, sum_of
 
 
 def jsd_mutual_information(
@@ -45,12 +38,19 @@ def jsd_mutual_information(
     args = (left, right, weight, bias, *of_programs, *grads[:2], n, hidden)
     scales = (1.0 / n if n else float("nan"), 1.0 / max(n - 1, 1))
     flags = {f"GRAD_{name}": w for name, w in zip(("LEFT", "RIGHT", "WEIGHT", "BIAS"), wanted, strict=True)}
-    width = power_of_two(hidden)
-    launch(_bound, (count, groups, 1 + wanted[1]), *args, *scales, **flags, BH=width, **tuned)
+    launch(_bound, (count, groups, 1 + wanted[1]), *args, *scales, **flags, **tuned)
     if count > 1:
         flags = {"GRAD_WEIGHT": wanted[2], "GRAD_BIAS": wanted[3]}
         launch(
-            _add_up, (groups,), *of_programs, *sums, count, hidden, **flags, BP=min(power_of_two(count), 64), BH=width
+            _add_up,
+            (groups,),
+            *of_programs,
+            *sums,
+            count,
+            hidden,
+            **flags,
+            BP=min(power_of_two(count), 64),
+            BH=power_of_two(hidden),
         )
     return loss, *grads
 
@@ -76,15 +76,15 @@ def _bound(
     GRAD_BIAS: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
-    BH: tl.constexpr,
+    BE: tl.constexpr,
 ):
     group = tl.program_id(1).to(tl.int64)
-    unit = tl.arange(0, BH)  # [BH]
+    unit = (tl.arange(0, BE) * LANES)[:, None] + tl.arange(0, LANES)  # [BE, LANES]
     b_weight = tl.load(weight + group * H + unit, unit < H, 0.0).to(tl.float32)
     b_bias = tl.load(bias + group).to(tl.float32)
     if tl.program_id(2) == 0:
         b_loss, b_grad_weight, b_grad_bias = _rows(
-            left, right, grad_left, b_weight, b_bias, N, H, scale, share, GRAD_LEFT, GRAD_WEIGHT, BN, BM, BH
+            left, right, grad_left, b_weight, b_bias, N, H, scale, share, GRAD_LEFT, GRAD_WEIGHT, BN, BM, BE
         )
         to = group * tl.num_programs(0) + tl.program_id(0)
         tl.store(loss + to, b_loss)
@@ -93,7 +93,7 @@ def _bound(
         if GRAD_BIAS:
             tl.store(grad_bias + to, b_grad_bias)
     elif GRAD_RIGHT:
-        _rows(right, left, grad_right, b_weight, b_bias, N, H, scale, share, GRAD_RIGHT, False, BN, BM, BH)
+        _rows(right, left, grad_right, b_weight, b_bias, N, H, scale, share, GRAD_RIGHT, False, BN, BM, BE)
 
 
 @triton.jit
@@ -111,36 +111,36 @@ def _rows(
     GRAD_WEIGHT: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
-    BH: tl.constexpr,
+    BE: tl.constexpr,
 ):
-    """The bound of this program's rows, and its gradients in weight `[BH]` and bias; share is 1 / (N - 1)."""
+    """The bound of this program's rows, and its gradients in weight `[BE, LANES]` and bias; share is 1 / (N - 1)."""
     group = tl.program_id(1).to(tl.int64)
     b_loss, b_grad_bias = tl.zeros([BN], tl.float32), tl.zeros([BN], tl.float32)
-    b_grad_weight = tl.zeros([BH], tl.float32)
+    b_grad_weight = tl.zeros([BE, BN, LANES], tl.float32)
     for first in range(tl.program_id(0) * BN, N, tl.num_programs(0) * BN):
         row = first + tl.arange(0, BN)  # [BN]
-        b_x = load_rows(x, group, row, row < N, N, H, BH)
-        b_grad = tl.zeros([BN, BH], tl.float32)
+        b_x = load_split(x, group, row, row < N, N, H, BE)
+        b_grad = tl.zeros_like(b_x)
         for start in range(0, N, BM):
             other = start + tl.arange(0, BM)  # [BM]
-            b_before = b_x[:, None, :] + load_rows(others, group, other, other < N, N, H, BH)[None]  # [BN, BM, BH]
+            b_before = b_x[:, None] + load_split(others, group, other, other < N, N, H, BE)[:, :, None]
             b_hidden = tl.where(b_before < 0.0, 0.0, b_before)  # a NaN stays
-            b_score = tl.sum(b_hidden * b_weight, 2) + b_bias  # [BN, BM]
+            b_score = sum_features(b_hidden * b_weight[:, None, None]) + b_bias  # [BM, BN]
             b_joint, b_joint_slope = _log_sigmoid(b_score)
             b_marginal, b_marginal_slope = _log_sigmoid(-b_score)
-            inside = (row < N)[:, None] & (other < N)
-            own = row[:, None] == other
-            b_loss += tl.sum(tl.where(inside, tl.where(own, b_joint, b_marginal * share), 0.0), 1)
+            inside = (other < N)[:, None] & (row < N)
+            own = other[:, None] == row
+            b_loss += tl.sum(tl.where(inside, tl.where(own, b_joint, b_marginal * share), 0.0), 0)
             b_slope = tl.where(own, b_joint_slope, -b_marginal_slope * share) * scale
             b_slope = tl.where(inside, b_slope, 0.0)
-            b_grad_bias += tl.sum(b_slope, 1)
+            b_grad_bias += tl.sum(b_slope, 0)
             if GRAD:
-                b_grad += tl.sum(tl.where(b_before > 0.0, b_slope[:, :, None], 0.0), 1)
+                b_grad += tl.sum(tl.where(b_before > 0.0, b_slope[None, :, :, None], 0.0), 1)
             if GRAD_WEIGHT:
-                b_grad_weight += tl.sum(tl.sum(b_slope[:, :, None] * b_hidden, 1), 0)
+                b_grad_weight += sum_others(b_slope, b_hidden)
         if GRAD:
-            store_rows(grad, b_grad * b_weight, group, row, row < N, N, H, BH)
-    return tl.sum(b_loss, 0) * scale, b_grad_weight, tl.sum(b_grad_bias, 0)
+            store_split(grad, b_grad * b_weight[:, None], group, row, row < N, N, H, BE)
+    return tl.sum(b_loss, 0) * scale, tl.sum(b_grad_weight, 1), tl.sum(b_grad_bias, 0)
 
 
 @triton.jit

@@ -14,7 +14,10 @@ import triton.language as tl
 
 from fastmmkd.kernels.launch import launch
 from fastmmkd.kernels.parameters import parameters, power_of_two
-from fastmmkd.kernels.rows import TILE, gradient_of, load_rows, store_rows
+from fastmmkd.kernels.rows import gradient_of, load_rows, store_rows
+
+TILE = 4096
+"""Elements of a tile of rows by prototypes by features, which is in registers."""
 
 
 def prototype_similarity(

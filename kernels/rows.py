@@ -1,9 +1,9 @@
-"""What the losses over rows share: loads, the gradients' memory, and how a group is divided among programs.
+"""What the losses share: loads, the gradients' memory, and how a group's rows are divided among programs.
 
 The programs of a group take its blocks of BN rows in turn, and each leaves a partial sum of the loss. A group of few
 rows has one program, whose sum is the loss, so that the loss is one launch.
 
-Shape legend: G groups, N rows, D features, P programs of a group; BN, BM, BD blocks of rows, other rows, features.
+Shape legend: G groups, N rows, D features, P programs of a group; BN, BD blocks of rows and features.
 """
 
 from __future__ import annotations
@@ -13,25 +13,10 @@ import triton
 import triton.language as tl
 
 from fastmmkd.kernels.launch import launch
-from fastmmkd.kernels.parameters import Parameters, parameters, power_of_two
-from fastmmkd.ops.providers import INTERPRETED
+from fastmmkd.kernels.parameters import power_of_two
 
 ROWS_OF_ONE_PROGRAM = 64
 """Up to here a second launch would cost more than rows in parallel gain."""
-MAX_ROWS, TILE = (64, 2**17) if INTERPRETED else (16, 8192)
-"""Rows of a block of pairs, and elements of a tile of rows by other rows by features, which is in registers.
-
-Interpreted, an operation takes as long whatever the size of its tile.
-"""
-
-
-def pair_parameters(kernel: str, x: torch.Tensor, rows: int, others: int) -> Parameters:
-    """BN, BM and num_warps of a kernel over tiles `[BN, BM, BD]` of pairs; x is `[G, N, D]`."""
-    width = power_of_two(x.shape[-1])
-    of_rows = min(power_of_two(rows), max(1, TILE // width), MAX_ROWS)
-    of_others = min(power_of_two(others), max(1, TILE // width // of_rows))
-    default = {"BN": of_rows, "BM": of_others, "num_warps": 4}
-    return parameters(kernel, default, x.device, rows=rows, others=others, width=x.shape[-1])
 
 
 def programs(rows: int, block: int) -> int:
