@@ -30,28 +30,15 @@ def jsd_mutual_information(
     tuned = pair_parameters("jsd_mutual_information", left, n, n)
     count = programs(n, tuned["BN"])
     sums = [loss, grads[2], grads[3]]
-    of_programs = (
-        sums
-        if count == 1
-        else [partial_sums(left, count), partial_sums(left, count, hidden), partial_sums(left, count)]
-    )
+    of_programs = sums if count == 1 else [partial_sums(left, count, *shape) for shape in ((), (hidden,), ())]
     args = (left, right, weight, bias, *of_programs, *grads[:2], n, hidden)
     scales = (1.0 / n if n else float("nan"), 1.0 / max(n - 1, 1))
     flags = {f"GRAD_{name}": w for name, w in zip(("LEFT", "RIGHT", "WEIGHT", "BIAS"), wanted, strict=True)}
     launch(_bound, (count, groups, 1 + wanted[1]), *args, *scales, **flags, **tuned)
     if count > 1:
         flags = {"GRAD_WEIGHT": wanted[2], "GRAD_BIAS": wanted[3]}
-        launch(
-            _add_up,
-            (groups,),
-            *of_programs,
-            *sums,
-            count,
-            hidden,
-            **flags,
-            BP=min(power_of_two(count), 64),
-            BH=power_of_two(hidden),
-        )
+        blocks = {"BP": min(power_of_two(count), 64), "BH": power_of_two(hidden)}
+        launch(_add_up, (groups,), *of_programs, *sums, count, hidden, **flags, **blocks)
     return loss, *grads
 
 

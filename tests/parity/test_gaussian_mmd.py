@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.parity.losses import SHAPES, check, fast, normal
-from tests.parity.parity import DTYPES, INSTRUCTION_SETS, instruction_set, needs
+from tests.parity.parity import DEVICE, DTYPES, INSTRUCTION_SETS, instruction_set, needs
 
 OP = "gaussian_mmd"
 
@@ -52,7 +52,7 @@ def test_equal_halves_have_exactly_zero(isa) -> None:
 @pytest.mark.parametrize("n", [1, 4])
 @pytest.mark.parametrize("value", [0.0, 0.3, 1e10])
 def test_identical_rows_have_zero_and_no_gradient(value, n) -> None:
-    same = torch.full((2, n, 3), value)
+    same = torch.full((2, n, 3), value, device=DEVICE)
     for x in fast(OP, [same, same.clone()]):
         assert (x == 0).all()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.parity.losses import SHAPES, check, fast, normal
-from tests.parity.parity import DTYPES, needs
+from tests.parity.parity import DEVICE, DTYPES, needs
 
 OP = "jsd_mutual_information"
 
@@ -38,8 +38,8 @@ def test_mixed_dtypes() -> None:
 
 def test_relu_sends_nothing_where_it_is_zero() -> None:
     """left = -right: every hidden unit is exactly 0."""
-    left = torch.full((2, 5, 7), 0.3)
-    bound, *gradients = fast(OP, [left, -left, torch.ones(2, 7), torch.zeros(2)])
+    left = torch.full((2, 5, 7), 0.3, device=DEVICE)
+    bound, *gradients = fast(OP, [left, -left, left.new_ones(2, 7), left.new_zeros(2)])
     assert bound.tolist() == pytest.approx([-2 * math.log(2)] * 2, rel=1e-6)
     assert all((x == 0).all() for x in gradients[:3])
 

@@ -5,7 +5,7 @@ import torch
 
 from fastmmkd.ops import pairwise_contrastive, use_provider
 from tests.parity.losses import SHAPES, check, fast, normal, upstream
-from tests.parity.parity import DTYPES, PROVIDER, needs, value_and_gradients
+from tests.parity.parity import DEVICE, DTYPES, PROVIDER, needs, value_and_gradients
 
 OP = "pairwise_contrastive"
 
@@ -47,7 +47,7 @@ def test_near_rows(gap) -> None:
 
 
 def test_identical_rows_send_nothing() -> None:
-    same = torch.full((2, 40, 3), 0.3)
+    same = torch.full((2, 40, 3), 0.3, device=DEVICE)
     loss, *gradients = fast(OP, [same, same.clone()], (1.5, 0, "mean"))
     assert loss.tolist() == [2.25, 2.25]
     assert all((x == 0).all() for x in gradients)
