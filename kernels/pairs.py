@@ -17,8 +17,8 @@ from fastmmkd.ops.providers import INTERPRETED
 
 LANES = tl.constexpr(8)
 
-MAX_ROWS, TILE = (64, 1024) if INTERPRETED else (16, 32)
-"""The most rows of a block, and the elements `BE * BM` of a tile that a thread has in registers.
+MAX_ROWS, MAX_OTHERS, TILE = (64, 128, 1024) if INTERPRETED else (16, 2, 32)
+"""The largest BN and BM, and of a tile's elements `BE * BM` that a thread has in registers.
 
 Interpreted, an operation takes as long whatever the size of its tile.
 """
@@ -29,7 +29,7 @@ def pair_parameters(kernel: str, x: torch.Tensor, rows: int, others: int) -> Par
     width = x.shape[-1]
     features = power_of_two(triton.cdiv(width, LANES.value))
     block = min(power_of_two(rows), MAX_ROWS)
-    other_block = min(power_of_two(others), max(1, TILE // features))
+    other_block = min(power_of_two(others), MAX_OTHERS, max(1, TILE // features))
     default = {"BN": block, "BM": other_block, "num_warps": max(1, block * LANES.value // 32)}
     return {"BE": features, **parameters(kernel, default, x.device, rows=rows, others=others, width=width)}
 

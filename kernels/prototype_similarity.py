@@ -15,9 +15,10 @@ import triton.language as tl
 from fastmmkd.kernels.launch import launch
 from fastmmkd.kernels.parameters import parameters, power_of_two
 from fastmmkd.kernels.rows import gradient_of, load_rows, store_rows
+from fastmmkd.ops.providers import INTERPRETED
 
-TILE = 4096
-"""Elements of a tile of rows by prototypes by features, which is in registers."""
+TILE = 2**16 if INTERPRETED else 2048
+"""Elements of a tile of rows by prototypes by features, which is in registers; interpreted, larger is faster."""
 
 
 def prototype_similarity(
@@ -29,7 +30,7 @@ def prototype_similarity(
     loss = student.new_empty(groups, dtype=torch.float32)
     grads = [gradient_of(x, w) for x, w in zip((student, teacher), wanted, strict=True)]
     blocks = {"BK": power_of_two(count), "BD": power_of_two(width)}
-    default = {"BN": min(power_of_two(n), max(1, TILE // blocks["BK"] // blocks["BD"])), "num_warps": 8}
+    default = {"BN": min(power_of_two(n), max(1, TILE // blocks["BK"] // blocks["BD"])), "num_warps": 4}
     tuned = parameters("prototype_similarity", default, student.device, n=n, classes=count, width=width)
     flags = {"GRAD_STUDENT": wanted[0], "GRAD_TEACHER": wanted[1]}
     launch(_compare, (groups,), student, teacher, classes, loss, *grads, n, count, width, **flags, **blocks, **tuned)
