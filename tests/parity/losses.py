@@ -58,4 +58,4 @@ SIZES = (1, 2, 3, 16, 33, 64, 129)
 WIDTHS = (1, 3, 40, 120)
 SHAPES = [(groups, n, width) for groups in (1, 3) for n in SIZES for width in WIDTHS]
 if INTERPRETED:  # every program takes milliseconds
-    SHAPES = [(2, n, width) for n in SIZES for width in (3, 40)] + [(1, 16, 1), (1, 33, 120)]
+    SHAPES = [(1, 1, 40), (2, 2, 3), (1, 3, 120), (2, 16, 1), (3, 16, 40), (2, 33, 40), (1, 64, 3), (1, 129, 40)]

@@ -9,9 +9,7 @@ import torch
 from fastmmkd import ops
 from fastmmkd.ops import use_provider
 from tests.parity.losses import fast, normal, upstream
-from tests.parity.parity import needs_extension, threads, value_and_gradients
-
-pytestmark = needs_extension
+from tests.parity.parity import DEVICE, DTYPES, PROVIDER, needs, only_cpp, threads, value_and_gradients
 
 
 class Case(NamedTuple):
@@ -37,7 +35,7 @@ def two(groups: int, n: int, width: int) -> Case:
 
 
 def prototypes(groups: int, n: int, width: int) -> Case:
-    constants = (torch.arange(n).remainder(3).expand(groups, n), 4)
+    constants = (torch.arange(n, device=DEVICE).remainder(3).expand(groups, n), 4)
     return Case([normal(groups, n, width), normal(groups, n, width, seed=1)], constants, constants)
 
 
@@ -48,7 +46,7 @@ CASES = {
     "prototype_similarity": prototypes,
     "js_divergence": two,
 }
-every_loss = pytest.mark.parametrize("name", CASES)
+every_loss = pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in CASES])
 
 
 @every_loss
@@ -59,6 +57,7 @@ def test_no_groups(name) -> None:
     assert [x.shape for x in gradients] == [x.shape for x in case.inputs]
 
 
+@only_cpp
 @every_loss
 @pytest.mark.parametrize("groups", [1, 3])
 def test_the_number_of_threads_does_not_matter(name, groups) -> None:
@@ -81,15 +80,15 @@ def test_views_of_other_tensors(name) -> None:
 
 
 @every_loss
-@pytest.mark.parametrize("grad", [torch.ones(1).expand(3), torch.ones(6)[::2]])
+@pytest.mark.parametrize("grad", [torch.ones(1, device=DEVICE).expand(3), torch.ones(6, device=DEVICE)[::2]])
 def test_upstream_gradients_of_any_layout(name, grad) -> None:
     case = CASES[name](3, 5, 8)
 
     def run(grad):
-        with use_provider("cpp"):
+        with use_provider(PROVIDER):
             return value_and_gradients(lambda *x: getattr(ops, name)(*x, *case.constants), case.inputs, grad)
 
-    assert all(torch.equal(a, b) for a, b in zip(run(grad), run(torch.ones(3)), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(run(grad), run(torch.ones(3, device=DEVICE)), strict=True))
 
 
 @every_loss
@@ -101,7 +100,7 @@ def test_gradients_are_only_of_what_wants_one(name) -> None:
     for chosen in range(count):
         wanted = [i == chosen for i in range(count)]
         inputs = [x.clone().requires_grad_(is_wanted) for x, is_wanted in zip(case.inputs, wanted, strict=True)]
-        with use_provider("cpp"):
+        with use_provider(PROVIDER):
             loss = getattr(ops, name)(*inputs, *case.constants)
         (found,) = torch.autograd.grad(loss, inputs[chosen], upstream(2))
         assert torch.equal(loss, expected[0])
@@ -114,11 +113,11 @@ def test_gradients_are_only_of_what_wants_one(name) -> None:
 def test_without_gradients_none_is_computed(name, monkeypatch) -> None:
     case = CASES[name](2, 5, 8)
     inputs = [x.clone().requires_grad_() for x in case.inputs]
-    with use_provider("cpp"), torch.no_grad():
+    with use_provider(PROVIDER), torch.no_grad():
         assert not getattr(ops, name)(*inputs, *case.constants).requires_grad
     asked = []
     monkeypatch.setattr(ops.library_losses, f"_{name}", lambda *args: asked.append(args[-1]) or (None,))
-    with use_provider("cpp"), torch.no_grad():
+    with use_provider(PROVIDER), torch.no_grad():
         getattr(ops, name)(*inputs, *case.constants)
     assert asked == [[False] * len(inputs)]
 
@@ -149,12 +148,12 @@ def test_compiles_to_one_graph(name) -> None:
 
 
 @every_loss
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_autocast_changes_nothing(name, dtype) -> None:
     case = CASES[name](2, 5, 8)
     inputs = [x.to(dtype) for x in case.inputs]
     expected = fast(name, inputs, case.constants)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE.type, DTYPES[-1]):
         found = fast(name, inputs, case.constants)
     assert found[0].dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -164,7 +163,7 @@ def test_autocast_changes_nothing(name, dtype) -> None:
 def test_differentiating_twice_is_refused(name) -> None:
     case = CASES[name](1, 3, 4)
     x = case.inputs[0].requires_grad_()
-    with use_provider("cpp"):
+    with use_provider(PROVIDER):
         loss = getattr(ops, name)(x, *case.inputs[1:], *case.constants)
     (gradient,) = torch.autograd.grad(loss.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from tests.parity.losses import DTYPES, SHAPES, check, fast, normal
-from tests.parity.parity import needs_extension
-
-pytestmark = needs_extension
+from tests.parity.losses import SHAPES, check, fast, normal
+from tests.parity.parity import DEVICE, DTYPES, needs
 
 OP = "jsd_mutual_information"
+
+pytestmark = needs(OP)
 
 
 def draw(groups, n, width, dtype=torch.float32, scale=1.0):
@@ -33,13 +33,13 @@ def test_scores_of_any_size(scale) -> None:
 
 def test_mixed_dtypes() -> None:
     left, right, weight, bias = draw(2, 9, 40)
-    check(OP, [left, right.bfloat16(), weight, bias.bfloat16()])
+    check(OP, [left, right.to(DTYPES[-1]), weight, bias.to(DTYPES[-1])])
 
 
 def test_relu_sends_nothing_where_it_is_zero() -> None:
     """left = -right: every hidden unit is exactly 0."""
-    left = torch.full((2, 5, 7), 0.3)
-    bound, *gradients = fast(OP, [left, -left, torch.ones(2, 7), torch.zeros(2)])
+    left = torch.full((2, 5, 7), 0.3, device=DEVICE)
+    bound, *gradients = fast(OP, [left, -left, left.new_ones(2, 7), left.new_zeros(2)])
     assert bound.tolist() == pytest.approx([-2 * math.log(2)] * 2, rel=1e-6)
     assert all((x == 0).all() for x in gradients[:3])
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from fastmmkd.ops import pairwise_contrastive, use_provider
-from tests.parity.losses import DTYPES, SHAPES, check, fast, normal, upstream
-from tests.parity.parity import needs_extension, value_and_gradients
-
-pytestmark = needs_extension
+from tests.parity.losses import SHAPES, check, fast, normal, upstream
+from tests.parity.parity import DEVICE, DTYPES, PROVIDER, needs, value_and_gradients
 
 OP = "pairwise_contrastive"
+
+pytestmark = needs(OP)
 
 
 def draw(groups, n, width, dtype=torch.float32, rows=None):
@@ -35,7 +35,7 @@ def test_a_slice_of_the_batch(n, rows, offset) -> None:
 
 def test_mixed_dtypes() -> None:
     student, teacher = draw(2, 9, 40)
-    check(OP, [student, teacher.bfloat16()], (9.0, 0, "mean"))
+    check(OP, [student, teacher.to(DTYPES[-1])], (9.0, 0, "mean"))
 
 
 @pytest.mark.parametrize("gap", [1e-1, 1e-3, 1e-6])
@@ -47,7 +47,7 @@ def test_near_rows(gap) -> None:
 
 
 def test_identical_rows_send_nothing() -> None:
-    same = torch.full((2, 40, 3), 0.3)
+    same = torch.full((2, 40, 3), 0.3, device=DEVICE)
     loss, *gradients = fast(OP, [same, same.clone()], (1.5, 0, "mean"))
     assert loss.tolist() == [2.25, 2.25]
     assert all((x == 0).all() for x in gradients)
@@ -84,7 +84,7 @@ def test_a_nan_is_seen() -> None:
 def test_only_the_student_wants_a_gradient() -> None:
     student, teacher = draw(2, 33, 40)
     both = fast(OP, [student, teacher], (9.0, 0, "mean"))
-    with use_provider("cpp"):
+    with use_provider(PROVIDER):
         found = value_and_gradients(lambda s: pairwise_contrastive(s, teacher, 9.0), [student], upstream(2))
         assert not pairwise_contrastive(student, teacher, 9.0).requires_grad
     assert all(torch.equal(a, b) for a, b in zip(found, both[:2], strict=True))

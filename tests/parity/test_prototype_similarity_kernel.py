@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from tests.parity.losses import DTYPES, SHAPES, check, fast, normal
-from tests.parity.parity import needs_extension
-
-pytestmark = needs_extension
+from tests.parity.losses import SHAPES, check, fast, normal
+from tests.parity.parity import DEVICE, DTYPES, needs
 
 OP = "prototype_similarity"
+
+pytestmark = needs(OP)
 
 
 def draw(groups, n, width, dtype=torch.float32):
@@ -18,7 +18,7 @@ def draw(groups, n, width, dtype=torch.float32):
 
 def classes(groups, n, count):
     """Of `count` classes; class 1 is absent where there are 3 or more."""
-    drawn = torch.randint(count, (groups, n), generator=torch.Generator().manual_seed(n))
+    drawn = torch.randint(count, (groups, n), generator=torch.Generator().manual_seed(n)).to(DEVICE)
     return (torch.where(drawn == 1, 0, drawn) if count > 2 else drawn), count
 
 
@@ -34,7 +34,7 @@ def test_many_rows() -> None:
 
 def test_mixed_dtypes() -> None:
     student, teacher = draw(2, 9, 40)
-    check(OP, [student, teacher.bfloat16()], classes(2, 9, 3))
+    check(OP, [student, teacher.to(DTYPES[-1])], classes(2, 9, 3))
 
 
 def test_classes_that_are_no_class() -> None:
@@ -45,10 +45,10 @@ def test_classes_that_are_no_class() -> None:
 
 
 def test_nobody_has_a_class() -> None:
-    loss, *gradients = fast(OP, draw(2, 9, 12), (torch.full((2, 9), 4), 2))
+    loss, *gradients = fast(OP, draw(2, 9, 12), (torch.full((2, 9), 4, device=DEVICE), 2))
     assert (loss == 0).all()
     assert all((x == 0).all() for x in gradients)
-    loss, *gradients = fast(OP, draw(2, 9, 12), (torch.zeros(2, 9, dtype=torch.int64), 0))
+    loss, *gradients = fast(OP, draw(2, 9, 12), (torch.zeros(2, 9, dtype=torch.int64, device=DEVICE), 0))
     assert (loss == 0).all()
     assert all((x == 0).all() for x in gradients)
 
@@ -57,7 +57,7 @@ def test_zero_rows_and_zero_prototypes() -> None:
     student, teacher = draw(2, 16, 12)
     student[:, ::5] = 0.0
     student[0, 3] = -student[0, 2]
-    of_rows = torch.tensor([0, 0, 1, 1] + [2] * 12).expand(2, 16)
+    of_rows = torch.tensor([0, 0, 1, 1] + [2] * 12, device=DEVICE).expand(2, 16)
     _, grad_student, _ = check(OP, [student, teacher], (of_rows, 3))
     assert (grad_student[0, 2:4].abs().sum(-1) > 0).all()  # no gradient through their prototype 0, but as rows
 
@@ -65,7 +65,7 @@ def test_zero_rows_and_zero_prototypes() -> None:
 def test_zero_rows_alone_in_their_class_receive_nothing() -> None:
     student, teacher = draw(1, 4, 12)
     student[:, 0] = 0.0
-    _, grad_student, _ = check(OP, [student, teacher], (torch.tensor([[0, 1, 1, 2]]), 3))
+    _, grad_student, _ = check(OP, [student, teacher], (torch.tensor([[0, 1, 1, 2]], device=DEVICE), 3))
     assert (grad_student[0, 0] == 0).all()
 
 

@@ -1,0 +1,107 @@
+"""Sample-level contrastive distillation (CorrKD eq. 1); see `fastmmkd.ops.pairwise_contrastive`.
+
+A program takes blocks of the rows of one side, the student's or (for the teacher's gradient) the teacher's, and goes
+through the rows of the other side. Distances are norms of differences: products of rows would cancel.
+
+Shape legend: G groups, N rows of a side, M rows of the other side, D features, P programs of a group.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from fastmmkd.kernels.launch import launch
+from fastmmkd.kernels.pairs import load_split, pair_parameters, store_split, sum_features, sum_others
+from fastmmkd.kernels.rows import add_up, gradient_of, partial_sums, programs
+
+
+def pairwise_contrastive(
+    student: torch.Tensor, teacher: torch.Tensor, eta: float, offset: int, mean: bool, wanted: list[bool]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss and the gradients of student and teacher, see `fastmmkd.ops.library_losses`."""
+    student, teacher = student.contiguous(), teacher.contiguous()
+    groups, n, width = student.shape
+    rows = teacher.shape[1]
+    scale = 1.0 / max(n * (rows - 1), 1) if mean else 1.0
+    grads = [gradient_of(x, w) for x, w in zip((student, teacher), wanted, strict=True)]
+    tuned = pair_parameters("pairwise_contrastive", student, n, rows)
+    partial = partial_sums(student, programs(rows, tuned["BN"]))
+    args = (student, teacher, partial, *grads, n, rows, width, offset, eta, scale)
+    flags = {"GRAD_STUDENT": wanted[0], "GRAD_TEACHER": wanted[1]}
+    launch(_contrast, (partial.shape[1], groups, 1 + wanted[1]), *args, **flags, **tuned)
+    return add_up(partial), grads[0], grads[1]
+
+
+@triton.jit
+def _contrast(
+    student,
+    teacher,
+    partial,
+    grad_student,
+    grad_teacher,
+    n,
+    rows,
+    D,
+    offset,
+    eta,
+    scale,
+    GRAD_STUDENT: tl.constexpr,
+    GRAD_TEACHER: tl.constexpr,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    BE: tl.constexpr,
+):
+    if tl.program_id(2) == 0:
+        b_loss = _rows(
+            student, teacher, grad_student, n, rows, D, offset, eta, rows - 1, scale, GRAD_STUDENT, BN, BM, BE
+        )
+        to = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+        tl.store(partial + to, b_loss)
+    elif GRAD_TEACHER:
+        _rows(teacher, student, grad_teacher, rows, n, D, -offset, eta, rows - 1, scale, GRAD_TEACHER, BN, BM, BE)
+
+
+@triton.jit
+def _rows(
+    x,
+    others,
+    grad,
+    N,
+    M,
+    D,
+    shift,
+    eta,
+    own_weight,
+    scale,
+    GRAD: tl.constexpr,
+    BN: tl.constexpr,
+    BM: tl.constexpr,
+    BE: tl.constexpr,
+):
+    """The loss of this program's rows; row i's own among the others is i + shift."""
+    group = tl.program_id(1).to(tl.int64)
+    b_loss = tl.zeros([BN], tl.float32)
+    for first in range(tl.program_id(0) * BN, N, tl.num_programs(0) * BN):
+        row = first + tl.arange(0, BN)  # [BN]
+        b_x = load_split(x, group, row, row < N, N, D, BE)
+        b_grad = tl.zeros_like(b_x)
+        for start in range(0, M, BM):
+            other = start + tl.arange(0, BM)  # [BM]
+            b_apart = b_x[:, None] - load_split(others, group, other, other < M, M, D, BE)[:, :, None]
+            b_squared = sum_features(b_apart * b_apart)  # [BM, BN]
+            b_distance = tl.sqrt_rn(b_squared)
+            b_margin = eta - b_distance
+            b_margin = tl.where(b_margin < 0.0, 0.0, b_margin)  # a NaN stays
+            inside = (other < M)[:, None] & (row < N)
+            own = other[:, None] == row + shift
+            b_terms = tl.where(own, own_weight * b_squared, b_margin * b_margin)
+            b_loss += tl.sum(tl.where(inside, b_terms, 0.0), 0)
+            if GRAD:
+                b_pull = tl.where(b_squared == 0.0, 0.0, -b_margin / b_distance)
+                b_pull = tl.where(inside, tl.where(own, own_weight, b_pull), 0.0)
+                b_grad += sum_others(b_pull, b_apart)
+        if GRAD:
+            store_split(grad, b_grad * (2.0 * scale), group, row, row < N, N, D, BE)
+    return tl.sum(b_loss, 0) * scale
