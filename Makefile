@@ -28,7 +28,7 @@ types: setup
 
 check: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
-	TRITON_INTERPRET=1 FASTMMKD_PARITY=triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/parity
+	TRITON_INTERPRET=1 FASTMMKD_PARITY=triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -W ignore::RuntimeWarning tests/parity
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
