@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 WARP = 32
@@ -10,6 +11,12 @@ REGISTERS = 64 * 1024
 REGISTER_UNIT = 256
 QUARTERS = 4
 """An SM's warps and registers are divided into so many equal parts."""
+
+PTXAS = re.compile(
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+    r".*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,14 @@ class Resources:
         by_shared = limits.shared // shared if shared else limits.blocks
         blocks = min(by_registers, by_shared, limits.warps // warps, limits.blocks)
         return blocks * warps / limits.warps
+
+
+def ptxas_usage(log: str) -> dict[str, tuple[int, int, int]]:
+    """What `ptxas -v` says: registers of a thread, bytes spilled and bytes of static shared memory, by symbol."""
+    return {
+        symbol: (int(registers), int(stored) + int(loaded), int(shared or 0))
+        for symbol, stored, loaded, registers, shared in PTXAS.findall(log)
+    }
 
 
 def _whole(count: int, unit: int) -> int:
