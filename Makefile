@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MMMO_DIR ?= ../shared/data/ict_mmmo
 
-.PHONY: train test setup lint types check test-slow real study bench gpu-check readme clean
+.PHONY: train test setup lint types check test-slow real study bench cross-compile gpu-check readme clean
 
 train: data/demo.h5
 	$(BIN)/python train.py --config configs/demo.json --output runs/demo --resume
@@ -64,6 +64,10 @@ bench: setup
 	mkdir -p build
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest bench --benchmark-enable --benchmark-only --benchmark-json=build/bench.json
 	OMP_NUM_THREADS=2 $(BIN)/python -m bench.table build/bench.json --record bench/results/speed/cpu.json
+
+# Compile every GPU kernel for every architecture, no GPU needed: registers, spills, shared memory, occupancy.
+cross-compile: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.cross_compile
 
 # Everything that needs a CUDA device, with the Python that is given: nothing is installed. PYTHON=... GPU_CHECK=--dry-run
 gpu-check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 WARP = 32
@@ -56,6 +57,17 @@ class Resources:
         by_shared = limits.shared // shared if shared else limits.blocks
         blocks = min(by_registers, by_shared, limits.warps // warps, limits.blocks)
         return blocks * warps / limits.warps
+
+
+def ptxas_usage(log: str) -> dict[str, tuple[int, int, int]]:
+    """What `ptxas -v` says: registers of a thread, bytes spilled and bytes of static shared memory, by symbol."""
+    used = {}
+    for part in log.split("Compiling entry function '")[1:]:
+        spilled = sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", part)))
+        registers, shared = (re.search(found, part) for found in (r"Used (\d+) registers", r"(\d+) bytes smem"))
+        assert registers
+        used[part.split("'")[0]] = (int(registers[1]), spilled, int(shared[1]) if shared else 0)
+    return used
 
 
 def _whole(count: int, unit: int) -> int:

@@ -38,17 +38,21 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         kernel[grid](*args, **options)
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability that kernels are launched for: the device's, or that of the recording."""
+    return _recording[-1][1] if _recording else providers.capability(device)
+
+
 def tensor_cores(device: torch.device) -> bool:
     """Whether `tl.dot` of half-precision tiles has tensor cores: from compute capability 8.0 on, and interpreted."""
-    capability = _recording[-1][1] if _recording else providers.capability(device)
-    return providers.INTERPRETED or capability >= (8, 0)
+    return providers.INTERPRETED or capability(device) >= (8, 0)
 
 
 @contextmanager
-def recorded(capability: tuple[int, int] = (8, 0)) -> Iterator[list[Launch]]:
+def recorded(target: tuple[int, int] = (8, 0)) -> Iterator[list[Launch]]:
     """Inside the block kernels are not launched but listed, as for a device of that compute capability."""
     launches: list[Launch] = []
-    _recording.append((launches, capability))
+    _recording.append((launches, target))
     try:
         yield launches
     finally:

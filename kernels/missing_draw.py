@@ -42,7 +42,7 @@ def missing_draw(
     seeds, batch = sample.shape
     drawn, masks = ([x.new_empty((seeds, versions * batch, *x.shape[1:])) for x in of] for of in sources)
     frames, widths = ([x.shape[axis] for x in sources[0]] for axis in (1, 2))
-    default = {"BT": min(64, power_of_two(max(frames))), "BD": min(64, power_of_two(max(widths))), "num_warps": 4}
+    default = {"BT": min(64, power_of_two(max(frames))), "BE": 1024, "num_warps": 4}
     tuned = parameters("missing_draw", default, sample.device, frames=max(frames), width=max(widths))
     grid = (seeds * versions * batch, triton.cdiv(max(frames), tuned["BT"]), len(features))
     of_modalities = [x for of in (*sources, drawn, masks, frames, widths) for x in _filled(of)]
@@ -60,7 +60,7 @@ def _filled(of_modalities: list) -> list:
 def _draw(
     x0, x1, x2, mask0, mask1, mask2, drawn0, drawn1, drawn2, kept0, kept1, kept2, T0, T1, T2, D0, D1, D2,
     present, sample, seed, epoch, N, W, V, B, p_max,
-    EXACT: tl.constexpr, BW: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    EXACT: tl.constexpr, BW: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
     row, modality = tl.program_id(0).to(tl.int64), tl.program_id(2)
     named = tl.load(sample + row // (V * B) * B + row % B)
@@ -79,17 +79,17 @@ def _draw(
     kept = (tl.sum(tl.where(other == modality, b_present, 0), 0) != 0) & (((subset >> rank.to(tl.uint32)) & 1) != 0)
     first = 1 + (modality.to(tl.uint32) << 24)
     if modality == 0:
-        _gather(x0, mask0, drawn0, kept0, T0, D0, row, source, kept, p, first, c1, c2, c3, low, high, EXACT, BT, BD)
+        _gather(x0, mask0, drawn0, kept0, T0, D0, row, source, kept, p, first, c1, c2, c3, low, high, EXACT, BT, BE)
     elif modality == 1:
-        _gather(x1, mask1, drawn1, kept1, T1, D1, row, source, kept, p, first, c1, c2, c3, low, high, EXACT, BT, BD)
+        _gather(x1, mask1, drawn1, kept1, T1, D1, row, source, kept, p, first, c1, c2, c3, low, high, EXACT, BT, BE)
     else:
-        _gather(x2, mask2, drawn2, kept2, T2, D2, row, source, kept, p, first, c1, c2, c3, low, high, EXACT, BT, BD)
+        _gather(x2, mask2, drawn2, kept2, T2, D2, row, source, kept, p, first, c1, c2, c3, low, high, EXACT, BT, BE)
 
 
 @triton.jit
 def _gather(
     x, mask, drawn, masks, T, D, row, source, kept, p, first, c1, c2, c3, low, high,
-    EXACT: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    EXACT: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
     """A block of frames of row `source` to row `row` of `drawn`, and which of them are left to `masks`."""
     frame = tl.program_id(1) * BT + tl.arange(0, BT)  # [BT]
@@ -111,14 +111,14 @@ def _gather(
         dropped = (wanted > above) | ((wanted == above) & (rank % 2 == 1))  # rank < wanted rounded half to even
     else:
         dropped = b_u < p
-    b_left = b_mask & kept & (dropped == 0)
-    tl.store(masks + row * T + frame, b_left, frame < T)
-    for start in range(0, D, BD):
-        column = start + tl.arange(0, BD)  # [BD]
-        at = frame[:, None] * D + column  # [BT, BD]
-        inside = (frame < T)[:, None] & (column < D)
-        b_x = tl.load(x + source * T * D + at, inside & b_left[:, None], 0.0)
-        tl.store(drawn + row * T * D + at, b_x, inside)
+    tl.store(masks + row * T + frame, b_mask & kept & (dropped == 0), frame < T)
+    tl.debug_barrier()  # what one thread stored others load
+    begin = tl.program_id(1) * BT
+    for start in range(begin * D, tl.minimum(begin + BT, T) * D, BE):
+        at = start + tl.arange(0, BE)  # [BE]
+        inside = at < tl.minimum(begin + BT, T) * D
+        b_left = tl.load(masks + row * T + at // D, inside, 0) != 0
+        tl.store(drawn + row * T * D + at, tl.load(x + source * T * D + at, inside & b_left, 0.0), inside)
 
 
 @triton.jit

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from fastmmkd.kernels.launch import capability
+
 TABLE = Path(__file__).with_name("launch_parameters.json")
 
 Parameters = dict[str, int]
@@ -40,9 +42,5 @@ def _table() -> dict[str, dict[str, dict[str, Parameters]]]:
     return json.loads(TABLE.read_text()) if TABLE.exists() else {}
 
 
-@cache
 def _architecture(device: torch.device) -> str:
-    if device.type != "cuda":
-        return ""
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
+    return "" if device.type == "cpu" else "sm_{}{}".format(*capability(device))

@@ -1,0 +1,209 @@
+"""Calls of the kernels at the sizes of the shipped configs: what is compiled offline, held to budgets, and tuned.
+
+A kernel joins by a `Specimen` in `specimens`. Shape legend: G groups, B rows of a batch, T frames, N samples of a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastmmkd.config import UmdfModel, load_config
+from fastmmkd.kernels.launch import Launch, recorded
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+FRAMES = 50
+"""Of aligned data."""
+UNALIGNED = 375
+"""Of each modality; 3 segments of keys are 1125."""
+WIDTH, HIDDEN = UmdfModel().width, 64
+"""Of a modality's representation, and of a statistics network."""
+VERSIONS = 2
+"""Of a batch; UMDF trains on two at once."""
+GLOBAL_BATCH = 1024
+"""Samples of a loss over many processes."""
+FEATURES = (300, 74, 35)
+"""Of the modalities of CMU-MOSEI."""
+
+
+@dataclass(frozen=True)
+class Make:
+    """Makes a specimen's arguments; on the "meta" device they hold no data."""
+
+    dtype: torch.dtype
+    device: str = "meta"
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=self.device).to(self.dtype)
+
+    def exact(self, *shape: int) -> torch.Tensor:
+        """Statistics, which kernels keep in float32."""
+        return torch.rand(shape, device=self.device)
+
+    def mask(self, *shape: int) -> torch.Tensor:
+        return torch.ones(shape, dtype=torch.bool, device=self.device)
+
+    def indices(self, *shape: int) -> torch.Tensor:
+        """Zeros, int64."""
+        return torch.zeros(shape, dtype=torch.int64, device=self.device)
+
+
+class Specimen(NamedTuple):
+    """One call of `fastmmkd.kernels.<op>.<function>`."""
+
+    op: str
+    function: str
+    shape: str
+    arguments: Callable[[Make], tuple[Any, ...]]
+    main: bool = False
+    """The size that most of the papers' training runs at."""
+
+    def call(self, make: Make) -> Any:
+        """What the kernels give for arguments that `make` makes."""
+        return getattr(import_module(f"fastmmkd.kernels.{self.op}"), self.function)(*self.arguments(make))
+
+    def launches(self, dtype: torch.dtype, arch: int) -> list[Launch]:
+        """The launches that a call leads to on an architecture (70 for sm_70); nothing runs."""
+        with recorded(divmod(arch, 10)) as launches:
+            self.call(Make(dtype))
+        return launches
+
+
+def specimens() -> list[Specimen]:
+    """All of them; operations without Triton kernels have none."""
+    found = [
+        *_cross_attention(),
+        *_residual_layer_norm(),
+        *_losses(),
+        *_missing_draw(),
+    ]
+    return [x for x in found if find_spec(f"fastmmkd.kernels.{x.op}")]
+
+
+@cache
+def shipped() -> dict[int, int]:
+    """Attention heads of the shipped configs, and the largest batch that each comes with."""
+    batches: dict[int, int] = {}
+    for path in sorted(CONFIGS.glob("*.json")):
+        config = load_config(path)
+        batches[config.model.heads] = max(config.train.batch_size, batches.get(config.model.heads, 0))
+    return batches
+
+
+def _cross_attention() -> Iterator[Specimen]:
+    for heads, batch in shipped().items():
+        rows, main = VERSIONS * batch, heads == UmdfModel().heads
+        yield from _attention("coarse", 3, rows, FRAMES, 3, WIDTH, heads, main)
+        yield from _attention("fine", 6, rows, FRAMES, 2, WIDTH, heads)
+        yield from _attention("of a modality", 3, batch, FRAMES, 1, WIDTH, heads)
+        yield from _attention("joint", 1, rows, FRAMES, 1, 3 * WIDTH, heads)
+        yield from _attention("coarse", 1, rows, UNALIGNED, 3, WIDTH, heads)
+
+
+def _attention(
+    what: str, groups: int, rows: int, frames: int, segments: int, width: int, heads: int, main: bool = False
+) -> Iterator[Specimen]:
+    """Forward and backward; keys and values are packed as the models project them."""
+
+    def forward(make: Make) -> tuple[Any, ...]:
+        packed = [make.normal(groups, rows, frames, 2 * width).chunk(2, dim=-1) for _ in range(segments)]
+        keys, values = ([kv[i] for kv in packed] for i in range(2))
+        masks = [make.mask(groups, rows, frames) for _ in range(segments)]
+        return make.normal(groups, rows, frames, width), keys, values, masks, heads
+
+    def backward(make: Make) -> tuple[Any, ...]:
+        *inputs, _ = forward(make)
+        grad, out = (make.normal(groups, rows, frames, width) for _ in range(2))
+        return grad, *inputs, out, make.exact(groups, rows, heads, 2, frames), heads
+
+    shape = f"{what}, {groups} x {rows} x {frames} x {segments * frames}, {heads} heads of {width // heads}"
+    yield Specimen("cross_attention", "cross_attention", shape, forward, main)
+    yield Specimen("cross_attention", "cross_attention_backward", shape, backward, main)
+
+
+def _residual_layer_norm() -> Iterator[Specimen]:
+    rows = VERSIONS * max(shipped().values())
+    for shape in ((3, rows, FRAMES, WIDTH), (1, rows, FRAMES, 3 * WIDTH), (1, rows, UNALIGNED, WIDTH)):
+        yield from _norm(shape, main=shape[:1] == (3,))
+
+
+def _norm(shape: tuple[int, int, int, int], main: bool) -> Iterator[Specimen]:
+    groups, *rows, width = shape
+
+    def forward(make: Make) -> tuple[Any, ...]:
+        return make.normal(*shape), make.normal(*shape), make.normal(groups, width), make.normal(groups, width), 1e-5
+
+    def backward(make: Make) -> tuple[Any, ...]:
+        x, residual, weight, _, _ = forward(make)
+        return make.normal(*shape), x, residual, weight, make.exact(groups, *rows), make.exact(groups, *rows)
+
+    text = " x ".join(map(str, shape))
+    yield Specimen("residual_layer_norm", "residual_layer_norm", text, forward, main)
+    yield Specimen("residual_layer_norm", "residual_layer_norm_backward", text, backward, main)
+
+
+def _losses() -> Iterator[Specimen]:
+    """Both inputs want a gradient, except the teacher's."""
+    joint, largest = 3 * WIDTH, max(shipped().values())
+    for n in (min(shipped().values()), largest):
+        main = n == largest
+        text = f"1 x {n} x {joint}"
+        pair = _normal(2, 1, n, joint)
+        yield _loss("gaussian_mmd", text, pair, ([True, True],), main)
+        yield _loss("js_divergence", f"1 x {n} x 2", _normal(2, 1, n, 2), ([True, True],), main)
+        yield _loss("pairwise_contrastive", text, pair, (1.2, 0, True, [True, False]), main)
+        yield _loss("prototype_similarity", text, _with_classes(pair, n), (2, [True, False]), main)
+        yield _loss("jsd_mutual_information", f"1 x {n} x {HIDDEN}", _scored(n), ([True] * 4,), main)
+    gathered = _normal_of((1, largest, joint), (1, GLOBAL_BATCH, joint))
+    text = f"1 x {largest} of {GLOBAL_BATCH} x {joint}"
+    yield _loss("pairwise_contrastive", text, gathered, (1.2, largest, True, [True, False]))
+
+
+Inputs = Callable[[Make], tuple[torch.Tensor, ...]]
+
+
+def _loss(op: str, shape: str, inputs: Inputs, constants: tuple[Any, ...], main: bool = False) -> Specimen:
+    return Specimen(op, op, shape, lambda make: (*inputs(make), *constants), main)
+
+
+def _normal(count: int, *shape: int) -> Inputs:
+    return _normal_of(*(shape,) * count)
+
+
+def _normal_of(*shapes: tuple[int, ...]) -> Inputs:
+    return lambda make: tuple(make.normal(*shape) for shape in shapes)
+
+
+def _with_classes(pair: Inputs, n: int) -> Inputs:
+    return lambda make: (*pair(make), make.indices(1, n))
+
+
+def _scored(n: int) -> Inputs:
+    return _normal_of((1, n, HIDDEN), (1, n, HIDDEN), (1, HIDDEN), (1,))
+
+
+def _missing_draw() -> Iterator[Specimen]:
+    for lengths, exact in (((FRAMES,) * 3, False), ((FRAMES,) * 3, True), ((50, 500, 375), True)):
+        yield _draw(lengths, exact, main=not exact)
+
+
+def _draw(lengths: tuple[int, ...], exact: bool, main: bool) -> Specimen:
+    batch = max(shipped().values())
+
+    def arguments(make: Make) -> tuple[Any, ...]:
+        features = [make.normal(GLOBAL_BATCH, t, d) for t, d in zip(lengths, FEATURES, strict=True)]
+        masks = [make.mask(GLOBAL_BATCH, t) for t in lengths]
+        keys = make.mask(GLOBAL_BATCH, len(lengths)), make.indices(1, batch), make.indices(1), make.indices()
+        return features, masks, *keys, VERSIONS, 0.7, exact
+
+    text = f"{VERSIONS} x {batch} x {'+'.join(map(str, lengths))}{', exact' if exact else ''}"
+    return Specimen("missing_draw", "missing_draw", text, arguments, main)
