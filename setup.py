@@ -128,5 +128,6 @@ def extension() -> dict:
 setup(
     packages=[*find_packages(include=["fastmmkd", "fastmmkd.*"]), "fastmmkd.kernels"],
     package_dir={"fastmmkd.kernels": "kernels"},
+    package_data={"fastmmkd.kernels": ["launch_parameters.json"]},
     **extension(),
 )

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -67,14 +68,18 @@ class Specimen(NamedTuple):
     main: bool = False
     """The size that most of the papers' training runs at."""
 
-    def call(self, make: Make) -> Any:
-        """What the kernels give for arguments that `make` makes."""
-        return getattr(import_module(f"fastmmkd.kernels.{self.op}"), self.function)(*self.arguments(make))
+    @property
+    def module(self) -> ModuleType:
+        return import_module(f"fastmmkd.kernels.{self.op}")
+
+    def call(self, make: Make) -> Callable[[], Any]:
+        """The call with arguments that `make` makes, to be run any number of times."""
+        return partial(getattr(self.module, self.function), *self.arguments(make))
 
     def launches(self, dtype: torch.dtype, arch: int) -> list[Launch]:
         """The launches that a call leads to on an architecture (70 for sm_70); nothing runs."""
         with recorded(divmod(arch, 10)) as launches:
-            self.call(Make(dtype))
+            self.call(Make(dtype))()
         return launches
 
 

@@ -19,6 +19,12 @@ from fastmmkd.errors import UserError
 from fastmmkd.kernels.launch import launch
 from fastmmkd.kernels.parameters import parameters, power_of_two
 
+CANDIDATES = [
+    {"BT": frames, "BE": elements, "num_warps": warps}
+    for frames in (16, 32, 64)
+    for elements in (512, 1024, 2048)
+    for warps in (2, 4, 8)
+]
 MODALITIES = 3
 """That a launch takes."""
 

@@ -12,6 +12,7 @@ import triton.language as tl
 from fastmmkd.kernels.launch import launch
 from fastmmkd.kernels.parameters import parameters, power_of_two
 
+CANDIDATES = [{"BR": rows, "num_warps": warps} for rows in (2, 4, 8, 16, 32) for warps in (1, 2, 4, 8)]
 PARTIAL_BLOCKS = 64
 """Programs of a group in the backward pass, each with a partial sum of the affine map's gradient."""
 

@@ -1,0 +1,115 @@
+"""Measure the Triton kernels' launch parameters on this GPU: `python -m bench.tune`.
+
+Every candidate of a kernel is timed at the sizes and dtypes of `bench.specimens`; what is fastest goes into
+`kernels/launch_parameters.json`, into the rows of this GPU's architecture only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from bench.specimens import DTYPES, Make, Specimen, specimens
+from fastmmkd.errors import UserError
+from fastmmkd.files import read_json, write_json
+from fastmmkd.kernels.parameters import TABLE, Parameters, architecture, trying
+from fastmmkd.ops import providers
+from fastmmkd.ops.registry import OPERATIONS
+
+WORTH = 0.98
+"""A candidate takes the default's place if it takes at most this share of its time."""
+
+Timer = Callable[[Callable[[], Any]], float]
+"""Runs a call and gives its seconds; infinity where the GPU has not the resources."""
+Choices = dict[str, dict[str, Parameters]]
+"""Kernel -> bucket -> parameters."""
+
+
+class Measured(NamedTuple):
+    """A call's time with these parameters, as a share of its time with the defaults."""
+
+    kernel: str
+    bucket: str
+    parameters: Parameters
+    share: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Tune, write the table, print what was chosen; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tune", description="Measure launch parameters on this GPU.")
+    parser.add_argument("--op", nargs="+", choices=OPERATIONS, default=OPERATIONS, help="operations")
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available() or providers.INTERPRETED:
+        raise UserError("no CUDA device to measure on; expected one, and TRITON_INTERPRET not set")
+    device = torch.device("cuda", torch.cuda.current_device())
+    dtypes = [x for x in DTYPES.values() if not providers.obstacle("triton", "missing_draw", device, [x])]
+    chosen = fastest(measure((x for x in specimens() if x.op in args.op), dtypes, str(device), seconds))
+    write(TABLE, architecture(device), chosen)
+    for kernel, buckets in chosen.items():
+        for bucket, parameters in buckets.items():
+            print(f"{kernel} {bucket}: " + ", ".join(f"{name}={value}" for name, value in parameters.items()))
+    return 0
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Median time of a call on the GPU."""
+    import triton
+
+    try:
+        return triton.testing.do_bench(call, return_mode="median") / 1e3
+    except triton.OutOfResources:
+        return math.inf
+
+
+def measure(calls: Iterable[Specimen], dtypes: Sequence[torch.dtype], device: str, timer: Timer) -> Iterator[Measured]:
+    """Every call of a module with candidates, timed with its default and with each candidate."""
+    for specimen in calls:
+        candidates = getattr(specimen.module, "CANDIDATES", [])
+        for dtype in dtypes if candidates else ():
+            call = specimen.call(Make(dtype, device))
+            default = math.nan
+            for candidate in ({}, *candidates):
+                with trying(candidate) as asked:
+                    taken = timer(call)
+                default = taken if not candidate else default
+                for kernel, bucket, parameters in {(a.kernel, a.bucket): a for a in asked}.values():
+                    yield Measured(kernel, bucket, parameters | candidate, taken / default)
+
+
+def fastest(measured: Iterable[Measured]) -> Choices:
+    """The best parameters of every kernel and bucket: by the geometric mean of the shares, for dtypes decide together.
+
+    The default, which comes first, stays unless another takes at most `WORTH` of its time.
+    """
+    shares: dict[tuple[str, str], dict[tuple[tuple[str, int], ...], list[float]]] = {}
+    for kernel, bucket, parameters, share in measured:
+        shares.setdefault((kernel, bucket), {}).setdefault(tuple(parameters.items()), []).append(share)
+    chosen: Choices = {}
+    for (kernel, bucket), of_parameters in shares.items():
+        means = {parameters: math.prod(found) ** (1 / len(found)) for parameters, found in of_parameters.items()}
+        first, best = next(iter(means)), min(means, key=lambda parameters: means[parameters])
+        chosen.setdefault(kernel, {})[bucket] = dict(best if means[best] <= WORTH else first)
+    return chosen
+
+
+def write(table: Path, name: str, chosen: Choices) -> None:
+    """Put choices into the table's rows of the architecture `name`; what was not measured stays."""
+    whole: dict[str, Choices] = read_json(table, "a table of launch parameters") if table.exists() else {}
+    own = whole.setdefault(name, {})
+    for kernel, buckets in chosen.items():
+        own[kernel] = own.get(kernel, {}) | buckets
+    write_json(table, whole)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
