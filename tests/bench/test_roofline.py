@@ -1,0 +1,286 @@
+"""The work of every operation, against counts by hand and against literal loops over numbers that count."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from bench import roofline
+from bench.roofline import Ceilings, Work
+from fastmmkd.ops.registry import OPERATIONS
+
+
+class Number:
+    """A number that counts what is done to numbers."""
+
+    operations = 0
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+
+    def _of(self, value: float) -> Number:
+        Number.operations += 1
+        return Number(value)
+
+    def __add__(self, other: Number) -> Number:
+        return self._of(self.value + other.value)
+
+    def __sub__(self, other: Number) -> Number:
+        return self._of(self.value - other.value)
+
+    def __mul__(self, other: Number) -> Number:
+        return self._of(self.value * other.value)
+
+    def __truediv__(self, other: Number) -> Number:
+        return self._of(self.value / other.value)
+
+    def exp(self) -> Number:
+        return self._of(math.exp(self.value))
+
+    def log(self) -> Number:
+        return self._of(math.log(self.value))
+
+    def sqrt(self) -> Number:
+        return self._of(math.sqrt(self.value))
+
+
+def row(size: int) -> list[Number]:
+    return [Number(0.1 * i + 0.1) for i in range(size)]
+
+
+def total(terms: list[Number]) -> Number:
+    result = Number()
+    for term in terms:
+        result = result + term
+    return result
+
+
+def dot(a: list[Number], b: list[Number]) -> Number:
+    return total([x * y for x, y in zip(a, b, strict=True)])
+
+
+@pytest.fixture(autouse=True)
+def from_zero() -> None:
+    Number.operations = 0
+
+
+ONE, WIDTH, KEYS, QUERIES, HEADS = Number(1.0), 5, 4, 3, 2
+"""The width of a head."""
+
+
+def attend() -> None:
+    """One head."""
+    keys, values = ([row(WIDTH) for _ in range(KEYS)] for _ in range(2))
+    for _ in range(QUERIES):
+        query = [x * ONE for x in row(WIDTH)]
+        scores = [dot(query, key) for key in keys]
+        weights = [(score - ONE).exp() for score in scores]
+        whole = total(weights)
+        out = [Number()] * WIDTH
+        for weight, value in zip(weights, values, strict=True):
+            out = [o + weight * v for o, v in zip(out, value, strict=True)]
+        assert len([o / whole for o in out]) == WIDTH
+
+
+def differentiate_attention() -> None:
+    """One head."""
+    keys, values, grad_keys, grad_values = ([row(WIDTH) for _ in range(KEYS)] for _ in range(4))
+    for _ in range(QUERIES):
+        grad, query, grad_query = row(WIDTH), [x * ONE for x in row(WIDTH)], [Number()] * WIDTH
+        along = dot(grad, row(WIDTH))
+        for j in range(KEYS):
+            weight = (dot(query, keys[j]) - ONE).exp() * ONE
+            slope = weight * (dot(grad, values[j]) - along)
+            grad_values[j] = [a + weight * b for a, b in zip(grad_values[j], grad, strict=True)]
+            grad_keys[j] = [a + slope * b for a, b in zip(grad_keys[j], query, strict=True)]
+            grad_query = [a + slope * b for a, b in zip(grad_query, keys[j], strict=True)]
+        assert len([x * ONE for x in grad_query]) == WIDTH
+
+
+@pytest.mark.parametrize(
+    ("literal", "work"),
+    [(attend, roofline.cross_attention), (differentiate_attention, roofline.cross_attention_backward)],
+)
+def test_attention_does_what_its_loops_do(literal, work) -> None:
+    literal()
+    one = work(1, 1, QUERIES, KEYS, WIDTH, 1, 4)
+    assert one.operations == Number.operations
+    many = work(6, 7, QUERIES, KEYS, HEADS * WIDTH, HEADS, 4)
+    assert many.operations == 6 * 7 * HEADS * one.operations
+
+
+def test_the_norm_does_what_its_loops_do() -> None:
+    width = Number(float(WIDTH))
+    added = [x + r for x, r in zip(row(WIDTH), row(WIDTH), strict=True)]
+    mean = total(added) / width
+    centred = [x - mean for x in added]
+    scale = ONE / (dot(centred, centred) / width + ONE).sqrt()
+    assert len([(x * scale) * w + b for x, w, b in zip(centred, row(WIDTH), row(WIDTH), strict=True)]) == WIDTH
+    assert roofline.residual_layer_norm(1, 1, WIDTH, 4).operations == Number.operations
+
+
+def test_the_gradient_of_the_norm_does_what_its_loops_do() -> None:
+    width, mean, scale, grad = Number(float(WIDTH)), ONE, ONE, row(WIDTH)
+    normed = [((x + r) - mean) * scale for x, r in zip(row(WIDTH), row(WIDTH), strict=True)]
+    assert len([w + g * n for w, g, n in zip(row(WIDTH), grad, normed, strict=True)]) == WIDTH
+    assert len([b + g for b, g in zip(row(WIDTH), grad, strict=True)]) == WIDTH
+    grad = [g * w for g, w in zip(grad, row(WIDTH), strict=True)]
+    level, along = total(grad) / width, dot(grad, normed) / width
+    assert len([((g - level) - n * along) * scale for g, n in zip(grad, normed, strict=True)]) == WIDTH
+    assert roofline.residual_layer_norm_backward(1, 1, WIDTH, 4).operations == Number.operations
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_pairwise_loss_does_what_its_loops_do(gradients) -> None:
+    loss, samples, rows = Number(), 2, 3
+    for _ in range(samples):
+        grad = [Number()] * WIDTH
+        for _ in range(rows):
+            apart = [a - b for a, b in zip(row(WIDTH), [ONE] * WIDTH, strict=True)]
+            distance = dot(apart, apart).sqrt()
+            margin = ONE - distance
+            loss = loss + margin * margin
+            if gradients:
+                factor = ONE * margin / distance
+                grad = [g + factor * x for g, x in zip(grad, apart, strict=True)]
+    assert roofline.pairwise_contrastive(1, samples, rows, WIDTH, 4, gradients).operations == Number.operations
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_mmd_does_what_its_loops_do(gradients) -> None:
+    samples, whole, kernel = 2, Number(), Number()
+    grads = [[Number()] * WIDTH for _ in range(2 * samples)]
+    for i in range(2 * samples):
+        for j in range(i):
+            apart = [a - b for a, b in zip(row(WIDTH), [ONE] * WIDTH, strict=True)]
+            squared = dot(apart, apart)
+            whole = whole + squared
+            values = [(squared * Number(-0.1)).exp()]
+            for _ in range(4):
+                values.append(values[-1] * values[-1])
+            for value in values:
+                kernel = kernel + value
+            if gradients:
+                factor = dot(values, row(5)) * ONE
+                steps = [factor * x for x in apart]
+                grads[i] = [g + s for g, s in zip(grads[i], steps, strict=True)]
+                grads[j] = [g - s for g, s in zip(grads[j], steps, strict=True)]
+    assert roofline.gaussian_mmd(1, samples, WIDTH, 4, gradients).operations == Number.operations
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_mutual_information_does_what_its_loops_do(gradients) -> None:
+    samples, loss, slope = 2, Number(), Number()
+    for _ in range(samples**2):
+        hidden = [a + b for a, b in zip(row(WIDTH), row(WIDTH), strict=True)]  # relu compares
+        score = dot(hidden, row(WIDTH)) + ONE
+        grown = score.exp()
+        loss = loss + (grown + ONE).log()
+        if gradients:
+            factor = grown / (grown + ONE) * ONE
+            slope = slope + factor
+            for weight, unit, left, right, of_weight in zip(*(row(WIDTH) for _ in range(5)), strict=True):
+                step = factor * weight
+                assert len([left + step, right + step, of_weight + factor * unit]) == 3
+    assert roofline.jsd_mutual_information(1, samples, WIDTH, 4, gradients).operations == Number.operations
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_divergence_does_what_its_loops_do(gradients) -> None:
+    def probabilities() -> tuple[list[Number], list[Number]]:
+        shifted = [x - ONE for x in row(WIDTH)]
+        grown = [x.exp() for x in shifted]
+        whole = total(grown)
+        level = whole.log()
+        return [x / whole for x in grown], [x - level for x in shifted]
+
+    (a, log_a), (b, log_b) = probabilities(), probabilities()
+    log_mean = [((x + y) * Number(0.5)).log() for x, y in zip(a, b, strict=True)]
+    for p, log_p in ((a, log_a), (b, log_b)):
+        apart = [x - y for x, y in zip(log_p, log_mean, strict=True)]
+        kl = dot(p, apart)
+        if gradients:
+            assert len([ONE * x * (y - kl) for x, y in zip(p, apart, strict=True)]) == WIDTH
+    assert roofline.js_divergence(1, 1, WIDTH, 4, gradients).operations == Number.operations
+
+
+def test_the_prototypes_by_hand() -> None:
+    """Two samples, three features, one class, both networks: sums 6, squared norms 12, and of the prototype 3 + 6."""
+    assert roofline.prototype_similarity(1, 2, 3, 1, 4, False).operations == 2 * (6 + 12 + 9 + 12 + 4) + 6
+    assert roofline.prototype_similarity(5, 2, 3, 1, 4, True).operations == 5 * (92 + 24 + 36)
+
+
+def half(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.float16, device="meta")
+
+
+def exact(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def flags(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.bool, device="meta")
+
+
+def moved(op: str, *args: Any) -> int:
+    """Bytes of the tensors that a compiled operation takes and gives."""
+    return _bytes([args, getattr(torch.ops.fastmmkd, op)(*args)])
+
+
+def _bytes(tree: Any) -> int:
+    if isinstance(tree, torch.Tensor):
+        return tree.numel() * tree.element_size()
+    return sum(map(_bytes, tree)) if isinstance(tree, list | tuple) else 0
+
+
+def test_bytes_of_attention_are_those_of_inputs_and_outputs() -> None:
+    groups, rows, frames, width, heads = 2, 3, 5, 8, 4
+    x, parts = half(groups, rows, frames, width), [half(groups, rows, k, width) for k in (5, 7)]
+    masks, statistics = [flags(groups, rows, k) for k in (5, 7)], exact(groups, rows, heads, 2, frames)
+    sizes = groups, rows, frames, 5 + 7, width, heads, 2
+    assert roofline.cross_attention(*sizes).bytes == moved("cross_attention", x, parts, parts, masks, heads)
+    args = x, x, parts, parts, masks, x, statistics, heads
+    assert roofline.cross_attention_backward(*sizes).bytes == moved("cross_attention_backward", *args)
+
+
+def test_bytes_of_the_norm_are_those_of_inputs_and_outputs() -> None:
+    x, affine, statistics = half(2, 6, 8), half(2, 8), exact(2, 6)
+    found = moved("residual_layer_norm", x, x, affine, affine, 1e-5)
+    assert roofline.residual_layer_norm(2, 6, 8, 2).bytes == found
+    found = moved("residual_layer_norm_backward", x, x, x, affine, statistics, statistics)
+    assert roofline.residual_layer_norm_backward(2, 6, 8, 2).bytes == found
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_bytes_of_losses_are_those_of_inputs_and_outputs(gradients) -> None:
+    x, more, classes = half(2, 6, 8), half(2, 9, 8), torch.empty((2, 6), dtype=torch.int64, device="meta")
+    both, one = [gradients, gradients], [gradients, False]
+    assert roofline.gaussian_mmd(2, 6, 8, 2, gradients).bytes == moved("gaussian_mmd", x, x, both)
+    assert roofline.js_divergence(2, 6, 8, 2, gradients).bytes == moved("js_divergence", x, x, both)
+    found = moved("pairwise_contrastive", x, more, 1.2, 0, True, one)
+    assert roofline.pairwise_contrastive(2, 6, 9, 8, 2, gradients).bytes == found
+    found = moved("prototype_similarity", x, x, classes, 2, one)
+    assert roofline.prototype_similarity(2, 6, 8, 2, 2, gradients).bytes == found
+    found = moved("jsd_mutual_information", x, x, half(2, 8), half(2), [gradients] * 4)
+    assert roofline.jsd_mutual_information(2, 6, 8, 2, gradients).bytes == found
+
+
+def test_fractions() -> None:
+    assert Work(200, 50).fraction(2.0, Ceilings(400.0, 100.0)) == Ceilings(0.25, 0.25)
+
+
+def test_a_draw_that_keeps_half() -> None:
+    assert roofline.missing_draw(2, 3, (5, 7), (4, 1), 2, 0.5) == Work(6 * (5 * (8 + 4 + 2) + 7 * (2 + 1 + 2)), 0)
+
+
+def test_every_operation_has_a_formula() -> None:
+    assert all(callable(getattr(roofline, op)) for op in OPERATIONS)
+
+
+def test_ceilings_of_a_cpu() -> None:
+    found = roofline.measure_ceilings(torch.device("cpu"), torch.float32, copied=2**22, side=128, repeats=3)
+    assert 1e8 < found.bandwidth < 1e13
+    assert 1e8 < found.arithmetic < 1e15
