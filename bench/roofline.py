@@ -69,7 +69,8 @@ def residual_layer_norm(g: int, r: int, d: int, e: int) -> Work:
 
 
 def residual_layer_norm_backward(g: int, r: int, d: int, e: int) -> Work:
-    """`G (4 R D e + D e + 8 D + 8 R)` bytes: grad, x, residual, grad of their sum; weight; its and bias's grad; statistics.
+    """`G (4 R D e + D e + 8 D + 8 R)` bytes: grad, x, residual, gradient of their sum; weight, its and the bias'
+    gradients; statistics.
 
     `G R (14 D + 2)` operations: the normalised x 3, gradients of weight 2 and bias 1, times weight 1, two means 3,
     what they take away and the scale 4; two divisions.
