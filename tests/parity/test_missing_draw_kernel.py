@@ -87,6 +87,14 @@ def test_lengths(steps, exact) -> None:
     draw(resident(steps, (2, 3, 1)), samples(batch), versions=versions, exact=exact)
 
 
+@pytest.mark.parametrize(("seed", "frames"), [(51095, 512), (203938, 512), (2691, 500)])
+def test_exact_numbers_at_a_half_and_between_equal_draws(seed, frames) -> None:
+    """Searched for: `p * frames` is 411.5 and 256.5; the last frame dropped draws what the first one kept draws."""
+    mask = torch.ones(1, frames, dtype=torch.bool, device=DEVICE)
+    row = torch.zeros(1, 1, dtype=torch.int64, device=DEVICE)
+    draw(([mask.float().unsqueeze(-1)], [mask], mask[:, :1]), row, (seed,), 0, versions=1, p_max=1.0, exact=True)
+
+
 @pytest.mark.parametrize(("seed", "epoch"), [((0, -1), 0), ((-(2**63), 2**63 - 1), 2**31), ((5, 6), 2**32 + 1)])
 def test_keys_at_their_limits(seed, epoch) -> None:
     draw(resident(), samples(4), seed, epoch)
