@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from multiprocessing import get_context
@@ -39,7 +39,7 @@ POINTERS = {
 BF16_FROM = 80
 """The first architecture with bfloat16."""
 
-Path_ = tuple[int, ...]
+Position = tuple[int, ...]
 """Position of an argument: one index, and one more for each tuple that it is in."""
 
 
@@ -51,24 +51,14 @@ class Job:
     kernel: str
     arch: int
     signature: tuple[tuple[str, Any], ...]
-    constants: tuple[tuple[Path_, Any], ...]
-    aligned: tuple[Path_, ...]
+    constants: tuple[tuple[Position, Any], ...]
+    aligned: tuple[Position, ...]
     options: tuple[tuple[str, Any], ...]
 
     @property
     def name(self) -> str:
         """`residual_layer_norm_forward` of `_forward` in `fastmmkd.kernels.residual_layer_norm`."""
         return self.module.rpartition(".")[2] + self.kernel
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a compiled job takes."""
-
-    threads: int
-    registers: int
-    spill_bytes: int
-    shared_bytes: int
 
 
 def compile_triton(
@@ -93,20 +83,13 @@ def compile_triton(
         if dtype != "bf16" or arch >= BF16_FROM
         for launch in specimen.launches(DTYPES[dtype], arch)
     }
-    jobs = list(dict.fromkeys(job for job, _, _ in wanted))
+    jobs = list(dict.fromkeys(one for one, _, _ in wanted))
     if workers > 1:
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            usages = list(pool.map(compiled, jobs))
+            found = dict(zip(jobs, pool.map(compiled, jobs), strict=True))
     else:
-        usages = list(map(compiled, jobs))
-    used = dict(zip(jobs, usages, strict=True))
-    return [
-        Resources(
-            job.name, "triton", job.arch, dtype, shape,
-            used[job].threads, used[job].registers, used[job].spill_bytes, used[job].shared_bytes,
-        )
-        for job, dtype, shape in wanted
-    ]  # fmt: skip
+        found = {one: compiled(one) for one in jobs}
+    return [replace(found[one], dtype=dtype, shape=shape) for one, dtype, shape in wanted]
 
 
 def job(launch: Launch, arch: int) -> Job:
@@ -115,8 +98,8 @@ def job(launch: Launch, arch: int) -> Job:
     constexprs = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
     bound = dict(zip(names, launch.args, strict=False)) | launch.options
     signature: list[tuple[str, Any]] = []
-    constants: list[tuple[Path_, Any]] = []
-    aligned: list[Path_] = []
+    constants: list[tuple[Position, Any]] = []
+    aligned: list[Position] = []
     for i, name in enumerate(names):
         if name in constexprs:
             constants.append(((i,), bound[name]))
@@ -129,7 +112,7 @@ def job(launch: Launch, arch: int) -> Job:
     return Job(module, function, arch, *plain)
 
 
-def _specialised(value: Any, at: Path_, constants: list[tuple[Path_, Any]], aligned: list[Path_]) -> Any:
+def _specialised(value: Any, at: Position, constants: list[tuple[Position, Any]], aligned: list[Position]) -> Any:
     """The type of an argument as a signature spells it; its constants and alignment are noted."""
     if isinstance(value, tuple):
         return tuple(_specialised(x, (*at, i), constants, aligned) for i, x in enumerate(value))
@@ -148,8 +131,8 @@ def _specialised(value: Any, at: Path_, constants: list[tuple[Path_, Any]], alig
 
 
 @cache
-def compiled(job: Job) -> Usage:
-    """Compile a job; Triton keeps the code in its cache.
+def compiled(job: Job) -> Resources:
+    """Compile a job, whatever dtype and shape it is for; Triton keeps the code in its cache.
 
     Raises:
         UserError: it does not compile.
@@ -166,7 +149,8 @@ def compiled(job: Job) -> Usage:
         reason = next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__)
         raise UserError(f"{job.name} does not compile for sm_{job.arch}: {reason}") from error
     registers, spills, static = _ptxas(found.asm["ptx"])
-    return Usage(WARP * found.metadata.num_warps, registers, spills, static + found.metadata.shared)
+    threads, shared = WARP * found.metadata.num_warps, static + found.metadata.shared
+    return Resources(job.name, "triton", job.arch, "", "", threads, registers, spills, shared)
 
 
 def _ptxas(ptx: str) -> tuple[int, int, int]:
