@@ -10,9 +10,9 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 
+from bench.cross_compile_cuda import compile_cuda, missing
 from bench.cross_compile_triton import compile_triton
 from bench.resources import Resources
 from bench.specimens import DTYPES, specimens
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "triton" in args.provider:
         chosen = [specimen for specimen in specimens() if specimen.op in args.op]
         found += compile_triton(chosen, args.arch, args.dtype, args.workers)
-    if "cuda" in args.provider and find_spec("bench.cross_compile_cuda"):
+    if "cuda" in args.provider:
         found += _cuda(args.arch)
     print(render(found))
     if args.write_budgets:
@@ -55,8 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cuda(archs: Iterable[int]) -> list[Resources]:
-    from bench.cross_compile_cuda import compile_cuda, missing
-
     if missing():
         print(f"CUDA kernels left out: {missing()}", file=sys.stderr)
         return []

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.resources import LIMITS, Resources
+from bench.resources import LIMITS, Resources, ptxas_usage
 from fastmmkd.errors import UserError
 
 CSRC = Path(__file__).parents[1] / "csrc"
@@ -21,12 +20,6 @@ WHEELS = ("nvidia.cuda_nvrtc", "nvidia.cuda_runtime", "nvidia.cuda_nvcc")
 TYPES = {"fp32": "float", "fp16": "__half", "bf16": "__nv_bfloat16"}
 BF16_FROM = 80
 """The kernels convert bfloat16 on any architecture; before this one nobody uses it."""
-
-PTXAS = re.compile(
-    r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
-    r".*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?",
-    re.DOTALL,
-)
 
 HEAD_WIDTHS = (4, 5, 8, 10, 16)
 NORM_WIDTH = 40
@@ -100,7 +93,7 @@ def compile_cuda(arch: int, only: Sequence[str] = ()) -> list[Resources]:
 def _compile(header: str, members: Sequence[Kernel], arch: int) -> Iterator[Resources]:
     names = [f"fastmmkd::cuda::{kernel.name}" for kernel in members]
     lowered, log = _nvrtc(f'#include "cuda/{header}"\n', names, arch)
-    used = _ptxas(log)
+    used = ptxas_usage(log)
     for kernel, symbol in zip(members, lowered, strict=True):
         registers, spills, shared = used[symbol]
         name = kernel.name.split("<")[0]
@@ -143,14 +136,6 @@ def _nvrtc(source: str, names: Sequence[str], arch: int) -> tuple[list[str], str
         return symbols, log
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))
-
-
-def _ptxas(log: str) -> dict[str, tuple[int, int, int]]:
-    """Registers, bytes spilled and bytes of shared memory by symbol."""
-    return {
-        symbol: (int(registers), int(stored) + int(loaded), int(shared or 0))
-        for symbol, stored, loaded, registers, shared in PTXAS.findall(log)
-    }
 
 
 def _folder(package: str) -> Path | None:

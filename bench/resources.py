@@ -12,6 +12,12 @@ REGISTER_UNIT = 256
 QUARTERS = 4
 """An SM's warps and registers are divided into so many equal parts."""
 
+PTXAS = re.compile(
+    r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+    r".*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?",
+    re.DOTALL,
+)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -61,13 +67,10 @@ class Resources:
 
 def ptxas_usage(log: str) -> dict[str, tuple[int, int, int]]:
     """What `ptxas -v` says: registers of a thread, bytes spilled and bytes of static shared memory, by symbol."""
-    used = {}
-    for part in log.split("Compiling entry function '")[1:]:
-        spilled = sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", part)))
-        registers, shared = (re.search(found, part) for found in (r"Used (\d+) registers", r"(\d+) bytes smem"))
-        assert registers
-        used[part.split("'")[0]] = (int(registers[1]), spilled, int(shared[1]) if shared else 0)
-    return used
+    return {
+        symbol: (int(registers), int(stored) + int(loaded), int(shared or 0))
+        for symbol, stored, loaded, registers, shared in PTXAS.findall(log)
+    }
 
 
 def _whole(count: int, unit: int) -> int:
