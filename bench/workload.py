@@ -1,4 +1,4 @@
-"""Random resident data of a config's shape: every sample complete and as long as the longest, the most that a step costs.
+"""Random resident data of a config's shape: every sample complete and as long as the longest, the most a step costs.
 
 Shape legend: S seeds (independent models), N samples, B rows of a batch, T frames, d_m features of modality m.
 """
