@@ -32,6 +32,7 @@ COMPILED, AUTOTUNED = "compile", "compile max-autotune"
 GRAPHED, SEEDS = "ours + graph", "ours x seeds"
 
 Context = Callable[[], AbstractContextManager[Any]]
+WITH_REFERENCE: Context = partial(use_provider, "reference")
 Forward = Callable[[Drawn, tuple[Any, ...]], torch.Tensor]
 
 
@@ -190,15 +191,13 @@ def build(
     if name == PLAIN:
         assert isinstance(step.module, UMDF)
         plain = PlainUMDF(step.module, "sdpa").to(device, dtype)
-        return Contender(config, step, 1, partial(use_provider, "reference"), partial(_plain_loss, plain), plain)
+        return Contender(config, step, 1, WITH_REFERENCE, partial(_plain_loss, plain), plain)
     if name in (COMPILED, AUTOTUNED):
         compiled = torch.compile(step.module, mode="max-autotune" if name == AUTOTUNED else None)
-        return Contender(
-            config, step, 1, partial(use_provider, "reference"), partial(_compiled_loss, compiled), step.module
-        )
+        return Contender(config, step, 1, WITH_REFERENCE, partial(_compiled_loss, compiled))
     if name == GRAPHED:
         return Graphed(config, step)
-    contexts: dict[str, Context] = {REFERENCE: partial(use_provider, "reference"), SDPA: reference_with_sdpa}
+    contexts: dict[str, Context] = {REFERENCE: WITH_REFERENCE, SDPA: reference_with_sdpa}
     return Contender(config, step, models, contexts.get(name, nullcontext))
 
 

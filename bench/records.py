@@ -1,7 +1,7 @@
 """Records of what was measured, one JSON file each: appended, never overwritten.
 
-`bench/results/speed/<device>/<date>_<kind>_<n>.json` holds `schema`, `kind`, `date`, `commit`, `versions`, `device` (name
-with threads and instruction set, or with compute capability, driver and clocks) and what the kind of measurement adds.
+`bench/results/speed/<device>/<date>_<kind>_<n>.json` holds `schema`, `kind`, `date`, `commit`, `versions`, `device`
+(its name, and threads and instruction set, or capability, driver and clocks) and what the kind of measurement adds.
 """
 
 from __future__ import annotations
