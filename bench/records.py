@@ -131,10 +131,11 @@ def slug(device: Record) -> str:
 
 def described(record: Record) -> str:
     """One line on what a record was taken on and when."""
-    device, words = record["device"], [record["device"]["name"]]
+    device = record["device"]
+    words = [device["name"]]
     if "threads" in device:
-        words += [f"{device['threads']} threads", device["instruction set"]]
-    return f"{', '.join(words)}, torch {record['versions']['torch']}, {record['date']}"
+        words += [f"{device['threads']} thread{'s' if device['threads'] > 1 else ''}", device["instruction set"]]
+    return ", ".join([*words, f"torch {record['versions']['torch']}", record["date"]])
 
 
 def _named(directory: Path) -> list[re.Match[str]]:

@@ -54,7 +54,7 @@ def scaling(axis: Axes, record: Record) -> None:
         axis.plot(values, middle, color=COLOURS[i], marker=MARKERS[i], label=name, zorder=3)
         axis.fill_between(values, low, high, color=COLOURS[i], alpha=0.18, linewidth=0)
     axis.set(xscale="log", yscale="log", xlabel=record["axis"], ylabel="ms per step")
-    _plain_ticks(axis, values)
+    _plain_ticks(axis, values, few=axis.get_ylim()[1] < 10 * axis.get_ylim()[0])
     axis.legend()
 
 
@@ -73,9 +73,10 @@ def stages(axis: Axes, record: Record) -> None:
     axis.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=9)
 
 
-def _plain_ticks(axis: Axes, values: Iterable[int]) -> None:
+def _plain_ticks(axis: Axes, values: Iterable[int], few: bool) -> None:
+    """Numbers without exponents; between the decades too where there are `few`."""
     axis.set_xticks(list(values), [str(value) for value in values])
     axis.xaxis.minorticks_off()
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}" if few else "")
     axis.tick_params(axis="y", which="minor", labelsize=8)

@@ -6,7 +6,7 @@
 
 `parameters` are read in the forward and in the backward pass and their gradients written; Adam reads parameter,
 gradient and two moments, and writes all but the gradient: ten times their bytes. `saved` is what autograd keeps for the
-backward pass: written once, read once. Bytes are counted on the step as it runs, operations on the reference operations.
+backward pass: written once, read once. Bytes are counted on the step as it runs, operations on the reference.
 """
 
 from __future__ import annotations

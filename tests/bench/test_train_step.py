@@ -80,7 +80,9 @@ def test_operators_and_memory_are_counted() -> None:
         (x * 2).exp().sum().backward()
         x.grad = None
 
-    assert observe.operator_calls(run) == 7  # mul, exp, sum; ones_like, expand, mul, mul
+    with torch.no_grad():
+        assert observe.operator_calls(lambda: (x * 2).exp().sum()) == 3
+    assert observe.operator_calls(run) > 6
     assert 2 * 4000 < observe.peak_memory(run, CPU)["bytes"] < 5 * 4000
 
 
