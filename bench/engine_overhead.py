@@ -15,13 +15,13 @@ from bench.contenders import Contender
 from bench.rounds import WHOLE, Clock, quantiles, time_all
 from bench.workload import BATCHES, Shape, random_dataset
 from fastmmkd.config import Config
-from fastmmkd.engine.device import output_to, place, start_deepspeed
+from fastmmkd.engine.device import place, start_deepspeed, wrap
 from fastmmkd.engine.step import TrainingStep, training_step
 
 BARE = "bare loop"
 AS_CONFIGURED = "as configured"
-UNREDUCED = "ZeRO 0, nothing reduced"
-"""One process has nobody to add gradients to, but stage 0 takes them through a buffer and back."""
+REDUCED = "ZeRO 0, reduced"
+"""With the all-reduce that `fastmmkd.engine.device.wrap` spares one process."""
 
 Block = dict[str, Any]
 
@@ -31,10 +31,7 @@ class Engine(Contender):
 
     def __init__(self, config: Config, step: TrainingStep, block: Block, deepspeed: Any, log_file: Path) -> None:
         super().__init__(config, step)
-        with output_to(log_file):
-            self.engine, *_ = deepspeed.initialize(
-                model=step.module, model_parameters=step.module.parameters(), config=block
-            )
+        self.engine = wrap(deepspeed, step.module, block, log_file)
 
     def __call__(self, i: int, clock: Clock) -> None:
         """One step, stage by stage."""
@@ -63,7 +60,7 @@ def blocks(block: Block) -> dict[str, Block]:
     found = {AS_CONFIGURED: block}
     found |= {f"ZeRO {n}": changed(lambda b, n=n: b.update(zero_optimization={"stage": n})) for n in stages}
     if not half:
-        found[UNREDUCED] = found["ZeRO 0"]
+        found[REDUCED] = found["ZeRO 0"]
     found["no clipping"] = changed(lambda b: b.update(gradient_clipping=0.0))
     found["no scheduler"] = changed(lambda b: b.pop("scheduler", None))
     return found
@@ -86,8 +83,8 @@ def overhead(config: Config, shape: Shape, runs: int, device: torch.device) -> d
             name: Engine(config, fresh(), copy.deepcopy(block), deepspeed, log_file)
             for name, block in blocks(placement.deepspeed).items()
         }
-        if UNREDUCED in engines:
-            engines[UNREDUCED].engine.enable_backward_allreduce = False
+        if REDUCED in engines:
+            engines[REDUCED].engine.enable_backward_allreduce = True
         found = time_all({BARE: bare, "bare loop, no clipping": unclipped, **engines}, runs, device)
         for engine in engines.values():
             engine.engine.destroy()

@@ -20,7 +20,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fastmmkd.config import Config, command_overrides, load_config
-from fastmmkd.engine.device import Placement, output_to, place, prepare_process, start_deepspeed, warnings_to
+from fastmmkd.engine.device import Placement, output_to, place, prepare_process, start_deepspeed, warnings_to, wrap
 from fastmmkd.engine.floor import Floor, floor
 from fastmmkd.engine.run import read_data
 from fastmmkd.engine.step import TrainingStep, training_step
@@ -131,9 +131,7 @@ class Loop:
     def start(self) -> None:
         """Put DeepSpeed's engine around the module."""
         deepspeed = start_deepspeed(self.placement, self.log_file)
-        module, block = self.step.module, dict(self.placement.deepspeed)
-        with output_to(self.log_file):
-            self.engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=block)
+        self.engine = wrap(deepspeed, self.step.module, self.placement.deepspeed, self.log_file)
 
     def loss(self) -> torch.Tensor:
         """Of the first step, without the engine."""
