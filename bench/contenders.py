@@ -20,8 +20,8 @@ from bench.workload import Keys, keys_of
 from fastmmkd.config import Config
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.clipping import clip_models
-from fastmmkd.engine.graphs import CudaCapture, GraphedStep
-from fastmmkd.engine.step import Drawn, TrainingStep, training_step
+from fastmmkd.engine.graphs import Capture, CudaCapture, GraphedStep
+from fastmmkd.engine.stages import Drawn, TrainingStep, training_step
 from fastmmkd.errors import UserError
 from fastmmkd.methods.umdf import UMDF
 from fastmmkd.ops import reference, use_provider
@@ -30,6 +30,9 @@ REFERENCE, OURS = "reference", "ours"
 SDPA, PLAIN = "reference + SDPA", "plain + SDPA"
 COMPILED, AUTOTUNED = "compile", "compile max-autotune"
 GRAPHED, SEEDS = "ours + graph", "ours x seeds"
+
+ROUNDS = 32
+"""After as many the batches come again."""
 
 Context = Callable[[], AbstractContextManager[Any]]
 WITH_REFERENCE: Context = partial(use_provider, "reference")
@@ -88,6 +91,8 @@ class Contender:
         self.module = module or step.module
         self.device = step.split.present.device
         self.clip = config.deepspeed.get("gradient_clipping", 1.0)
+        batch, samples = config.train.batch_size, step.split.size
+        self.prepared = [keys_of(i, seeds, batch, samples, self.device) for i in range(ROUNDS)]
         self.optimizer = adam(config, self.module)
 
     def __call__(self, i: int, clock: Clock) -> None:
@@ -108,8 +113,8 @@ class Contender:
             clock.mark("optimiser")
 
     def keys(self, i: int) -> Keys:
-        """What round `i` draws its batch with."""
-        return keys_of(i, self.seeds, self.config.train.batch_size, self.step.split.size, self.device)
+        """What round `i` draws its batch with; on the device beforehand, as in training."""
+        return self.prepared[i % ROUNDS]
 
     def clip_gradients(self) -> None:
         """As DeepSpeed does, each model by itself."""
@@ -140,18 +145,19 @@ class Contender:
 
 
 class Graphed(Contender):
-    """The whole step as one CUDA graph."""
+    """The whole step as one graph."""
 
-    def __init__(self, config: Config, step: TrainingStep) -> None:
+    def __init__(self, config: Config, step: TrainingStep, capture: Capture) -> None:
         super().__init__(config, step)
-        self.optimizer = adam(config, self.module, capturable=True)
+        self.optimizer = adam(config, self.module, capturable=self.device.type == "cuda")
+        self.capture = capture
         self.graph: GraphedStep | None = None
 
     def __call__(self, i: int, clock: Clock) -> None:
         """One replay; the first call captures."""
         keys = self.keys(i)
         if self.graph is None:
-            self.graph = GraphedStep(self._loss, self.optimizer, self.clip_gradients, keys, CudaCapture())
+            self.graph = GraphedStep(self._loss, self.optimizer, self.clip_gradients, keys, self.capture)
         self.graph(*keys)
         clock.mark("replay")
 
@@ -196,7 +202,7 @@ def build(
         compiled = torch.compile(step.module, mode="max-autotune" if name == AUTOTUNED else None)
         return Contender(config, step, 1, WITH_REFERENCE, partial(_compiled_loss, compiled))
     if name == GRAPHED:
-        return Graphed(config, step)
+        return Graphed(config, step, CudaCapture())
     contexts: dict[str, Context] = {REFERENCE: WITH_REFERENCE, SDPA: reference_with_sdpa}
     return Contender(config, step, models, contexts.get(name, nullcontext))
 

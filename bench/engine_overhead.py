@@ -16,7 +16,7 @@ from bench.rounds import WHOLE, Clock, quantiles, time_all
 from bench.workload import BATCHES, Shape, random_dataset
 from fastmmkd.config import Config
 from fastmmkd.engine.device import place, start_deepspeed, wrap
-from fastmmkd.engine.step import TrainingStep, training_step
+from fastmmkd.engine.stages import TrainingStep, training_step
 
 BARE = "bare loop"
 AS_CONFIGURED = "as configured"

@@ -17,7 +17,7 @@ from bench.rounds import WHOLE, quantiles, time_all
 from bench.workload import BATCHES, Shape, random_dataset
 from fastmmkd.config import Config
 from fastmmkd.engine.device import place, prepare_process, start_deepspeed
-from fastmmkd.engine.step import training_step
+from fastmmkd.engine.stages import training_step
 
 
 def measure(config: Config, shape: Shape, count: int, runs: int) -> dict[str, Any]:

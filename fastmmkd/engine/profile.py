@@ -23,7 +23,7 @@ from fastmmkd.config import Config, command_overrides, load_config
 from fastmmkd.engine.device import Placement, output_to, place, prepare_process, start_deepspeed, warnings_to, wrap
 from fastmmkd.engine.floor import Floor, floor
 from fastmmkd.engine.run import read_data
-from fastmmkd.engine.step import TrainingStep, training_step
+from fastmmkd.engine.stages import TrainingStep, training_step
 from fastmmkd.engine.trainer import epoch_order
 from fastmmkd.environment import titled_table
 from fastmmkd.errors import UserError

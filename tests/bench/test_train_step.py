@@ -15,6 +15,7 @@ from bench.agreement import assert_agreement
 from bench.workload import Shape, random_dataset, shape_of
 from fastmmkd.config import Config, parse_config
 from fastmmkd.errors import UserError
+from tests.engine.fake_capture import FakeCapture
 
 CPU, SHAPE = torch.device("cpu"), Shape(4, (5, 4, 3))
 Raw = Callable[[str, Path], dict]
@@ -53,6 +54,17 @@ def test_another_loss_is_refused(config: Config) -> None:
     built[contenders.OURS].forward = lambda drawn, taught: 1.01 * forward(drawn, taught)
     with pytest.raises(UserError, match="ours: its first loss is "):
         assert_agreement(built, torch.float32)
+
+
+def test_a_replayed_step_is_the_eager_one(config: Config) -> None:
+    (eager,) = build(config, contenders.OURS).values()
+    step = build(config, contenders.OURS)[contenders.OURS].step
+    replayed = contenders.Graphed(config, step, FakeCapture())
+    for i in range(3):
+        for contender in (eager, replayed):
+            contender(i, rounds.Clock(CPU))
+    for a, b in zip(eager.module.parameters(), replayed.module.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_contenders_take_turns() -> None:
