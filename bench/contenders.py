@@ -149,7 +149,7 @@ class Graphed(Contender):
 
     def __init__(self, config: Config, step: TrainingStep, capture: Capture) -> None:
         super().__init__(config, step)
-        self.optimizer = adam(config, self.module, capturable=self.device.type == "cuda")
+        self.optimizer = adam(config, self.module, captured=True)
         self.capture = capture
         self.graph: GraphedStep | None = None
 
@@ -167,8 +167,8 @@ class Graphed(Contender):
         return total, torch.stack(list(parts.values()))
 
 
-def adam(config: Config, module: torch.nn.Module, capturable: bool = False) -> torch.optim.Adam:
-    """torch's Adam with the config's settings.
+def adam(config: Config, module: torch.nn.Module, captured: bool = False) -> torch.optim.Adam:
+    """torch's Adam with the config's settings, on CUDA as one kernel, as training has it.
 
     Raises:
         UserError: the config has another optimiser.
@@ -178,7 +178,9 @@ def adam(config: Config, module: torch.nn.Module, capturable: bool = False) -> t
         raise UserError(f"deepspeed.optimizer.type: {block['type']}; expected Adam, the bare loop knows no other")
     wanted = {key: block["params"][key] for key in ("lr", "betas", "eps", "weight_decay") if key in block["params"]}
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return torch.optim.Adam(parameters, **wanted, capturable=capturable)
+    cuda = parameters[0].is_cuda
+    # A captured one is fused on a CPU too, where it would read its step count on the host.
+    return torch.optim.Adam(parameters, **wanted, fused=cuda or captured, capturable=cuda and captured)
 
 
 def names(config: Config, device: torch.device) -> list[str]:
