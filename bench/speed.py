@@ -24,9 +24,9 @@ def parts() -> dict[str, str]:
     found = records.newest()
     return {
         "speed": headline(found),
-        "train_steps": _each(found, STEPS, _titled(train_step.render)),
+        "train_steps": _each(found, STEPS, _pictured(train_step.render)),
         "kernels": _each(found, table.KIND, table.render),
-        "scaling": _each(found, SCALING, _scaled),
+        "scaling": _each(found, SCALING, _pictured(scaling.render)),
         "data_path": _each(found, data_path.KIND, data_path.render),
         "parity": _each(found, parity.KIND, parity.render),
     }
@@ -83,15 +83,13 @@ def _of(found: dict[tuple[str, str], Record], kind: str) -> Iterator[Record]:
     )
 
 
-def _titled(body: Callable[[Record], str]) -> Callable[[Record], str]:
-    def titled(record: Record) -> str:
-        work = record["workload"]
+def _pictured(body: Callable[[Record], str]) -> Callable[[Record], str]:
+    """With a title that names the workload, and a picture, as `docs/speed.md` refers to it."""
+
+    def pictured(record: Record) -> str:
+        work, picture = record["workload"], speed_plots.path_of(record)
         dims = " + ".join(map(str, work["dims"]))
-        return f"{record['config']}, batch {work['batch']}, {work['frames']} frames of {dims}:\n\n{body(record)}"
+        title = f"{record['config']}, batch {work['batch']}, {work['frames']} frames of {dims}"
+        return f"{title}:\n\n{body(record)}\n![{record['kind']}]({picture.parent.name}/{picture.name})\n"
 
-    return titled
-
-
-def _scaled(record: Record) -> str:
-    picture = speed_plots.path_of(record)
-    return f"{_titled(scaling.render)(record)}\n![{record['kind']}]({picture.parent.name}/{picture.name})\n"
+    return pictured
