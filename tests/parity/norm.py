@@ -2,6 +2,8 @@
 
 import torch
 
+from tests.parity.parity import DEVICE
+
 NAMES = ("out", "grad x", "grad residual", "grad weight", "grad bias")
 
 
@@ -10,5 +12,6 @@ def draw(shape, dtype=torch.float32, residual_dtype=None, parameter_dtype=None, 
     generator = torch.Generator().manual_seed(seed)
     x, residual, grad = (torch.randn(shape, generator=generator) * 3 + 1 for _ in range(3))
     weight, bias = (torch.randn(shape[0], shape[-1], generator=generator) for _ in range(2))
-    inputs = [x.to(dtype), residual.to(residual_dtype or dtype)]
-    return [*inputs, *(p.to(parameter_dtype or dtype) for p in (weight, bias))], grad.to(dtype)
+    dtypes = (dtype, residual_dtype or dtype, parameter_dtype or dtype, parameter_dtype or dtype, dtype)
+    *inputs, grad = (x.to(DEVICE, t) for x, t in zip((x, residual, weight, bias, grad), dtypes, strict=True))
+    return inputs, grad
