@@ -59,11 +59,18 @@ study: data/synthetic_mosi.h5 data/fresh_mosi.h5
 		$(BIN)/fastmmkd ablate --config configs/study_$$folder.json --data data/fresh_mosi.h5 \
 		--only $$method --only "without distillation" --out runs/study/fresh/$$folder || exit; done
 
-# Time the CPU kernels and a training step on two threads; parity comes first. Then `make readme` takes the ratios over.
+# Time the CPU kernels and whole training steps on two threads; parity comes first. A record of each is appended.
+STEP := OMP_NUM_THREADS=2 $(BIN)/python -m bench.train_step --record --variants "reference,reference + SDPA,ours,ours x seeds"
+
 bench: setup
 	mkdir -p build
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest bench --benchmark-enable --benchmark-only --benchmark-json=build/bench.json
-	OMP_NUM_THREADS=2 $(BIN)/python -m bench.table build/bench.json --record bench/results/speed/cpu.json
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest bench --ignore=bench/bench_umdf_step.py --benchmark-enable --benchmark-only \
+		--benchmark-json=build/bench.json
+	OMP_NUM_THREADS=2 $(BIN)/python -m bench.table build/bench.json --record
+	$(STEP) --config configs/umdf_mosei.json
+	$(STEP) --config configs/corrkd_mosei.json
+	$(STEP) --config configs/hrlf_mosei.json
+	$(MAKE) readme
 
 # Compile every GPU kernel for every architecture, no GPU needed: registers, spills, shared memory, occupancy.
 cross-compile: setup
@@ -75,7 +82,7 @@ gpu-check:
 
 # Write the README's tables from the results under bench/results.
 readme: setup
-	$(BIN)/python -m bench.readme
+	$(BIN)/python -m bench.report
 
 clean:
 	rm -rf .venv runs data build fastmmkd/*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

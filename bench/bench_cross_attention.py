@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
 
+from bench.contenders import scaled_dot_product
 from fastmmkd.ops import cross_attention, extension, reference, use_provider
 
 BATCH, HEADS, HEAD_WIDTH = 32, 8, 5
@@ -22,16 +22,6 @@ ROUNDS = {50: 60, 375: 30}
 def ours(*args) -> torch.Tensor:
     with use_provider("cpp"):
         return cross_attention(*args)
-
-
-def scaled_dot_product(query, keys, values, key_masks, heads) -> torch.Tensor:
-    def per_head(x):
-        return x.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(0, 1)
-
-    key, value = per_head(torch.cat(keys, 2)), per_head(torch.cat(values, 2))
-    mask = torch.cat(key_masks, 2).flatten(0, 1)[:, None, None]
-    attended = F.scaled_dot_product_attention(per_head(query), key, value, attn_mask=mask)
-    return attended.unflatten(0, query.shape[:2]).transpose(2, 3).flatten(-2)
 
 
 CONTENDERS = {"ours": ours, "plain PyTorch": reference.cross_attention, "scaled_dot_product": scaled_dot_product}

@@ -1,4 +1,4 @@
-"""Tables of what `pytest bench --benchmark-json FILE` measured: `python -m bench.table FILE [--record FILE]`.
+"""Tables of what `pytest bench --benchmark-json FILE` measured: `python -m bench.table FILE [--record]`.
 
 Benchmarks name their group, themselves, and in `extra_info["baselines"]` the variants that they are held against.
 """
@@ -6,7 +6,6 @@ Benchmarks name their group, themselves, and in `extra_info["baselines"]` the va
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 
 import torch
 
-from fastmmkd.engine.run import commit
+from bench import records
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables
-from fastmmkd.files import make_directory, read_json, write_json
-from fastmmkd.ops import extension
+from fastmmkd.files import read_json
 
+KIND = "kernels"
 OURS = "ours"
 
 
@@ -27,30 +26,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.table", description="Print benchmark results as tables.")
     parser.add_argument("file", type=Path, metavar="FILE", help="JSON that pytest-benchmark wrote, or a record")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="keep what the table needs here")
+    parser.add_argument("--record", action="store_true", help="append a record under bench/results/speed")
     args = parser.parse_args(argv)
     found = read_json(args.file, "a pytest-benchmark JSON file")
     if not isinstance(found, dict) or "benchmarks" not in found:
         raise UserError(f"{args.file}: not a pytest-benchmark JSON file; expected the key benchmarks")
-    record = found if "fastmmkd" in found else summary(found)
+    body = found if found.get("kind") == KIND else summary(found)
+    print(render(body))
     if args.record:
-        make_directory(args.record.parent)
-        write_json(args.record, record)
-    print(render(record))
+        print(records.append(KIND, body, torch.device("cpu"), day=found["datetime"][:10]))
     return 0
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
-    """What a pytest-benchmark file says about times, and what they were taken on; nothing that names a machine."""
-    cpu = found["machine_info"].get("cpu", {})
+    """What a pytest-benchmark file says about times."""
     return {
-        "fastmmkd": 1,
-        "date": found["datetime"][:10],
-        "commit": commit(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cpu": cpu.get("brand_raw") or platform.machine(),
-        "instruction set": extension.build_info().get("instruction set", "none"),
         "benchmarks": [
             {
                 "group": member["group"],

@@ -1,4 +1,4 @@
-"""The command line: `fastmmkd train|eval|predict|report|ablate|suite|data|env`, and what `train.py` runs."""
+"""The command line: `fastmmkd train|eval|predict|report|ablate|suite|profile|data|env`, and what `train.py` runs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_train_arguments(commands.add_parser("train", help="train and evaluate a config (as train.py does)"))
 
     from fastmmkd.data import commands as data_commands
-    from fastmmkd.engine import ablation, suite
+    from fastmmkd.engine import ablation, profile, suite
     from fastmmkd.evaluation import commands as report_commands
 
     data_commands.register(commands)
     report_commands.register(commands)
     ablation.register(commands)
     suite.register(commands)
+    profile.register(commands)
     _register_eval(commands)
     _register_predict(commands)
     environment = commands.add_parser("env", help="versions, devices, and which implementation each operation uses")

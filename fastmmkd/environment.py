@@ -26,7 +26,7 @@ ENVIRONMENT_VARIABLES = (
 def print_environment() -> None:
     """Print the report of `fastmmkd env`."""
     console = Console()
-    facts = _table("versions", "", "")
+    facts = titled_table("versions", "", "")
     facts.add_row("python", platform.python_version())
     for name in PACKAGES:
         facts.add_row(name, package_version(name) or "not installed")
@@ -37,18 +37,18 @@ def print_environment() -> None:
     console.print(facts)
     console.print(_devices())
     console.print(_operations())
-    deepspeed = _table("deepspeed", "", "")
+    deepspeed = titled_table("deepspeed", "", "")
     for name, value in _deepspeed_state():
         deepspeed.add_row(name, value)
     console.print(deepspeed)
-    variables = _table("environment variables", "", "")
+    variables = titled_table("environment variables", "", "")
     for name in ENVIRONMENT_VARIABLES:
         variables.add_row(name, os.environ.get(name, "not set"))
     console.print(variables)
 
 
 def _devices() -> Table:
-    table = _table("devices", "device", "what")
+    table = titled_table("devices", "device", "what")
     table.add_row(
         "cpu", f"{platform.machine()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
@@ -66,7 +66,7 @@ def _devices() -> Table:
 
 
 def _operations() -> Table:
-    table = _table("operations", "operation", "implementation", "why")
+    table = titled_table("operations", "operation", "implementation", "why")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for op in OPERATIONS:
         try:
@@ -92,7 +92,8 @@ def _deepspeed_state() -> list[tuple[str, str]]:
     ]
 
 
-def _table(title: str, *columns: str) -> Table:
+def titled_table(title: str, *columns: str) -> Table:
+    """An empty table; columns without names get no header."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=any(columns))
     for column in columns:
         table.add_column(column)

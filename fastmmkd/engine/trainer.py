@@ -17,7 +17,7 @@ import torch.distributed as dist
 from fastmmkd.distributed import rank, world_size
 from fastmmkd.engine.bookkeeping import SeedBook
 from fastmmkd.engine.checkpoint import Progress, furthest, load_checkpoint, read_progress, save_checkpoint
-from fastmmkd.engine.device import output_to
+from fastmmkd.engine.device import output_to, wrap
 from fastmmkd.engine.phases import COMPLETE, Phase
 from fastmmkd.engine.session import Session
 from fastmmkd.engine.steps import STEPS, graph_mode
@@ -63,18 +63,13 @@ class Trainer:
     def _initialize(self, module: torch.nn.Module) -> Any:
         """DeepSpeed's engine; what it objects to in its part of the config becomes one line."""
         log_file = self.session.log_file
-        block = dict(self.session.placement.deepspeed)
         try:
-            with output_to(log_file):
-                engine, *_ = self.session.deepspeed.initialize(
-                    model=module, model_parameters=module.parameters(), config=block
-                )
+            return wrap(self.session.deepspeed, module, self.session.placement.deepspeed, log_file)
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
             with log_file.open("a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"deepspeed: {reason} (DeepSpeed refuses this block, see {log_file})") from error
-        return engine
 
     def close(self) -> None:
         """Let DeepSpeed's engine go."""

@@ -82,7 +82,7 @@ def curves(path: Path, results: dict[str, Any] | Sequence[tuple[str, dict[str, A
         title = data if len(data) <= 70 else data[:69] + "…"
         figure.suptitle(title, fontsize=12)
         figure.legend(handles, names, loc="outside lower center", ncols=_legend_columns(names, width))
-        _save(figure, path)
+        save(figure, path)
 
 
 def embedding(path: Path, representations: np.ndarray, labels: np.ndarray, title: str) -> None:
@@ -120,7 +120,7 @@ def embedding(path: Path, representations: np.ndarray, labels: np.ndarray, title
                 *axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(styles), fontsize=10,
                 handletextpad=0.1, columnspacing=1.0,
             )  # fmt: skip
-        _save(figure, path)
+        save(figure, path)
 
 
 def _curve_keys(task: Task) -> list[str]:
@@ -201,6 +201,11 @@ def _scatter(axis: Axes, points: np.ndarray, classes: np.ndarray, styles: Sequen
         )  # fmt: skip
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")

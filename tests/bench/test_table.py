@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import table
+from bench import records, table
 from fastmmkd.errors import UserError
 
 
@@ -37,30 +37,34 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_ratios_are_to_ours(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = tmp_path / "records" / "cpu.json"
-    assert table.main([str(file), "--record", str(record)]) == 0
+def test_ratios_are_to_ours(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "speed")
+    assert table.main([str(file), "--record"]) == 0
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines() if line]
-    assert rows[2:] == [
+    assert rows[2:-1] == [
         ["op", "plain", "30", "27 to 33", "30", "3.00"],
         ["op", "ours", "10", "9 to 11", "30", "–"],
         ["step", "other", "500", "450 to 550", "30", "2.50"],
         ["step", "ours", "200", "180 to 220", "30", "–"],
     ]
-    kept = json.loads(record.read_text())
-    assert (kept["cpu"], kept["date"]) == ("A CPU", "2026-01-02")
-    assert "secret-name" not in record.read_text()
+    ((_, kept),) = records.newest().items()
+    assert (kept["kind"], kept["date"]) == ("kernels", "2026-01-02")
+    assert "secret-name" not in json.dumps(kept)
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.ratios(kept).splitlines()]
     assert lines[0] == ["times as long as ours", "plain", "other"]
     assert lines[2:] == [["op", "3.0", "–"], ["step", "–", "2.5"]]
 
 
-def test_a_record_prints_again(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = tmp_path / "cpu.json"
-    table.main([str(file), "--record", str(record)])
-    first = capsys.readouterr().out
-    assert table.main([str(record)]) == 0
-    assert capsys.readouterr().out == first
+def test_a_record_prints_again(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(records, "FOLDER", tmp_path / "speed")
+    table.main([str(file), "--record"])
+    *first, path = capsys.readouterr().out.splitlines()
+    assert table.main([path]) == 0
+    assert capsys.readouterr().out.splitlines() == first
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

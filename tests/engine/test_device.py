@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastmmkd.config import parse_config
-from fastmmkd.engine.device import Placement, output_to, place, warnings_to
+from fastmmkd.engine.device import Placement, output_to, place, prepare_process, start_deepspeed, warnings_to, wrap
 from fastmmkd.engine.interruption import InterruptionWatch
 from fastmmkd.errors import UserError
 
@@ -57,6 +57,12 @@ class TestPlacement:
         assert (found.device, found.precision) == (torch.device("cpu"), "fp32")
         assert not {"fp16", "bf16"} & set(found.deepspeed)
         assert found.note == "deepspeed.fp16 needs a GPU: training in fp32 on the CPU"
+
+    @pytest.mark.parametrize(("stage", "on_the_cpu"), [(1, 0), (2, 2)])
+    def test_the_stage_that_only_fp16_needs_goes_with_it(self, placed: Any, stage: int, on_the_cpu: int) -> None:
+        block = FP16 | {"zero_optimization": {"stage": stage}}
+        assert placed(block).deepspeed["zero_optimization"]["stage"] == on_the_cpu
+        assert placed(block, V100).deepspeed["zero_optimization"]["stage"] == stage
 
     @pytest.mark.parametrize("stage", [0, 2])
     def test_bf16_becomes_fp16_on_a_v100_with_a_stage_that_scales(self, placed: Any, stage: int) -> None:
@@ -136,3 +142,24 @@ class TestInterruptionWatch:
             signal.raise_signal(signal.SIGTERM)  # the launcher sends it after Ctrl-C
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
+
+
+def test_one_process_reduces_nothing_and_that_changes_no_bit(
+    tiny_config: dict, tmp_path: Path, process_state: None
+) -> None:
+    config = parse_config(tiny_config)
+    prepare_process(config)
+    placement, log_file = place(config), tmp_path / "deepspeed.log"
+    deepspeed = start_deepspeed(placement, log_file)
+    trained = []
+    for reduces in (False, True):
+        torch.manual_seed(0)
+        engine = wrap(deepspeed, torch.nn.Linear(4, 3), placement.deepspeed, log_file)
+        assert not engine.enable_backward_allreduce
+        engine.enable_backward_allreduce = reduces
+        for x in torch.linspace(-2, 2, 24).view(2, 3, 4):
+            engine.backward(engine(x).square().sum())
+            engine.step()
+        trained.append(engine.module.weight.detach().clone())
+        engine.destroy()
+    assert torch.equal(*trained)

@@ -73,8 +73,8 @@ def test_embedding_checks_its_input(tmp_path):
 )
 def test_curves_have_a_panel_per_metric(tmp_path, simulate, task, panels, monkeypatch):
     figures = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    save = plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, path: (figures.append(figure), save(figure, path)))
     plots.curves(tmp_path / "c.png", simulate(task=task))
     axes = figures[0].axes
     assert len(axes) == panels
@@ -88,7 +88,7 @@ def test_curves_have_a_panel_per_metric(tmp_path, simulate, task, panels, monkey
 
 def test_curves_show_the_mean_over_seeds_the_floor_and_every_run(tmp_path, simulate, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     runs = [("cost in $ of a_b", simulate(known_posterior=False)), ("b", simulate(noise=0.6))]
     plots.curves(tmp_path / "c.png", runs)
     first, second, floor, ideal = figures[0].axes[0].get_lines()
@@ -102,7 +102,7 @@ def test_curves_show_the_mean_over_seeds_the_floor_and_every_run(tmp_path, simul
 
 def test_a_panel_shows_the_runs_that_have_its_metric(tmp_path, simulate, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     runs = [("classes", simulate(task="classification-2", noise=0.6)), ("scores", simulate())]
     plots.curves(tmp_path / "c.png", runs)
     shown = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,3 +59,39 @@ WIDTHS = (1, 3, 40, 120)
 SHAPES = [(groups, n, width) for groups in (1, 3) for n in SIZES for width in WIDTHS]
 if INTERPRETED:  # every program takes milliseconds
     SHAPES = [(1, 1, 40), (2, 2, 3), (1, 3, 120), (2, 16, 1), (3, 16, 40), (2, 33, 40), (1, 64, 3), (1, 129, 40)]
+
+
+class Case(NamedTuple):
+    """Arguments of the public function, and what the operation takes in the place of its constants."""
+
+    inputs: Sequence[torch.Tensor]
+    constants: Sequence[Any] = ()
+    schema: Sequence[Any] = ()
+
+
+def contrastive(groups: int, n: int, width: int) -> Case:
+    inputs = [normal(groups, n, width), normal(groups, n + 2, width, seed=1)]
+    return Case(inputs, (9.0, 1, "mean"), (9.0, 1, True))
+
+
+def bound(groups: int, n: int, width: int) -> Case:
+    inputs = [normal(groups, n, width), normal(groups, n, width, seed=1)]
+    return Case([*inputs, normal(groups, width, seed=2, scale=0.3), normal(groups, seed=3)])
+
+
+def two(groups: int, n: int, width: int) -> Case:
+    return Case([normal(groups, n, width), normal(groups, n, width, seed=1)])
+
+
+def prototypes(groups: int, n: int, width: int) -> Case:
+    constants = (torch.arange(n, device=DEVICE).remainder(3).expand(groups, n), 4)
+    return Case([normal(groups, n, width), normal(groups, n, width, seed=1)], constants, constants)
+
+
+CASES = {
+    "pairwise_contrastive": contrastive,
+    "jsd_mutual_information": bound,
+    "gaussian_mmd": two,
+    "prototype_similarity": prototypes,
+    "js_divergence": two,
+}

@@ -1,51 +1,13 @@
 """What holds for every compiled loss, whatever it computes."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
-
 import pytest
 import torch
 
 from fastmmkd import ops
 from fastmmkd.ops import use_provider
-from tests.parity.losses import fast, normal, upstream
+from tests.parity.losses import CASES, fast, upstream
 from tests.parity.parity import DEVICE, DTYPES, PROVIDER, needs, only_cpp, threads, value_and_gradients
 
-
-class Case(NamedTuple):
-    """Arguments of the public function, and what the operation takes in the place of its constants."""
-
-    inputs: Sequence[torch.Tensor]
-    constants: Sequence[Any] = ()
-    schema: Sequence[Any] = ()
-
-
-def contrastive(groups: int, n: int, width: int) -> Case:
-    inputs = [normal(groups, n, width), normal(groups, n + 2, width, seed=1)]
-    return Case(inputs, (9.0, 1, "mean"), (9.0, 1, True))
-
-
-def bound(groups: int, n: int, width: int) -> Case:
-    inputs = [normal(groups, n, width), normal(groups, n, width, seed=1)]
-    return Case([*inputs, normal(groups, width, seed=2, scale=0.3), normal(groups, seed=3)])
-
-
-def two(groups: int, n: int, width: int) -> Case:
-    return Case([normal(groups, n, width), normal(groups, n, width, seed=1)])
-
-
-def prototypes(groups: int, n: int, width: int) -> Case:
-    constants = (torch.arange(n, device=DEVICE).remainder(3).expand(groups, n), 4)
-    return Case([normal(groups, n, width), normal(groups, n, width, seed=1)], constants, constants)
-
-
-CASES = {
-    "pairwise_contrastive": contrastive,
-    "jsd_mutual_information": bound,
-    "gaussian_mmd": two,
-    "prototype_similarity": prototypes,
-    "js_divergence": two,
-}
 every_loss = pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in CASES])
 
 

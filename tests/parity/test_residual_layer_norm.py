@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmkd.ops import reference, residual_layer_norm, use_provider
+from tests.parity.norm import NAMES, draw
 from tests.parity.parity import (
     DEVICE,
     DTYPES,
@@ -23,21 +24,10 @@ from tests.parity.parity import (
 
 pytestmark = needs("residual_layer_norm")
 
-NAMES = ("out", "grad x", "grad residual", "grad weight", "grad bias")
-
 
 def fast(*inputs: torch.Tensor) -> torch.Tensor:
     with use_provider(PROVIDER):
         return residual_layer_norm(*inputs)
-
-
-def draw(shape, dtype=torch.float32, residual_dtype=None, parameter_dtype=None, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x, residual, grad = (torch.randn(shape, generator=generator) * 3 + 1 for _ in range(3))
-    weight, bias = (torch.randn(shape[0], shape[-1], generator=generator) for _ in range(2))
-    dtypes = (dtype, residual_dtype or dtype, parameter_dtype or dtype, parameter_dtype or dtype, dtype)
-    *inputs, grad = (x.to(DEVICE, t) for x, t in zip((x, residual, weight, bias, grad), dtypes, strict=True))
-    return inputs, grad
 
 
 def check(inputs, grad, terms=1.0) -> None:

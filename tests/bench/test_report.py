@@ -8,32 +8,35 @@ from pathlib import Path
 
 import pytest
 
-from bench import readme
+from bench import quality, records, report
 from fastmmkd.engine.ablation import ABLATIONS, slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import results
 
-UMDF = readme.RECORDS / "study" / "umdf"
-PARTS = ("study_umdf", "study_corrkd", "study_hrlf", "methods", "fresh", "ict_mmmo", "speed", "speed_all")
+UMDF = quality.RECORDS / "study" / "umdf"
+PARTS = (
+    *("study_umdf", "study_corrkd", "study_hrlf", "methods", "fresh", "ict_mmmo"),
+    *("speed", "train_steps", "kernels", "scaling", "data_path", "parity"),
+)
 
 
 def test_tables_are_rendered_from_the_records() -> None:
-    assert readme.main(["--check"]) == 0
+    assert report.main(["--check"]) == 0
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_render_replaces_only_the_marked_parts(part: str) -> None:
-    (document,) = (path for path, names in readme.DOCUMENTS.items() if part in names)
+    (document,) = (path for path, names in report.DOCUMENTS.items() if part in names)
     text = document.read_text(encoding="utf-8")
     marked = rf"(<!-- begin: {part} [^\n]*-->\n).*?(<!-- end: {part} -->)"
     broken = re.sub(marked, r"\1stale\n\2", text, flags=re.DOTALL)
     assert broken != text
-    assert readme.render(broken, {part: readme.parts()[part]}, document.name) == text
+    assert report.render(broken, {part: report.parts()[part]}, document.name) == text
 
 
 def test_a_part_that_is_missing_is_named() -> None:
     with pytest.raises(ValueError, match=r"my\.md has 0 parts named methods; expected one"):
-        readme.render("<!-- begin: method -->\n<!-- end: methods -->", {"methods": ""}, "my.md")
+        report.render("<!-- begin: method -->\n<!-- end: methods -->", {"methods": ""}, "my.md")
 
 
 class TestOtherRecords:
@@ -41,10 +44,10 @@ class TestOtherRecords:
 
     @pytest.fixture
     def records(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(readme, "RECORDS", tmp_path / "records")
-        monkeypatch.setattr(readme, "SPEED", tmp_path / "speed.json")
+        monkeypatch.setattr(quality, "RECORDS", tmp_path / "records")
+        monkeypatch.setattr(records, "FOLDER", tmp_path / "speed")
         self.document = tmp_path / "README.md"
-        monkeypatch.setattr(readme, "DOCUMENTS", {self.document: PARTS})
+        monkeypatch.setattr(report, "DOCUMENTS", {self.document: PARTS})
         parts = [f"<!-- begin: {part} (generated) -->\n<!-- end: {part} -->\n" for part in PARTS]
         self.document.write_text("".join(parts))
         return tmp_path / "records"
@@ -76,11 +79,11 @@ class TestOtherRecords:
         }
 
     def test_nothing_is_said_of_what_was_not_run(self, records: Path) -> None:
-        assert readme.main([]) == 0
+        assert report.main([]) == 0
         assert set(self.parts().values()) == {"Not yet run.\n"}
 
     def test_records_are_taken_of_the_methods_that_are_there(self, records: Path, runs: Path) -> None:
-        assert readme.main(["--study", str(runs), "--real", str(runs)]) == 0
+        assert report.main(["--study", str(runs), "--real", str(runs)]) == 0
         taken = {str(path.parent.relative_to(records)) for path in records.rglob("results.json")}
         assert taken == {
             *(f"study/{method}/{slug(name)}" for method in ("umdf", "corrkd") for name in ABLATIONS[method]),
@@ -98,7 +101,7 @@ class TestOtherRecords:
             ]
 
     def test_methods_share_a_table_that_names_their_tasks(self, records: Path, runs: Path) -> None:
-        readme.main(["--study", str(runs)])
+        report.main(["--study", str(runs)])
         text = self.parts()["methods"]
         assert text.startswith("F1 non0 (%) on synthetic, like mosi")
         assert "trained for regression (UMDF, UMDF complete training) and classification-2 (CorrKD, Corr" in text
@@ -113,17 +116,17 @@ class TestOtherRecords:
         shutil.move(runs / "umdf", runs / "fresh" / "umdf")
         for row in ("corrkd", "without_distillation"):
             shutil.copytree(runs / "corrkd" / row, runs / "fresh" / "corrkd" / row)
-        readme.main(["--study", str(runs)])
+        report.main(["--study", str(runs)])
         assert self.parts()["methods"] == "Not yet run.\n"
         text = self.parts()["fresh"]
         compared = [line.split("|")[1].strip() for line in text.splitlines() if " − " in line]
         assert compared == ["UMDF − UMDF complete training", "CorrKD − CorrKD without distillation", "UMDF − CorrKD"]
 
     def test_only_regressions_are_in_the_table_of_mae(self, records: Path, runs: Path) -> None:
-        readme.main(["--real", str(runs)])
+        report.main(["--real", str(runs)])
         assert "MAE" not in self.parts()["ict_mmmo"]
         shutil.copytree(runs / "umdf" / "umdf", runs / "umdf_ict_mmmo")
-        readme.main(["--real", str(runs)])
+        report.main(["--real", str(runs)])
         f1, mae = self.parts()["ict_mmmo"].split("MAE (lower is better) on ")
         assert "| CorrKD " in f1
         assert "| CorrKD " not in mae
@@ -133,10 +136,10 @@ class TestOtherRecords:
         path = runs / "corrkd" / "corrkd" / "results.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"data_hash": "0" * 64}))
         with pytest.raises(ValueError, match="not evaluated on the same data"):
-            readme.main(["--study", str(runs)])
+            report.main(["--study", str(runs)])
 
     def test_a_folder_without_runs_is_refused(self, records: Path, tmp_path: Path) -> None:
         with pytest.raises(
             UserError, match="expected one of the folders umdf_ict_mmmo, corrkd_ict_mmmo, hrlf_ict_mmmo"
         ):
-            readme.main(["--real", str(tmp_path)])
+            report.main(["--real", str(tmp_path)])

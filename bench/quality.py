@@ -1,42 +1,19 @@
-"""Render the tables of the documents from the records under `bench/results`: `python -m bench.readme`.
-
-python -m bench.readme                          rewrite the tables
-python -m bench.readme --check                  exit 1 if they are not what the records say
-python -m bench.readme --study runs/study       first take over the results of `make study`
-python -m bench.readme --real runs/ict_mmmo     first take over the results of `make real`
-
-Results are taken of the methods that are there; the records of others stay.
-"""
+"""Tables of results, and the records under `bench/results/quality` that they are made of."""
 
 from __future__ import annotations
 
-import argparse
-import re
 import shutil
-import sys
 from itertools import combinations
 from pathlib import Path
 
-from bench import table
 from fastmmkd.engine.ablation import ABLATIONS, slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import report, results, tables
 from fastmmkd.evaluation.report import Run
-from fastmmkd.files import make_directory, read_json, write_text
+from fastmmkd.files import make_directory, read_json
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = {
-    ROOT / "README.md": ("methods", "fresh", "ict_mmmo", "speed"),
-    ROOT / "docs" / "speed.md": ("speed_all",),
-    ROOT / "docs" / "ablations.md": tuple(f"study_{method}" for method in ABLATIONS),
-}
-"""File -> its generated parts, in `<!-- begin: NAME ... -->` marks."""
-RECORDS = ROOT / "bench" / "results" / "quality"
+RECORDS = Path(__file__).parent / "results" / "quality"
 FILES = ("results.json", "run.json")
-HEADLINES = ("cross_attention", "pairwise_contrastive", "UMDF step")
-"""Groups of benchmarks that the README shows."""
-SPEED = ROOT / "bench" / "results" / "speed" / "cpu.json"
-
 FULL = {method: next(iter(rows)) for method, rows in ABLATIONS.items()}
 """Method -> its name for people, which is the first row of its ablation table."""
 FRESH = "fresh"
@@ -45,34 +22,20 @@ ALONE, COMPLETE = "without distillation", "complete training"
 NOT_YET = "Not yet run.\n"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Rewrite or check the documents; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.readme", description="Render the documents' tables.")
-    parser.add_argument("--check", action="store_true", help="only say whether the documents are up to date")
-    parser.add_argument("--study", type=Path, metavar="DIR", help="folder of `make study` to take results from")
-    parser.add_argument("--real", type=Path, metavar="DIR", help="folder of `make real` to take results from")
-    args = parser.parse_args(argv)
-    if args.study:
-        for method, runs in methods_in(args.study, "").items():
-            for name in ABLATIONS[method]:
-                take(runs / slug(name), _study_record(method, name))
-        for found in sorted((args.study / FRESH).glob(f"*/*/{results.FILE_NAME}")):
-            run = found.parent
-            take(run, RECORDS / FRESH / run.parent.name / run.name)
-    if args.real:
-        for method, run in methods_in(args.real, "_ict_mmmo").items():
-            take(run, _real_record(method))
-    bodies = parts()
-    stale = False
-    for path, names in DOCUMENTS.items():
-        old = path.read_text(encoding="utf-8")
-        new = render(old, {name: bodies[name] for name in names}, path.name)
-        stale |= new != old
-        if args.check:
-            print(f"{path.name} is up to date" if new == old else f"{path.name} is stale: run `make readme`")
-        else:
-            write_text(path, new)
-    return int(args.check and stale)
+def take_study(folder: Path) -> None:
+    """Take over what `make study` left in a folder, of the methods that are there."""
+    for method, runs in methods_in(folder, "").items():
+        for name in ABLATIONS[method]:
+            take(runs / slug(name), _study_record(method, name))
+    for found in sorted((folder / FRESH).glob(f"*/*/{results.FILE_NAME}")):
+        run = found.parent
+        take(run, RECORDS / FRESH / run.parent.name / run.name)
+
+
+def take_real(folder: Path) -> None:
+    """Take over what `make real` left in a folder."""
+    for method, run in methods_in(folder, "_ict_mmmo").items():
+        take(run, _real_record(method))
 
 
 def methods_in(folder: Path, suffix: str) -> dict[str, Path]:
@@ -97,24 +60,9 @@ def take(run: Path, record: Path) -> None:
 
 
 def parts() -> dict[str, str]:
-    """Every generated part, by name: what the records say."""
+    """Every generated part about results, by name: what the records say."""
     studies = {f"study_{method}": study_table(method) for method in ABLATIONS}
-    quality = {"methods": methods_table("study"), "fresh": methods_table(FRESH), "ict_mmmo": real_table()}
-    return studies | quality | {"speed": speed_table(HEADLINES), "speed_all": speed_table(None)}
-
-
-def render(text: str, bodies: dict[str, str], document: str) -> str:
-    """A document with its generated parts replaced.
-
-    Raises:
-        ValueError: a part is not there exactly once.
-    """
-    for name, body in bodies.items():
-        pattern = re.compile(rf"(<!-- begin: {name} [^\n]*-->\n).*?(<!-- end: {name} -->)", re.DOTALL)
-        text, found = pattern.subn(lambda match, body=body: match.group(1) + body + match.group(2), text)
-        if found != 1:
-            raise ValueError(f"{document} has {found} parts named {name}; expected one")
-    return text
+    return studies | {"methods": methods_table("study"), "fresh": methods_table(FRESH), "ict_mmmo": real_table()}
 
 
 def study_table(method: str) -> str:
@@ -157,17 +105,6 @@ def real_table() -> str:
     if with_mae:
         parts.append(_table({name: records[name] for name in with_mae}, "mae"))
     return "\n".join(parts)
-
-
-def speed_table(groups: tuple[str, ...] | None) -> str:
-    """How many times as long as ours the baselines take, on a CPU, in groups of these names; None: all, with times."""
-    if not SPEED.exists():
-        return NOT_YET
-    record = read_json(SPEED, "a record of bench.table")
-    chosen = [member for member in record["benchmarks"] if groups is None or member["group"].startswith(groups)]
-    body = table.ratios(record | {"benchmarks": chosen}) if groups else table.render(record)
-    facts = f"{record['cpu']}, {record['threads']} threads, {record['instruction set']}, torch {record['torch']}"
-    return f"Medians of at least 30 runs in one process on {facts}, {record['date']}.\n\n{body}"
 
 
 def _study_record(method: str, row: str) -> Path:
@@ -236,10 +173,3 @@ def _stated(facts: dict[str, str]) -> str:
     if len(named) == 1:
         return next(iter(named))
     return " and ".join(f"{fact} ({', '.join(names)})" for fact, names in named.items())
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -1,0 +1,51 @@
+"""Whether contenders compute the same: nothing is timed that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from bench.contenders import OURS, PLAIN, REFERENCE, Contender
+from fastmmkd.errors import UserError
+
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+"""Of the norm of a parameter's gradient; a loss is held to it too."""
+NEGLIGIBLE = 1e-2
+"""A gradient that is this small beside the whole may err by as much of the whole."""
+
+
+def assert_agreement(contenders: Mapping[str, Contender], dtype: torch.dtype) -> dict[str, float]:
+    """Hold first loss and gradients to the reference's, or where it is left out to those of "ours".
+
+    Returns:
+        The largest relative error of a gradient, by contender.
+
+    Raises:
+        UserError: one differs.
+    """
+    base = REFERENCE if REFERENCE in contenders else OURS
+    loss, gradients = contenders[base].first()
+    whole, limit, found = norm(gradients), TOLERANCE[dtype], {}
+    for name, contender in contenders.items():
+        if name == base:
+            continue
+        other_loss, others = contender.first()
+        off = ((other_loss - loss).abs() / loss.abs().clamp_min(1e-3)).item()
+        if off > limit:
+            raise UserError(f"{name}: its first loss is {other_loss.item():.6g}, that of {base} {loss.item():.6g}")
+        if name == PLAIN:  # its parameters are laid out otherwise
+            found[name] = abs(norm(others) / whole - 1)
+        else:
+            found[name] = max(
+                (others[key] - g).float().norm().item() / (g.float().norm().item() + NEGLIGIBLE * whole)
+                for key, g in gradients.items()
+            )
+        if not found[name] <= limit:
+            raise UserError(f"{name}: its first gradients differ from those of {base} by {found[name]:.1e}")
+    return found
+
+
+def norm(gradients: Mapping[str, torch.Tensor]) -> float:
+    """Of all gradients together."""
+    return sum(g.float().square().sum().item() for g in gradients.values()) ** 0.5

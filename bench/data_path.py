@@ -1,0 +1,110 @@
+"""Times and memory of the data path on a set of MOSEI's size: `python -m bench.data_path [--fraction F] [--record]`.
+
+Synthesis, writing, reading with its hash checked, standardising onto the device, and one epoch of missing draws alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from bench import records
+from bench.workload import keys_of
+from fastmmkd.config import MissingBlock
+from fastmmkd.data import store
+from fastmmkd.data.batches import ResidentSplit
+from fastmmkd.data.synthetic import synthesize
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation import tables
+from fastmmkd.tasks import Task
+
+KIND = "data_path"
+BATCH, VERSIONS = 16, 2
+Result = TypeVar("Result")
+
+
+class Stages:
+    """Runs stages one after the other, and notes seconds and the process's peak memory after each."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = []
+
+    def __call__(self, name: str, run: Callable[[], Result]) -> Result:
+        started = time.perf_counter()
+        result = run()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.found.append({"stage": name, "seconds": time.perf_counter() - started, "peak bytes so far": peak})
+        return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, record; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.data_path", description="Time the data path.")
+    parser.add_argument("--like", default="mosei", choices=["mosi", "mosei", "iemocap"])
+    parser.add_argument("--fraction", type=float, default=1.0, metavar="F", help="of the real set's size (default 1)")
+    parser.add_argument("--record", action="store_true", help="append a record under bench/results/speed")
+    args = parser.parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        body = measure(args.like, args.fraction, Path(folder) / "data.h5", device)
+    print(render(body))
+    if args.record:
+        print(records.append(KIND, body, device))
+    return 0
+
+
+def measure(like: str, fraction: float, path: Path, device: torch.device) -> dict[str, Any]:
+    """Every stage once."""
+    stage = Stages()
+    made = stage("synthesise", lambda: synthesize(like, fraction, seed=1))
+    stage("write", lambda: store.write(made, path))
+    read = stage("read, hash checked", lambda: store.read(path, verify=True))
+    task = Task("regression" if read.label_kind == "score" else "emotions-binary")
+    resident = stage(
+        "standardise onto the device",
+        lambda: ResidentSplit(read.splits["train"], read.normalisation, task, 10.0, "missing", device, torch.float32),
+    )
+    stage(f"one epoch of draws, {VERSIONS} versions, batch {BATCH}", lambda: draw_epoch(resident, device))
+    train = read.splits["train"]
+    return {
+        "like": like,
+        "samples": sum(len(split) for split in read.splits.values()),
+        "training samples": len(train),
+        "frames": next(iter(train.features.values())).shape[1],
+        "dims": list(read.feature_dims),
+        "file bytes": path.stat().st_size,
+        "stages": stage.found,
+    }
+
+
+def draw_epoch(resident: ResidentSplit, device: torch.device) -> None:
+    """What a training draws in an epoch, nothing else."""
+    for step in range(resident.size // BATCH):
+        keys = keys_of(step, 1, BATCH, resident.size, device)
+        resident.training_batch(*keys, VERSIONS, MissingBlock())
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def render(body: dict[str, Any]) -> str:
+    """Markdown: a line on the data, and a row per stage."""
+    dims = " + ".join(map(str, body["dims"]))
+    text = f"Like {body['like']}: {body['samples']:,} samples of {body['frames']} frames of {dims} features"
+    rows = [[s["stage"], f"{s['seconds']:.2f}", f"{s['peak bytes so far'] / 1e9:.2f}"] for s in body["stages"]]
+    table = tables.markdown_table(["stage", "seconds", "peak memory so far, GB"], rows)
+    return f"{text}, a file of {body['file bytes'] / 1e6:,.0f} MB.\n\n{table}"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,169 @@
+"""How exact the compiled operations are: `python -m bench.parity [--provider cpp] [--out FILE] [--record]`.
+
+Value and every gradient of each operation against the fp64 reference on the same inputs, beside the error that plain
+PyTorch makes in the same precision. The cases are those of `tests/parity`, at a few shapes that training has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from bench import records
+from fastmmkd import ops
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation import tables
+from fastmmkd.files import write_text
+from fastmmkd.ops import OPERATIONS, reference, use_provider
+from fastmmkd.ops.providers import DTYPES, INTERPRETED, PROVIDERS, obstacle
+from tests.parity import attention, losses, norm
+from tests.parity.parity import value_and_gradients
+
+KIND = "parity"
+COMPILED = tuple(name for name in PROVIDERS if name != "reference")
+ATTENTION = [(1, 8, 50, (50, 50, 50), 8, 5), (6, 4, 50, (50, 50), 8, 5), (1, 2, 100, (100, 100, 100), 8, 5)]
+NORM = [(1, 32, 50, 120), (3, 32, 50, 40)]
+LOSSES = [(1, 16, 120), (6, 16, 120), (1, 128, 120)]
+if INTERPRETED:  # every program takes milliseconds
+    ATTENTION, NORM, LOSSES = [(1, 2, 20, (20, 20, 20), 8, 5)], [(1, 2, 5, 40)], [(2, 16, 40)]
+
+Implementation = Callable[..., torch.Tensor]
+
+
+class Case(NamedTuple):
+    """One call of an operation."""
+
+    shape: str
+    inputs: list[torch.Tensor]
+    """What is differentiated, fp32."""
+    names: list[str]
+    """Of the value and of every gradient."""
+    call: Callable[[Implementation], Callable[..., torch.Tensor]]
+    """From an implementation of the operation to a function of the inputs."""
+    grad: torch.Tensor
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.parity", description="Report how exact the kernels are.")
+    parser.add_argument("--provider", choices=COMPILED, help="default: the one that runs here by itself")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table to this Markdown file")
+    parser.add_argument("--record", action="store_true", help="append a record under bench/results/speed")
+    args = parser.parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() and args.provider != "cpp" else "cpu")
+    provider = args.provider or ops.explain(OPERATIONS[0], device).provider
+    body = {"provider": provider, "interpreted": INTERPRETED, "rows": measure(provider, device)}
+    text = render(body)
+    print(text)
+    if args.out:
+        write_text(args.out, text)
+    if args.record:
+        print(records.append(KIND, body, device))
+    return 0
+
+
+def measure(provider: str, device: torch.device) -> list[dict[str, Any]]:
+    """A row per operation, precision, shape and output.
+
+    Raises:
+        UserError: the provider cannot run here.
+    """
+    rows = []
+    for op in OPERATIONS:
+        reason = obstacle(provider, op, device, [])
+        if reason:
+            raise UserError(f"--provider {provider}: {op} cannot run: {reason}")
+        for dtype in DTYPES.get(provider, ()):
+            if obstacle(provider, op, device, [dtype]):
+                continue
+            name = str(dtype).removeprefix("torch.")
+            for case in cases(op):
+                for row in errors(op, case, provider, device, dtype):
+                    rows.append({"op": op, "dtype": name, "shape": case.shape, **row})
+    return rows
+
+
+def cases(op: str) -> Iterator[Case]:
+    """Of an operation, at the shapes that training has."""
+    if op == "cross_attention":
+        for shape in ATTENTION:
+            drawn = attention.draw(*shape)
+            label = f"G={shape[0]} B={shape[1]} T={shape[2]} keys={sum(shape[3])}"
+            yield Case(label, drawn.inputs, drawn.names(), partial(_attend, drawn), drawn.grad)
+    elif op == "residual_layer_norm":
+        for shape in NORM:
+            inputs, grad = norm.draw(shape)
+            label = f"G={shape[0]} rows={shape[1] * shape[2]} d={shape[3]}"
+            yield Case(label, inputs, list(norm.NAMES), lambda implementation: implementation, grad)
+    elif op in losses.CASES:
+        for shape in LOSSES:
+            found = losses.CASES[op](*shape)
+            names = ["value", *(f"grad {i}" for i in range(len(found.inputs)))]
+            label = f"G={shape[0]} N={shape[1]} d={shape[2]}"
+            yield Case(label, list(found.inputs), names, partial(_with_constants, found), losses.upstream(shape[0]))
+
+
+def _attend(drawn: attention.Case, implementation: Implementation) -> Callable[..., torch.Tensor]:
+    def call(query: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        n, masks = len(drawn.masks), [mask.to(query.device) for mask in drawn.masks]
+        return implementation(query, rest[:n], rest[n:], masks, drawn.heads)
+
+    return call
+
+
+def _with_constants(case: losses.Case, implementation: Implementation) -> Callable[..., torch.Tensor]:
+    def call(*inputs: torch.Tensor) -> torch.Tensor:
+        at = inputs[0].device
+        return implementation(*inputs, *(c.to(at) if isinstance(c, torch.Tensor) else c for c in case.constants))
+
+    return call
+
+
+def errors(op: str, case: Case, provider: str, device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """Of the value and of every gradient: the largest error, and it and plain PyTorch's by the largest value."""
+    inputs, grad = [x.to(device, dtype) for x in case.inputs], case.grad.to(device)
+    with use_provider(provider):
+        fast = value_and_gradients(case.call(getattr(ops, op)), inputs, grad)
+    plain, exact = (value_and_gradients(case.call(getattr(reference, op)), x, grad) for x in (inputs, _doubles(inputs)))
+    for name, *found, true in zip(case.names, fast, plain, exact, strict=True):
+        scale = true.abs().max().item() or 1.0
+        error, plain_error = ((x.double() - true).abs().max().item() for x in found)
+        yield {
+            "of": name,
+            "largest error": error,
+            "relative": error / scale,
+            "plain PyTorch, relative": plain_error / scale,
+        }
+
+
+def _doubles(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [x.double() for x in inputs]
+
+
+def render(body: dict[str, Any]) -> str:
+    """A Markdown table: per operation and precision the worst of each output over all shapes."""
+    worst: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in body["rows"]:
+        key = row["op"], row["dtype"], row["of"]
+        if key not in worst or row["relative"] > worst[key]["relative"]:
+            worst[key] = row
+    rows = [
+        [*key, row["shape"], *(f"{row[k]:.1e}" for k in ("largest error", "relative", "plain PyTorch, relative"))]
+        for key, row in worst.items()
+    ]
+    header = ["operation", "precision", "of", "worst at", "largest error", "by the largest value", "plain PyTorch"]
+    interpreted = ", interpreted" if body["interpreted"] else ""
+    return f"Provider {body['provider']}{interpreted}.\n\n{tables.markdown_table(header, rows)}"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")

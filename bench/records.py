@@ -1,0 +1,143 @@
+"""Records of what was measured, one JSON file each: appended, never overwritten.
+
+`bench/results/speed/<device>/<date>_<kind>_<n>.json` holds `schema`, `kind`, `date`, `commit`, `versions`, `device`
+(its name, and threads and instruction set, or capability, driver and clocks) and what the kind of measurement adds.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import power
+from fastmmkd.engine.run import commit, package_version
+from fastmmkd.errors import UserError
+from fastmmkd.files import make_directory, read_json, write_json
+from fastmmkd.ops import extension
+
+SCHEMA = 1
+FOLDER = Path(__file__).parent / "results" / "speed"
+NAME = re.compile(r"(?P<date>\d{4}-\d\d-\d\d)_(?P<kind>\w+)_(?P<n>\d+)\.json")
+
+Record = dict[str, Any]
+
+
+def append(kind: str, body: Record, device: torch.device, folder: Path | None = None, day: str | None = None) -> Path:
+    """Write a new record.
+
+    Args:
+        kind: of measurement, a word: "kernels", "train_step_umdf_mosei".
+        body: what was found.
+        device: what it was measured on.
+        folder: of all records.
+        day: `YYYY-MM-DD`; today.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    record = about(kind, device) | ({"date": day} if day else {}) | body
+    directory = make_directory((folder or FOLDER) / slug(record["device"]))
+    n = 1 + max((int(m["n"]) for m in _named(directory) if (m["date"], m["kind"]) == (record["date"], kind)), default=0)
+    path = directory / f"{record['date']}_{kind}_{n}.json"
+    write_json(path, record)
+    return path
+
+
+def newest(folder: Path | None = None) -> dict[tuple[str, str], Record]:
+    """The newest record of every (kind, device), the device by its slug.
+
+    Raises:
+        UserError: a file is not a record of this schema.
+    """
+    found: dict[tuple[str, str], tuple[tuple[str, int], Path]] = {}
+    for directory in sorted(path for path in (folder or FOLDER).glob("*") if path.is_dir()):
+        for match in _named(directory):
+            key, age = (match["kind"], directory.name), (match["date"], int(match["n"]))
+            if key not in found or age > found[key][0]:
+                found[key] = age, directory / match.string
+    return {key: read(path) for key, (_, path) in found.items()}
+
+
+def read(path: Path) -> Record:
+    """One record.
+
+    Raises:
+        UserError: it is not one of this schema.
+    """
+    record = read_json(path, "a record of bench.records")
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise UserError(f"{path}: not a record of schema {SCHEMA}; expected one that bench.records wrote")
+    return record
+
+
+def about(kind: str, device: torch.device) -> Record:
+    """What every record says about itself."""
+    return {
+        "schema": SCHEMA,
+        "kind": kind,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: package_version(name) for name in ("triton", "deepspeed", "numpy")},
+        },
+        "device": gpu(device) if device.type == "cuda" else cpu(),
+    }
+
+
+def cpu() -> Record:
+    """The processor, the threads in use, and the instruction set of the C++ kernels."""
+    return {
+        "name": cpu_brand(),
+        "threads": torch.get_num_threads(),
+        "instruction set": extension.build_info().get("instruction set", "none"),
+    }
+
+
+def cpu_brand() -> str:
+    """As the processor names itself: "AMD EPYC 9654 96-Core Processor"."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def gpu(device: torch.device) -> Record:
+    """The GPU, its compute capability, driver and clocks."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory bytes": properties.total_memory,
+        "cuda": torch.version.cuda,
+        **power.driver_and_clocks(),
+    }
+
+
+def slug(device: Record) -> str:
+    """The folder of a device's records: "amd_epyc_2_threads_avx512", "nvidia_h100"."""
+    words = [device["name"]]
+    if "threads" in device:
+        words += [f"{device['threads']} threads", device["instruction set"]]
+    return re.sub(r"\W+", "_", " ".join(words)).strip("_").lower()
+
+
+def described(record: Record) -> str:
+    """One line on what a record was taken on and when."""
+    device = record["device"]
+    words = [device["name"]]
+    if "threads" in device:
+        words += [f"{device['threads']} thread{'s' if device['threads'] > 1 else ''}", device["instruction set"]]
+    return ", ".join([*words, f"torch {record['versions']['torch']}", record["date"]])
+
+
+def _named(directory: Path) -> list[re.Match[str]]:
+    matches = (NAME.fullmatch(path.name) for path in sorted(directory.iterdir()))
+    return [match for match in matches if match]

@@ -1,0 +1,82 @@
+"""Render the documents' tables and plots from the records under `bench/results`: `python -m bench.report`.
+
+python -m bench.report                          rewrite tables and plots
+python -m bench.report --check                  exit 1 if the tables are not what the records say
+python -m bench.report --study runs/study       first take over the results of `make study`
+python -m bench.report --real runs/ict_mmmo     first take over the results of `make real`
+
+Results are taken of the methods that are there; the records of others stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from bench import quality, speed, speed_plots
+from fastmmkd.engine.ablation import ABLATIONS
+from fastmmkd.errors import UserError
+from fastmmkd.files import write_text
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = {
+    ROOT / "README.md": ("methods", "fresh", "ict_mmmo", "speed"),
+    ROOT / "docs" / "speed.md": ("train_steps", "kernels", "scaling", "data_path"),
+    ROOT / "docs" / "parity.md": ("parity",),
+    ROOT / "docs" / "ablations.md": tuple(f"study_{method}" for method in ABLATIONS),
+}
+"""File -> its generated parts, in `<!-- begin: NAME ... -->` marks."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rewrite or check the documents; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description="Render the documents' tables.")
+    parser.add_argument("--check", action="store_true", help="only say whether the documents are up to date")
+    parser.add_argument("--study", type=Path, metavar="DIR", help="folder of `make study` to take results from")
+    parser.add_argument("--real", type=Path, metavar="DIR", help="folder of `make real` to take results from")
+    args = parser.parse_args(argv)
+    if args.study:
+        quality.take_study(args.study)
+    if args.real:
+        quality.take_real(args.real)
+    if not args.check:
+        speed_plots.draw_all()
+    bodies = parts()
+    stale = False
+    for path, names in DOCUMENTS.items():
+        old = path.read_text(encoding="utf-8")
+        new = render(old, {name: bodies[name] for name in names}, path.name)
+        stale |= new != old
+        if args.check:
+            print(f"{path.name} is up to date" if new == old else f"{path.name} is stale: run `make readme`")
+        else:
+            write_text(path, new)
+    return int(args.check and stale)
+
+
+def parts() -> dict[str, str]:
+    """Every generated part, by name: what the records say."""
+    return quality.parts() | speed.parts()
+
+
+def render(text: str, bodies: dict[str, str], document: str) -> str:
+    """A document with its generated parts replaced.
+
+    Raises:
+        ValueError: a part is not there exactly once.
+    """
+    for name, body in bodies.items():
+        pattern = re.compile(rf"(<!-- begin: {name} [^\n]*-->\n).*?(<!-- end: {name} -->)", re.DOTALL)
+        text, found = pattern.subn(lambda match, body=body: match.group(1) + body + match.group(2), text)
+        if found != 1:
+            raise ValueError(f"{document} has {found} parts named {name}; expected one")
+    return text
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")

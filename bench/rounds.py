@@ -1,0 +1,74 @@
+"""Contenders timed round-robin in one process, so that whatever drifts drifts for all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+WARM_UP = 3
+"""Rounds that are not counted."""
+WHOLE = "step"
+
+
+class Clock:
+    """When the stages of one step ended; on CUDA by events, so that the host does not wait between them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        if self.cuda:
+            torch.cuda.synchronize()
+        self.marks: list[tuple[str, Any]] = []
+        self.mark("")
+
+    def mark(self, stage: str) -> None:
+        """The stage that ran since the last mark is over."""
+        at: Any = time.perf_counter()
+        if self.cuda:
+            at = torch.cuda.Event(enable_timing=True)
+            at.record()
+        self.marks.append((stage, at))
+
+    def seconds(self) -> dict[str, float]:
+        """Of every stage, and of all together."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        found = {}
+        for (_, before), (stage, after) in zip(self.marks, self.marks[1:], strict=False):
+            found[stage] = self._between(before, after)
+        return found | {WHOLE: self._between(self.marks[0][1], self.marks[-1][1])}
+
+    def _between(self, before: Any, after: Any) -> float:
+        return before.elapsed_time(after) / 1e3 if self.cuda else after - before
+
+
+Step = Callable[[int, Clock], object]
+"""Takes the number of the round, marks its stages."""
+
+
+def time_all(
+    contenders: Mapping[str, Step], runs: int, device: torch.device, warm_up: int = WARM_UP
+) -> dict[str, dict[str, np.ndarray]]:
+    """Name -> stage -> seconds `[runs]`, the whole under "step"; every round starts with another contender."""
+    names = list(contenders)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for i in range(warm_up + runs):
+        at = i % len(names)
+        for name in names[at:] + names[:at]:
+            clock = Clock(device)
+            contenders[name](i, clock)
+            seconds = clock.seconds()
+            if i >= warm_up:
+                found[name].append(seconds)
+    return {
+        name: {stage: np.array([seconds[stage] for seconds in each]) for stage in each[0]}
+        for name, each in found.items()
+    }
+
+
+def quantiles(seconds: np.ndarray) -> dict[str, float]:
+    """p20, p50 and p80 in milliseconds."""
+    return {f"p{q}": 1e3 * float(np.percentile(seconds, q)) for q in (20, 50, 80)}

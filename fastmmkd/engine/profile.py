@@ -1,0 +1,292 @@
+"""`fastmmkd profile`: where the time of a config's training steps goes.
+
+Steps are those of training, under DeepSpeed: the first seed's student with a teacher that has not learnt yet, or the
+network by itself. Modules are timed in the forward pass, through hooks; the backward pass is one range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from fastmmkd.config import Config, command_overrides, load_config
+from fastmmkd.engine.device import Placement, output_to, place, prepare_process, start_deepspeed, warnings_to, wrap
+from fastmmkd.engine.floor import Floor, floor
+from fastmmkd.engine.run import read_data
+from fastmmkd.engine.stages import TrainingStep, training_step
+from fastmmkd.engine.trainer import epoch_order
+from fastmmkd.environment import titled_table
+from fastmmkd.errors import UserError
+from fastmmkd.files import make_directory, replacing
+
+WARM_UP = 3
+"""Steps before those that count."""
+TOP = 15
+STAGES = ("draw", "teacher", "forward", "backward", "optimiser")
+STAGE, MODULE = "stage ", "module "
+OPERATORS = ("aten::", "fastmmkd::")
+
+
+@dataclass
+class Profile:
+    """What the steps took, in seconds per step on the host."""
+
+    steps: int
+    seconds: float
+    """Wall clock, under the profiler."""
+    unprofiled_seconds: float
+    """Wall clock of as many steps without it."""
+    stages: dict[str, float]
+    modules: dict[str, float]
+    operators: list[tuple[str, float, float]]
+    """Name, seconds and calls per step, without what they call; the slowest first. On CUDA the device's seconds."""
+    calls: float
+    """Operators per step that are not called by another."""
+    launches: float | None
+    """On CUDA: kernels, copies and fills per step."""
+    outside: float
+    """Host work that is no operator's: Python, autograd's bookkeeping, DeepSpeed's."""
+    floor: Floor
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `profile` to the command line; its handler is `args.run(args) -> exit code`."""
+    parser = subparsers.add_parser("profile", help="train a few steps and say where their time goes")
+    parser.add_argument("--config", required=True, type=Path, help="a config file")
+    parser.add_argument("--data", metavar="FILE", help="data file in place of the config's data.path")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, train.batch_size=32")
+    parser.add_argument("--steps", type=int, default=20, help="steps that count (default 20)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for trace.json (default: runs/profile_<config name>)")
+    parser.set_defaults(run=run_profile)
+
+
+def run_profile(args: argparse.Namespace) -> int:
+    """Profile a config's steps, write the trace, print the tables."""
+    if args.steps < 1:
+        raise UserError(f"--steps {args.steps}: expected 1 or more")
+    config = load_config(args.config, command_overrides(args.set, args.data, None))
+    out = make_directory(args.out or Path("runs") / f"profile_{args.config.stem}")
+    console = Console()
+    found = profile_steps(config, args.steps, out)
+    for table in tables(found):
+        console.print(table)
+    console.print(f"{out / 'trace.json'}: for chrome://tracing or ui.perfetto.dev", soft_wrap=True, highlight=False)
+    return 0
+
+
+def profile_steps(config: Config, steps: int, out: Path) -> Profile:
+    """Train `steps` steps without and with the profiler; writes `trace.json` and `deepspeed.log` into `out`.
+
+    Raises:
+        UserError: the data file is missing, or has fewer samples than a batch.
+    """
+    prepare_process(config)
+    placement, log_file = place(config), out / "deepspeed.log"
+    dataset, seed = read_data(Path(config.data.path)), config.train.seeds[0]
+    if len(dataset.splits["train"]) < config.train.batch_size:
+        raise UserError(
+            f"train.batch_size: {config.train.batch_size}, but {config.data.path} has "
+            f"{len(dataset.splits['train'])} training samples; expected at most that"
+        )
+    with warnings_to(log_file):
+        step = training_step(config, dataset, [seed], placement.device, placement.dtype)
+        loop = Loop(config, step, placement, seed, log_file)
+        least = floor(loop.loss, step.module, placement.device, placement.dtype)
+        loop.start()
+        with labelled(step.module):
+            loop.run(WARM_UP)
+            unprofiled = loop.run(steps)
+            activities = [ProfilerActivity.CPU]
+            if placement.device.type == "cuda":
+                activities.append(ProfilerActivity.CUDA)
+            with output_to(log_file), profile(activities=activities) as profiler:
+                seconds = loop.run(steps)
+        loop.engine.destroy()
+    with replacing(out / "trace.json") as temporary, output_to(log_file):
+        profiler.export_chrome_trace(str(temporary))
+    return summary(profiler, steps, seconds / steps, unprofiled / steps, least)
+
+
+class Loop:
+    """The training loop with its stages marked, and nothing but steps in it."""
+
+    def __init__(self, config: Config, step: TrainingStep, placement: Placement, seed: int, log_file: Path) -> None:
+        self.step, self.placement, self.log_file = step, placement, log_file
+        self.engine: Any = None
+        self.order = epoch_order(step.split.size, config.train.batch_size, seed, 0).to(placement.device)
+        self.seeds = torch.tensor([seed], device=placement.device)
+        self.epoch = torch.tensor(0, device=placement.device)
+        self.at = 0
+
+    def start(self) -> None:
+        """Put DeepSpeed's engine around the module."""
+        deepspeed = start_deepspeed(self.placement, self.log_file)
+        self.engine = wrap(deepspeed, self.step.module, self.placement.deepspeed, self.log_file)
+
+    def loss(self) -> torch.Tensor:
+        """Of the first step, without the engine."""
+        drawn = self.step.draw(self.order[:1], self.seeds, self.epoch)
+        return self.step.loss(drawn, self.step.teach(drawn))[0]
+
+    def run(self, steps: int) -> float:
+        """Seconds of this many steps."""
+        self._wait()
+        started = time.perf_counter()
+        for _ in range(steps):
+            rows = self.order[self.at % len(self.order)][None]
+            self.at += 1
+            with record_function(STAGE + "draw"):
+                drawn = self.step.draw(rows, self.seeds, self.epoch)
+            with record_function(STAGE + "teacher"):
+                taught = self.step.teach(drawn)
+            batch = drawn.batch
+            with record_function(STAGE + "forward"):
+                loss, _ = self.engine(batch.features, batch.masks, batch.targets, *taught)
+            with record_function(STAGE + "backward"):
+                self.engine.backward(loss)
+            with record_function(STAGE + "optimiser"):
+                self.engine.step()
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.placement.device.type == "cuda":
+            torch.cuda.synchronize(self.placement.device)
+
+
+class labelled:
+    """Inside the `with` block, the forward pass of each top-level module is a range named after it."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+        self.handles: list[Any] = []
+        self.open: list[record_function] = []
+
+    def __enter__(self) -> labelled:
+        for name, child in top_level(self.module):
+            self.handles.append(child.register_forward_pre_hook(lambda *_, name=name: self._begin(name)))
+            self.handles.append(child.register_forward_hook(lambda *_: self._end()))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _begin(self, name: str) -> None:
+        self.open.append(record_function(MODULE + name))
+        self.open[-1].__enter__()
+
+    def _end(self) -> None:
+        self.open.pop().__exit__(None, None, None)
+
+
+def top_level(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The parts of a method by name: of a student its network's and its own; of a list each member, under its name."""
+    for name, child in module.named_children():
+        if name == "network":
+            yield from top_level(child)
+        elif isinstance(child, torch.nn.ModuleList):
+            yield from ((name, member) for member in child)
+        else:
+            yield name, child
+
+
+def summary(profiler: profile, steps: int, seconds: float, unprofiled: float, least: Floor) -> Profile:
+    """What the profiler saw, per step."""
+    cuda = torch.autograd.DeviceType.CUDA
+    host = [event for event in profiler.events() or () if event.device_type != cuda]
+    on_device = len(profiler.events() or ()) - len(host)
+    ranges: Counter[str] = Counter()
+    calls, inside = 0, 0.0
+    for event in host:
+        if event.name.startswith((STAGE, MODULE)):
+            ranges[event.name] += event.cpu_time_total
+        if event.name.startswith(OPERATORS):
+            inside += event.self_cpu_time_total
+            calls += not _within_operator(event)
+    averages = [a for a in profiler.key_averages() if a.key.startswith(OPERATORS)]
+    operators = [
+        (a.key, max(a.self_device_time_total if on_device else 0, 0) or a.self_cpu_time_total, a.count)
+        for a in averages
+    ]
+    slowest = sorted(operators, key=lambda found: -found[1])[:TOP]
+    scale = 1e-6 / steps
+    return Profile(
+        steps,
+        seconds,
+        unprofiled,
+        {stage: scale * ranges[STAGE + stage] for stage in STAGES if STAGE + stage in ranges},
+        {key.removeprefix(MODULE): scale * total for key, total in ranges.most_common() if key.startswith(MODULE)},
+        [(key, scale * total, count / steps) for key, total, count in slowest],
+        calls / steps,
+        on_device / steps if on_device else None,
+        seconds - scale * inside,
+        least,
+    )
+
+
+def _within_operator(event: Any) -> bool:
+    parent = event.cpu_parent
+    while parent is not None:
+        if parent.name.startswith(OPERATORS):
+            return True
+        parent = parent.cpu_parent
+    return False
+
+
+def tables(found: Profile) -> list[Table]:
+    """What is printed."""
+    facts = titled_table("one step", "", "")
+    facts.add_row("wall clock", f"{_ms(found.unprofiled_seconds)} ms ({_ms(found.seconds)} under the profiler)")
+    share = found.outside / found.seconds
+    facts.add_row("host work outside of operators", f"{_ms(found.outside)} ms under the profiler, {share:.0%}")
+    facts.add_row("operator calls", f"{found.calls:,.0f}")
+    if found.launches is not None:
+        facts.add_row("launches", f"{found.launches:,.0f}")
+    least = found.floor
+    facts.add_row("bytes, at least", f"{least.bytes / 1e6:,.1f} MB at {least.bytes_per_second / 1e9:,.1f} GB/s")
+    speed = f"{least.operations_per_second / 1e9:,.0f} Gflop/s"
+    facts.add_row("operations of products", f"{least.operations / 1e9:,.2f} Gflop at {speed}")
+    gap = found.unprofiled_seconds / least.seconds
+    facts.add_row("floor", f"{_ms(least.seconds)} ms: the step takes {gap:.1f} times as long")
+    return [
+        facts,
+        _shares("stages, host", found.stages, found.seconds),
+        _shares("modules, forward, host", found.modules, found.seconds),
+        _operators(found),
+    ]
+
+
+def _shares(title: str, seconds: dict[str, float], whole: float) -> Table:
+    table = _numbers(title, "what", "ms", "of the step")
+    for name, value in seconds.items():
+        table.add_row(name, _ms(value), f"{value / whole:.0%}")
+    return table
+
+
+def _operators(found: Profile) -> Table:
+    table = _numbers("operators, without what they call", "what", "ms", "calls", "of the step")
+    for name, seconds, calls in found.operators:
+        table.add_row(name, _ms(seconds), f"{calls:g}", f"{seconds / found.seconds:.0%}")
+    return table
+
+
+def _numbers(title: str, *columns: str) -> Table:
+    table = titled_table(title, *columns)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}"
