@@ -13,9 +13,9 @@ import torch
 from fastmmkd import ops
 from fastmmkd.ops import reference
 from tests.parity.losses import check, normal
-from tests.parity.parity import needs_extension, value_and_gradients
+from tests.parity.parity import needs, value_and_gradients
 
-pytestmark = needs_extension
+pytestmark = needs("gaussian_mmd")
 
 WIDTH, HIDDEN = 120, 64
 CHECKED = 256

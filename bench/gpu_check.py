@@ -36,6 +36,8 @@ RESULTS = ROOT / "bench" / "results" / "gpu"
 TAIL = 4000
 """Characters of a failed section's output that the record keeps."""
 
+LAST_LINE = "last line"
+"""The record of a section that prints the file's name in the end."""
 PARITY = ("-m", "pytest", "tests/parity", "-p", "no:cacheprovider", "--tb=short")
 SANITIZED = ("tests/parity", "-p", "no:cacheprovider", "-k", "views_of_other_tensors or rows_without_keys")
 
@@ -51,7 +53,7 @@ class Section:
     """It is stopped after this long."""
     environment: dict[str, str] = field(default_factory=dict)
     record: str = ""
-    """A JSON file that it writes, relative to the log folder; taken into the record."""
+    """A JSON file that it writes, relative to the log folder, or LAST_LINE, which names it; taken into the record."""
 
 
 @dataclass
@@ -92,8 +94,8 @@ def sections(dry: bool) -> list[Section]:
         Section("kernels", ("-m", "bench.gpu_kernels", "--out", "kernels.json"), 120, {}, "kernels.json"),
     ]
     for method in ("umdf", "corrkd", "hrlf"):
-        command = ("-m", "bench.train_step", "--config", f"configs/{method}_mosei.json", "--out", f"step_{method}.json")
-        found.append(Section(f"step {method}", command, 60, {}, f"step_{method}.json"))
+        command = ("-m", "bench.train_step", "--config", f"configs/{method}_mosei.json", "--no-engine", "--record")
+        found.append(Section(f"step {method}", command, 75, {}, LAST_LINE))
     for tool in ("memcheck", "racecheck"):
         command = (
             "compute-sanitizer",
@@ -123,7 +125,7 @@ def run(section: Section, remaining: float) -> Outcome:
         command[0] = tool
     else:
         command = [sys.executable, *command]
-    record = LOGS / section.record if section.record else None
+    record = LOGS / section.record if section.record not in ("", LAST_LINE) else None
     command = [str(record) if record and part == section.record else part for part in command]
     if record:
         record.unlink(missing_ok=True)
@@ -140,10 +142,12 @@ def run(section: Section, remaining: float) -> Outcome:
             code = None
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    text = log.read_text(errors="replace").strip()
+    text = log.read_text(errors="replace").strip().replace(f"{ROOT}{os.sep}", "")
     status = "out of time" if code is None else "passed" if code == 0 else "failed"
-    found = json.loads(record.read_text()) if record and record.exists() else None
     summary = text.splitlines()[-1] if text else ""
+    if section.record == LAST_LINE and status == "passed":
+        record = ROOT / summary
+    found = json.loads(record.read_text()) if record and record.exists() else None
     output = "" if status == "passed" else text[-TAIL:]
     return Outcome(section.name, status, time.monotonic() - started, summary, output, found)
 

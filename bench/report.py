@@ -16,13 +16,14 @@ import sys
 from pathlib import Path
 
 from bench import quality, speed, speed_plots
+from bench.status import status_table
 from fastmmkd.engine.ablation import ABLATIONS
 from fastmmkd.errors import UserError
 from fastmmkd.files import write_text
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
-    ROOT / "README.md": ("methods", "fresh", "ict_mmmo", "speed"),
+    ROOT / "README.md": ("methods", "fresh", "ict_mmmo", "speed", "status"),
     ROOT / "docs" / "speed.md": ("train_steps", "kernels", "scaling", "data_path"),
     ROOT / "docs" / "parity.md": ("parity",),
     ROOT / "docs" / "ablations.md": tuple(f"study_{method}" for method in ABLATIONS),
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parts() -> dict[str, str]:
     """Every generated part, by name: what the records say."""
-    return quality.parts() | speed.parts()
+    return quality.parts() | speed.parts() | {"status": status_table()}
 
 
 def render(text: str, bodies: dict[str, str], document: str) -> str:

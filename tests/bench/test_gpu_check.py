@@ -38,6 +38,7 @@ def test_what_a_section_records_is_taken_over_even_where_it_fails(tmp_path) -> N
     code = "import sys, json; json.dump({'speed': 7}, open(sys.argv[1], 'w')); sys.exit(1)"
     section = Section("part", ("-c", code, "found.json"), 30, record="found.json")
     assert run(section, 60).found == {"speed": 7}
+    assert run(script("print('found.json')", record=gpu_check.LAST_LINE), 60).found == {"speed": 7}
 
 
 def test_a_sanitizer_that_is_not_there_is_left_out(monkeypatch) -> None:
