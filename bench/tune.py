@@ -26,7 +26,7 @@ WORTH = 0.98
 """A candidate takes the default's place if it takes at most this share of its time."""
 
 Timer = Callable[[Callable[[], Any]], float]
-"""Runs a call and gives its seconds; infinity where the GPU has not the resources."""
+"""Runs a call and gives its seconds; infinity where it cannot be launched so."""
 Choices = dict[str, dict[str, Parameters]]
 """Kernel -> bucket -> parameters."""
 
@@ -63,7 +63,7 @@ def seconds(call: Callable[[], Any]) -> float:
 
     try:
         return triton.testing.do_bench(call, return_mode="median") / 1e3
-    except triton.OutOfResources:
+    except (triton.OutOfResources, triton.CompilationError):
         return math.inf
 
 

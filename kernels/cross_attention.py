@@ -36,6 +36,9 @@ from fastmmkd.kernels.parameters import parameters
 LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 MOST_BY_FEATURE = 8
 """Features of a head up to which FMAs by feature are cheaper than a dot without tensor cores."""
+CANDIDATES = [
+    {"BO": own, "BW": walked, "num_warps": warps} for own in (32, 64, 128) for walked in (32, 64) for warps in (1, 2, 4)
+]
 HALF = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 View = tuple[torch.Tensor, int, int, int]

@@ -13,9 +13,11 @@ import triton
 import triton.language as tl
 
 from fastmmkd.kernels.launch import launch
-from fastmmkd.kernels.pairs import load_split, pair_parameters, store_split, sum_features, sum_others
+from fastmmkd.kernels.pairs import PAIR_CANDIDATES, load_split, pair_parameters, store_split, sum_features, sum_others
 from fastmmkd.kernels.parameters import power_of_two
 from fastmmkd.kernels.rows import add_up, gradient_of, load_rows, partial_sums, programs
+
+CANDIDATES = PAIR_CANDIDATES
 
 
 def gaussian_mmd(

@@ -14,6 +14,8 @@ from fastmmkd.kernels.launch import launch
 from fastmmkd.kernels.parameters import parameters, power_of_two
 from fastmmkd.kernels.rows import add_up, gradient_of, load_rows, partial_sums, programs, store_rows
 
+CANDIDATES = [{"BN": rows, "num_warps": warps} for rows in (16, 32, 64, 128) for warps in (1, 2, 4, 8)]
+
 
 def js_divergence(
     logits_a: torch.Tensor, logits_b: torch.Tensor, wanted: list[bool]

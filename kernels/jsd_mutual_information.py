@@ -14,9 +14,19 @@ import triton.language as tl
 
 from fastmmkd.kernels.elementary import log_one_plus
 from fastmmkd.kernels.launch import launch
-from fastmmkd.kernels.pairs import LANES, load_split, pair_parameters, store_split, sum_features, sum_others
+from fastmmkd.kernels.pairs import (
+    LANES,
+    PAIR_CANDIDATES,
+    load_split,
+    pair_parameters,
+    store_split,
+    sum_features,
+    sum_others,
+)
 from fastmmkd.kernels.parameters import power_of_two
 from fastmmkd.kernels.rows import gradient_of, partial_sums, programs, sum_of
+
+CANDIDATES = PAIR_CANDIDATES
 
 
 def jsd_mutual_information(

@@ -24,6 +24,15 @@ Interpreted, an operation takes as long whatever the size of its tile.
 """
 
 
+PAIR_CANDIDATES = [
+    {"BN": rows, "BM": others, "num_warps": warps}
+    for rows in (8, 16, 32)
+    for others in (1, 2, 4)
+    for warps in (2, 4, 8)
+]
+"""For the `CANDIDATES` of a module whose kernel takes `pair_parameters`."""
+
+
 def pair_parameters(kernel: str, x: torch.Tensor, rows: int, others: int) -> Parameters:
     """BN, BM, BE and num_warps of a kernel over tiles of pairs; x is `[G, N, D]`."""
     width = x.shape[-1]

@@ -13,8 +13,10 @@ import triton
 import triton.language as tl
 
 from fastmmkd.kernels.launch import launch
-from fastmmkd.kernels.pairs import load_split, pair_parameters, store_split, sum_features, sum_others
+from fastmmkd.kernels.pairs import PAIR_CANDIDATES, load_split, pair_parameters, store_split, sum_features, sum_others
 from fastmmkd.kernels.rows import add_up, gradient_of, partial_sums, programs
+
+CANDIDATES = PAIR_CANDIDATES
 
 
 def pairwise_contrastive(

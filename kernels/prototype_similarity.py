@@ -20,6 +20,8 @@ from fastmmkd.ops.providers import INTERPRETED
 TILE = 2**16 if INTERPRETED else 2048
 """Elements of a tile of rows by prototypes by features, which is in registers; interpreted, larger is faster."""
 
+CANDIDATES = [{"BN": rows, "num_warps": warps} for rows in (1, 2, 4, 8, 16) for warps in (1, 2, 4, 8)]
+
 
 def prototype_similarity(
     student: torch.Tensor, teacher: torch.Tensor, classes: torch.Tensor, count: int, wanted: list[bool]

@@ -54,7 +54,6 @@ def test_no_kernel_spills_and_all_fit_on_sm_70() -> None:
     assert all(x.occupancy() > 0 for x in found)
 
 
-@pytest.mark.slow
 @needs_nvrtc
 @pytest.mark.parametrize("arch", [75, 80, 90])
 def test_no_kernel_spills_elsewhere(arch) -> None:
