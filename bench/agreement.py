@@ -9,8 +9,10 @@ import torch
 from bench.contenders import OURS, PLAIN, REFERENCE, Contender
 from fastmmkd.errors import UserError
 
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
-"""Of the norm of a parameter's gradient; a loss is held to it too."""
+TOLERANCE = {torch.float32: 3e-2, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+"""Of the norm of a parameter's gradient; a loss is held to it too. Each operation is held to far less in
+`tests/parity`: here a ReLU whose input is within rounding of 0 may be open in one contender and shut in another, which
+was 1.5 % of a gradient once."""
 NEGLIGIBLE = 1e-2
 """A gradient that is this small beside the whole may err by as much of the whole."""
 

@@ -93,7 +93,8 @@ class Contender:
         self.clip = config.deepspeed.get("gradient_clipping", 1.0)
         batch, samples = config.train.batch_size, step.split.size
         self.prepared = [keys_of(i, seeds, batch, samples, self.device) for i in range(ROUNDS)]
-        self.optimizer = adam(config, self.module)
+        ours = using is nullcontext and forward is None
+        self.optimizer = adam(config, self.module, fused=ours or self.device.type == "cuda")
 
     def __call__(self, i: int, clock: Clock) -> None:
         """One step, stage by stage."""
@@ -149,7 +150,7 @@ class Graphed(Contender):
 
     def __init__(self, config: Config, step: TrainingStep, capture: Capture) -> None:
         super().__init__(config, step)
-        self.optimizer = adam(config, self.module, captured=True)
+        self.optimizer = adam(config, self.module, fused=True, captured=True)
         self.capture = capture
         self.graph: GraphedStep | None = None
 
@@ -167,8 +168,8 @@ class Graphed(Contender):
         return total, torch.stack(list(parts.values()))
 
 
-def adam(config: Config, module: torch.nn.Module, captured: bool = False) -> torch.optim.Adam:
-    """torch's Adam with the config's settings, on CUDA as one kernel, as training has it.
+def adam(config: Config, module: torch.nn.Module, fused: bool, captured: bool = False) -> torch.optim.Adam:
+    """torch's Adam with the config's settings; fused into one kernel, as training has it, or as eager PyTorch has it.
 
     Raises:
         UserError: the config has another optimiser.
@@ -178,9 +179,7 @@ def adam(config: Config, module: torch.nn.Module, captured: bool = False) -> tor
         raise UserError(f"deepspeed.optimizer.type: {block['type']}; expected Adam, the bare loop knows no other")
     wanted = {key: block["params"][key] for key in ("lr", "betas", "eps", "weight_decay") if key in block["params"]}
     parameters = [p for p in module.parameters() if p.requires_grad]
-    cuda = parameters[0].is_cuda
-    # A captured one is fused on a CPU too, where it would read its step count on the host.
-    return torch.optim.Adam(parameters, **wanted, fused=cuda or captured, capturable=cuda and captured)
+    return torch.optim.Adam(parameters, **wanted, fused=fused, capturable=captured and parameters[0].is_cuda)
 
 
 def names(config: Config, device: torch.device) -> list[str]:

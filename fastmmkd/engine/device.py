@@ -81,8 +81,7 @@ def place(config: Config) -> Placement:
     block["train_batch_size"] = config.train.batch_size
     block.setdefault("steps_per_print", sys.maxsize)
     clip_each = None
-    if use_cuda:
-        _fuse(block["optimizer"].get("params", {}), capturable=config.train.graph == "step")
+    _fuse(block["optimizer"].get("params", {}), capturable=use_cuda and config.train.graph == "step")
     if config.train.together:
         if precision == "fp16":
             raise UserError(
