@@ -64,7 +64,7 @@ STEP := OMP_NUM_THREADS=2 $(BIN)/python -m bench.train_step --record --variants 
 
 bench: setup
 	mkdir -p build
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest bench --ignore=bench/bench_umdf_step.py --benchmark-enable --benchmark-only \
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest bench --benchmark-enable --benchmark-only \
 		--benchmark-json=build/bench.json
 	OMP_NUM_THREADS=2 $(BIN)/python -m bench.table build/bench.json --record
 	$(STEP) --config configs/umdf_mosei.json

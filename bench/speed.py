@@ -11,7 +11,7 @@ from bench.engine_overhead import AS_CONFIGURED
 from bench.quality import NOT_YET
 from fastmmkd.evaluation import tables
 
-HEADLINES = ("cross_attention", "pairwise_contrastive", "UMDF step", "five seeds")
+HEADLINES = ("cross_attention", "pairwise_contrastive", "five seeds")
 """Groups of benchmarks that the README shows."""
 STEPS, SCALING = "train_step_", "scaling_"
 COMPARED = (REFERENCE, SDPA, COMPILED)
