@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from bench import entry
 from bench.cross_compile_cuda import compile_cuda, missing
 from bench.cross_compile_triton import compile_triton
 from bench.resources import Resources
 from bench.specimens import DTYPES, specimens
-from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables
 from fastmmkd.files import read_json, write_json
 from fastmmkd.ops.registry import OPERATIONS
@@ -108,8 +108,4 @@ def read_budgets() -> Budgets:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    entry.run(main)

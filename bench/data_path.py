@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +15,12 @@ from typing import Any, TypeVar
 
 import torch
 
-from bench import records
+from bench import entry, records
 from bench.workload import keys_of
 from fastmmkd.config import MissingBlock
 from fastmmkd.data import store
 from fastmmkd.data.batches import ResidentSplit
 from fastmmkd.data.synthetic import synthesize
-from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables
 from fastmmkd.tasks import Task
 
@@ -104,7 +102,4 @@ def render(body: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    entry.run(main)

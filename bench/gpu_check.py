@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from bench import entry
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, write_json
 
@@ -209,8 +210,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    entry.run(main)

@@ -8,7 +8,6 @@ the device itself needs and what a captured training step costs. `--dry-run` reh
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -19,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from bench import entry
+from bench.contenders import scaled_dot_product
 from fastmmkd import ops
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables
@@ -72,20 +73,6 @@ def attention(device: torch.device, dtype: torch.dtype, sizes: dict[str, int], m
     return Case("cross_attention", size, dtype, [query, *packed], call, others)
 
 
-def per_head(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """`[G, B, T, d]` -> `[G B, heads, T, d / heads]`."""
-    return x.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(0, 1)
-
-
-def scaled_dot_product(query, keys, values, masks, heads) -> torch.Tensor:
-    key, value = per_head(torch.cat(keys, 2), heads), per_head(torch.cat(values, 2), heads)
-    mask = torch.cat(masks, 2).flatten(0, 1)[:, None, None]
-    attended = F.scaled_dot_product_attention(per_head(query, heads), key, value, attn_mask=mask)
-    # Rows without a key are NaN there; the models need 0.
-    attended = attended.masked_fill(~mask.any(-1, keepdim=True), 0.0)
-    return attended.unflatten(0, query.shape[:2]).transpose(2, 3).flatten(-2)
-
-
 @cache
 def _flex() -> Callable[..., torch.Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
@@ -98,7 +85,10 @@ def flexible(query, keys, values, masks, heads) -> torch.Tensor:
     mask = torch.cat(masks, 2).flatten(0, 1)
     width = query.shape[-1] // heads
     padded = [
-        F.pad(per_head(x, heads), (0, max(16, 1 << (width - 1).bit_length()) - width))
+        F.pad(
+            x.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(0, 1),
+            (0, max(16, 1 << (width - 1).bit_length()) - width),
+        )
         for x in (query, torch.cat(keys, 2), torch.cat(values, 2))
     ]
 
@@ -301,8 +291,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    entry.run(main)

@@ -7,7 +7,6 @@ PyTorch makes in the same precision. The cases are those of `tests/parity`, at a
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench import records
+from bench import entry, records
 from fastmmkd import ops
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables
@@ -163,7 +162,4 @@ def render(body: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    entry.run(main)

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
-from bench import quality, speed, speed_plots
+from bench import entry, quality, speed, speed_plots
 from bench.status import status_table
 from fastmmkd.engine.ablation import ABLATIONS
-from fastmmkd.errors import UserError
 from fastmmkd.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +75,4 @@ def render(text: str, bodies: dict[str, str], document: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    entry.run(main)

@@ -8,14 +8,13 @@ DeepSpeed, the config's batch in each).
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from bench import ranks, records
+from bench import entry, ranks, records
 from bench.agreement import assert_agreement
 from bench.contenders import OURS, REFERENCE, WITH_REFERENCE, Contender
 from bench.rounds import WHOLE, quantiles, time_all
@@ -114,7 +113,4 @@ def render(body: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    entry.run(main)

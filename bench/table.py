@@ -6,14 +6,13 @@ Benchmarks name their group, themselves, and in `extra_info["baselines"]` the va
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import records
+from bench import entry, records
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables
 from fastmmkd.files import read_json
@@ -88,7 +87,4 @@ def _ms(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    entry.run(main)

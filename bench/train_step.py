@@ -8,7 +8,6 @@ complete and as long as the longest sample (`bench.workload`).
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from bench import contenders, observe, power, records
+from bench import contenders, entry, observe, power, records
 from bench.agreement import assert_agreement
 from bench.contenders import AUTOTUNED, COMPILED, GRAPHED, SEEDS, Contender
 from bench.engine_overhead import overhead
@@ -191,7 +190,4 @@ def render_engine(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    entry.run(main)

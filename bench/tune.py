@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from bench import entry
 from bench.specimens import DTYPES, Make, Specimen, specimens
 from fastmmkd.errors import UserError
 from fastmmkd.files import read_json, write_json
@@ -108,8 +108,4 @@ def write(table: Path, name: str, chosen: Choices) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    entry.run(main)

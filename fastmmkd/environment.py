@@ -17,6 +17,7 @@ from fastmmkd.ops import OPERATIONS, explain, extension
 ENVIRONMENT_VARIABLES = (
     "FASTMMKD_PROVIDER",
     "FASTMMKD_ISA",
+    "TRITON_INTERPRET",
     "DS_ACCELERATOR",
     "OMP_NUM_THREADS",
     "CUDA_VISIBLE_DEVICES",
