@@ -37,7 +37,10 @@ LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453
 MOST_BY_FEATURE = 8
 """Features of a head up to which FMAs by feature are cheaper than a dot without tensor cores."""
 CANDIDATES = [
-    {"BO": own, "BW": walked, "num_warps": warps} for own in (32, 64, 128) for walked in (32, 64) for warps in (1, 2, 4)
+    {"BO": own, "BW": walked, "num_warps": warps}
+    for own in (16, 32, 64, 128)
+    for walked in (32, 64)
+    for warps in (1, 2, 4)
 ]
 HALF = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -108,10 +111,11 @@ def _options(kernel: str, query: torch.Tensor, lengths: Sequence[int], heads: in
         default = {"BO": 64 if wide else 32, "BW": 64 if keys > 256 else 32, "num_warps": 4 if wide else 2}
     elif features > MOST_BY_FEATURE:
         tile = tl.float32
-        default = {"BO": 32, "BW": 32, "num_warps": 4}
-    else:  # one warp, a thread of which has a row or two to itself
+        default = {"BO": 32, "BW": 32 if kernel == "cross_attention" else 16, "num_warps": 4}
+    else:  # one warp, a thread of which has a row or two to itself, or half of one
         tile = None
-        default = {"BO": 64 if queries > 64 and kernel == "cross_attention" else 32, "BW": 32, "num_warps": 1}
+        forward = {"BO": 64 if queries > 64 else 32, "BW": 32, "num_warps": 1}
+        default = forward if kernel == "cross_attention" else {"BO": 16, "BW": 64, "num_warps": 1}
     sizes = {"T": queries, "K": keys, "E": features, "bytes": query.element_size()}
     return {"H": heads, "E": features, "TILE": tile, **parameters(kernel, default, query.device, **sizes)}
 

@@ -32,7 +32,7 @@ def prototype_similarity(
     loss = student.new_empty(groups, dtype=torch.float32)
     grads = [gradient_of(x, w) for x, w in zip((student, teacher), wanted, strict=True)]
     blocks = {"BK": power_of_two(count), "BD": power_of_two(width)}
-    default = {"BN": min(power_of_two(n), max(1, TILE // blocks["BK"] // blocks["BD"])), "num_warps": 4}
+    default = {"BN": min(power_of_two(n), max(1, TILE // blocks["BK"] // blocks["BD"])), "num_warps": 2}
     tuned = parameters("prototype_similarity", default, student.device, n=n, classes=count, width=width)
     flags = {"GRAD_STUDENT": wanted[0], "GRAD_TEACHER": wanted[1]}
     launch(_compare, (groups,), student, teacher, classes, loss, *grads, n, count, width, **flags, **blocks, **tuned)

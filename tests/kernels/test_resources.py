@@ -25,7 +25,7 @@ MAIN = [specimen for specimen in specimens() if specimen.main]
 VOLTA_SHARED = 96 * 1024
 
 
-@pytest.mark.parametrize(("arch", "dtype"), [(70, "fp16"), (70, "fp32"), (80, "fp16"), (90, "fp16")])
+@pytest.mark.parametrize(("arch", "dtype"), [(70, "fp16"), (70, "fp32"), (80, "fp16"), (90, "fp16"), (90, "fp32")])
 @pytest.mark.parametrize("specimen", MAIN, ids=lambda x: x.function)
 def test_kernels_stay_within_their_budgets(specimen, arch, dtype) -> None:
     found = compile_triton([specimen], [arch], [dtype])

@@ -42,7 +42,7 @@ def test_views_of_other_tensors(name) -> None:
 
 
 @every_loss
-@pytest.mark.parametrize("grad", [torch.ones(1, device=DEVICE).expand(3), torch.ones(6, device=DEVICE)[::2]])
+@pytest.mark.parametrize("grad", [torch.ones(1).expand(3), torch.ones(6)[::2]])
 def test_upstream_gradients_of_any_layout(name, grad) -> None:
     case = CASES[name](3, 5, 8)
 
@@ -50,7 +50,7 @@ def test_upstream_gradients_of_any_layout(name, grad) -> None:
         with use_provider(PROVIDER):
             return value_and_gradients(lambda *x: getattr(ops, name)(*x, *case.constants), case.inputs, grad)
 
-    assert all(torch.equal(a, b) for a, b in zip(run(grad), run(torch.ones(3, device=DEVICE)), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(run(grad.to(DEVICE)), run(torch.ones(3, device=DEVICE)), strict=True))
 
 
 @every_loss
