@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.contenders import scaled_dot_product
+from bench.attention import scaled_dot_product
 from fastmmkd.ops import cross_attention, extension, reference, use_provider
 
 BATCH, HEADS, HEAD_WIDTH = 32, 8, 5

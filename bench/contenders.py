@@ -5,15 +5,15 @@ Shape legend: S seeds (independent models), B rows of a batch, T frames, d width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
-import torch.nn.functional as F
 
+from bench.attention import scaled_dot_product
 from bench.plain import PlainUMDF
 from bench.rounds import Clock
 from bench.workload import Keys, keys_of
@@ -37,25 +37,6 @@ ROUNDS = 32
 Context = Callable[[], AbstractContextManager[Any]]
 WITH_REFERENCE: Context = partial(use_provider, "reference")
 Forward = Callable[[Drawn, tuple[Any, ...]], torch.Tensor]
-
-
-def scaled_dot_product(
-    query: torch.Tensor,
-    keys: Sequence[torch.Tensor],
-    values: Sequence[torch.Tensor],
-    key_masks: Sequence[torch.Tensor],
-    heads: int,
-) -> torch.Tensor:
-    """`fastmmkd.ops.cross_attention` by PyTorch's fused attention: `[G, B, T, d]`."""
-
-    def per_head(x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(0, 1)
-
-    key, value = per_head(torch.cat(list(keys), 2)), per_head(torch.cat(list(values), 2))
-    mask = torch.cat(list(key_masks), 2).flatten(0, 1)[:, None, None]
-    some = mask.any(-1, keepdim=True)
-    attended = F.scaled_dot_product_attention(per_head(query), key, value, attn_mask=mask | ~some) * some
-    return attended.unflatten(0, query.shape[:2]).transpose(2, 3).flatten(-2)
 
 
 @contextmanager

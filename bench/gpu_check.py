@@ -39,6 +39,8 @@ TAIL = 4000
 
 LAST_LINE = "last line"
 """The record of a section that prints the file's name in the end."""
+
+REPLAYED = ("-m", "pytest", "tests/engine/test_replayed_training.py", "-p", "no:cacheprovider", "--tb=short")
 PARITY = ("-m", "pytest", "tests/parity", "-p", "no:cacheprovider", "--tb=short")
 SANITIZED = ("tests/parity", "-p", "no:cacheprovider", "-k", "views_of_other_tensors or rows_without_keys")
 
@@ -82,7 +84,7 @@ def sections(dry: bool) -> list[Section]:
             Section("build", ("setup.py", "--name"), 60, {"FASTMMKD_EXT": "cpu"}),
             Section("parity triton", few, 120, interpreted),
             Section("parity cuda", few, 120, {"FASTMMKD_PARITY": "cuda"}),
-            Section("graphs", ("-m", "pytest", "tests/engine/test_graphs.py", "-p", "no:cacheprovider"), 120),
+            Section("graphs", (*REPLAYED, "-m", "not gpu"), 120),
             Section(
                 "kernels", ("-m", "bench.gpu_kernels", "--dry-run", "--out", "kernels.json"), 120, {}, "kernels.json"
             ),
@@ -91,7 +93,7 @@ def sections(dry: bool) -> list[Section]:
         Section("build", ("setup.py", "build_ext", "--inplace"), 150, {"FASTMMKD_EXT": "cuda"}),
         Section("parity triton", PARITY, 120, {"FASTMMKD_PARITY": "triton"}),
         Section("parity cuda", PARITY, 90, {"FASTMMKD_PARITY": "cuda"}),
-        Section("graphs", ("-m", "pytest", "tests", "-m", "gpu", "-p", "no:cacheprovider"), 60),
+        Section("graphs", (*REPLAYED, "-m", "gpu"), 60),
         Section("kernels", ("-m", "bench.gpu_kernels", "--out", "kernels.json"), 120, {}, "kernels.json"),
     ]
     for method in ("umdf", "corrkd", "hrlf"):

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from bench import entry
-from bench.contenders import scaled_dot_product
+from bench.attention import scaled_dot_product
 from fastmmkd import ops
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import tables
+from fastmmkd.evaluation import markdown
 from fastmmkd.files import write_json
 from fastmmkd.ops import reference, use_provider
 from fastmmkd.ops.providers import obstacle
@@ -251,7 +251,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
     """A Markdown table; the fastest of ours has no ratio."""
 
     def cell(value: float | None) -> str:
-        return tables.NONE if value is None else f"{value:.4g}"
+        return markdown.NONE if value is None else f"{value:.4g}"
 
     rows = [
         [
@@ -264,7 +264,7 @@ def render(records: Sequence[dict[str, Any]]) -> str:
         ]
         for r in records
     ]
-    return tables.markdown_table(["op", "size", "dtype", "contender", "eager ms", "replayed ms", "error", ""], rows)
+    return markdown.markdown_table(["op", "size", "dtype", "contender", "eager ms", "replayed ms", "error", ""], rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

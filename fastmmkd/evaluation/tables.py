@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastmmkd.data.store import EMOTIONS
 from fastmmkd.evaluation import metrics
+from fastmmkd.evaluation.markdown import NONE, markdown_table
 from fastmmkd.modalities import INCOMPLETE_CONDITIONS, condition_label
 from fastmmkd.tasks import Task
 
@@ -15,9 +16,6 @@ COLUMNS = (*INCOMPLETE_CONDITIONS, "average", "lav")
 """Column keys in the papers' order."""
 
 HEADERS = tuple("Avg." if c == "average" else condition_label(c) for c in COLUMNS)
-
-NONE = "–"
-"""Printed where there is no value."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +86,6 @@ def format_cell(key: str, mean: float | None, std: float | None, plus_minus: str
     """`"81.20 ± 0.41"`, without a deviation where there is none."""
     text = format_number(key, mean)
     return text if mean is None or std is None else f"{text}{plus_minus}{format_number(key, std)}"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, columns padded to be readable as plain text, all but the first right-aligned."""
-    body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    widths = [max(3, *(len(row[i]) for row in [list(header), *body])) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *map(line, body)]) + "\n"
 
 
 def markdown_metric(table: MetricTable) -> str:

@@ -10,13 +10,13 @@ import torch
 from fastmmkd.config import CorrkdLoss, CorrkdModel, HrlfLoss, HrlfModel, MissingBlock, UmdfLoss, UmdfModel
 from fastmmkd.data import store
 from fastmmkd.data.batches import ResidentSplit
-from fastmmkd.engine.phases import COMPLETE
 from fastmmkd.methods.corrkd import CorrKD, CorrkdNetwork
 from fastmmkd.methods.hrlf import HRLF, HrlfNetwork
 from fastmmkd.methods.umdf import UMDF
 from fastmmkd.tasks import Task
 from tests.conftest import make_dataset
 
+COMPLETE = MissingBlock(enabled=False)
 MODELS = 2
 SIZES = {"width": 8, "heads": 2}
 BATCH = 8
