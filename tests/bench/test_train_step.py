@@ -28,9 +28,15 @@ def config(request: pytest.FixtureRequest, tiny_config: dict, distilled_config_o
     return parse_config(tiny_config if request.param == "umdf" else distilled_config_of(request.param, tiny_store))
 
 
-def build(config: Config, *names: str) -> dict[str, contenders.Contender]:
+def build(config: Config, *names: str, dtype: torch.dtype = torch.float32) -> dict[str, contenders.Contender]:
     dataset = random_dataset(config, SHAPE, 2 * config.train.batch_size)
-    return {name: contenders.build(name, config, dataset, 2, CPU, torch.float32) for name in names}
+    return {name: contenders.build(name, config, dataset, 2, CPU, dtype) for name in names}
+
+
+def test_in_double_precision_the_fused_attention_is_the_reference(config: Config) -> None:
+    reference, fused = build(config, contenders.REFERENCE, contenders.SDPA, dtype=torch.float64).values()
+    (_, expected), (_, found) = reference.first(), fused.first()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_all_contenders_agree(config: Config) -> None:
