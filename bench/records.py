@@ -40,10 +40,18 @@ def append(kind: str, body: Record, device: torch.device, folder: Path | None = 
     Raises:
         UserError: it cannot be written.
     """
-    record = about(kind, device) | ({"date": day} if day else {}) | body
-    directory = make_directory((folder or FOLDER) / slug(record["device"]))
-    n = 1 + max((int(m["n"]) for m in _named(directory) if (m["date"], m["kind"]) == (record["date"], kind)), default=0)
-    path = directory / f"{record['date']}_{kind}_{n}.json"
+    return put(about(kind, device) | ({"date": day} if day else {}) | body, folder)
+
+
+def put(record: Record, folder: Path | None = None) -> Path:
+    """Write a record that says about itself what `about` does, perhaps from another machine.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    directory, key = make_directory((folder or FOLDER) / slug(record["device"])), (record["date"], record["kind"])
+    n = 1 + max((int(m["n"]) for m in _named(directory) if (m["date"], m["kind"]) == key), default=0)
+    path = directory / f"{record['date']}_{record['kind']}_{n}.json"
     write_json(path, record)
     return path
 

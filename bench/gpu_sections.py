@@ -1,0 +1,134 @@
+"""The parts of `bench.gpu_check`, in their order and with the time each may take; the same ones are rehearsed on a CPU.
+
+Call A is what must be known: does it run, is it right, how fast is a step. Call B is training as users do it, and what
+explains A. Call C trains a paper's config to its end.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+
+from fastmmkd.ops.extension import CUDA_OPERATIONS
+
+FOUND = "{found}"
+"""Stands in a command for the file that a section writes what it found to."""
+SECONDS = {"A": 420, "B": 300, "C": 180}
+"""How long a call may take."""
+BUILD_SECONDS = 240
+"""Of compiling the extension, where it was not brought along; it is not part of A's time."""
+METHODS = ("umdf", "corrkd", "hrlf")
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-p", "bench.pytest_record", "--found", FOUND)
+SANITIZED = "views_of_other_tensors or rows_without_keys"
+"""Tests that compute-sanitizer, which slows everything down many times, can take."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the check, a process of its own."""
+
+    name: str
+    command: tuple[str, ...]
+    """Arguments of the Python interpreter, or of `compute-sanitizer` where that is the first word."""
+    seconds: float
+    """It is asked to stop after this long."""
+    environment: dict[str, str] = field(default_factory=dict)
+    speed_record: str = ""
+    """The kind of the record under `bench/results/speed` that it appends, taken into the record of the check."""
+    essential: bool = False
+    """Where it fails nothing after it is run."""
+    least: float = 5
+    """It is left out where less time is left."""
+
+
+def sections(call: str, rehearsed: bool) -> list[Section]:
+    """The parts of a call."""
+    made = {"A": what_must_be_known, "B": training_and_reasons, "C": a_whole_training}[call]
+    return [_rehearsal(section) if rehearsed else section for section in made(workers(rehearsed))]
+
+
+def workers(rehearsed: bool) -> int:
+    """Processes of the parity wall: compiling its kernels takes most of its time."""
+    return 2 if rehearsed else max(1, min(14, (os.cpu_count() or 1) - 2))
+
+
+def what_must_be_known(count: int) -> list[Section]:
+    spread = ("-n", str(count), "--dist", "worksteal")
+    return [
+        Section("preflight", ("-m", "bench.gpu_preflight", FOUND), 40, essential=True),
+        Section("smoke", ("-m", "bench.gpu_smoke", FOUND, "--seconds", "55"), 60, least=15),
+        *(step(method, ("--seconds", "35"), 40) for method in METHODS),
+        Section("parity triton", (*PYTEST, "tests/parity", *spread), 105, {"FASTMMKD_PARITY": "triton"}),
+        Section("parity cuda", (*PYTEST, "tests/parity", *spread), 30, {"FASTMMKD_PARITY": "cuda"}),
+        Section("graphs", (*PYTEST, "tests/engine", "-m", "gpu"), 45),
+    ]
+
+
+def training_and_reasons(count: int) -> list[Section]:
+    sanitizer = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # it sees little of memory that torch keeps
+    memcheck = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", "-m", "pytest", "tests/parity")
+    memcheck = (*memcheck, "-p", "no:cacheprovider", "-x", "-k", SANITIZED)
+    kernels = ("-m", "bench.gpu_kernels", "--main", "--dtype", "bf16", "--no-compile", "--out", FOUND)
+    return [
+        Section("training", ("-m", "bench.gpu_training", FOUND), 90, least=30),
+        step("umdf", ("--variants", "ours", "--engine"), 35, "engine umdf"),
+        Section("kernels", (*kernels, "--seconds", "50"), 55),
+        step("umdf", ("--compiled", "--seconds", "60"), 65, "compiled umdf"),
+        Section("memcheck triton", memcheck, 50, sanitizer | {"FASTMMKD_PARITY": "triton"}, least=30),
+    ]
+
+
+def a_whole_training(count: int) -> list[Section]:
+    return [Section("whole training", ("-m", "bench.gpu_training", FOUND, "--whole"), 175, least=60)]
+
+
+def step(method: str, arguments: tuple[str, ...], seconds: float, name: str = "") -> Section:
+    """A whole training step at the size of a method's MOSEI config, in bf16."""
+    config = f"{method}_mosei"
+    command = ("-m", "bench.train_step", "--config", f"configs/{config}.json", "--record", *arguments)
+    return Section(name or f"step {method}", command, seconds, speed_record=f"train_step_{config}", least=20)
+
+
+def _rehearsal(section: Section) -> Section:
+    """The section on a CPU: the same command, at a size at which it ends."""
+    command, environment = section.command, dict(section.environment)
+    small = {
+        "bench.train_step": ("--batch", "4", "--frames", "6", "--runs", "3", "--precision", "bf16"),
+        "bench.gpu_kernels": ("--dry-run",),
+        "bench.gpu_smoke": ("--rehearse",),
+        "bench.gpu_training": ("--rehearse",),
+        "bench.gpu_preflight": ("--rehearse",),
+    }
+    for module, arguments in small.items():
+        if module in command:
+            command = (*command, *arguments)
+    if section.name == "graphs":
+        command = (*command[:-1], "not gpu and not slow", "-k", "replay or graph")
+    provider = environment.get("FASTMMKD_PARITY")
+    if provider == "triton":
+        environment |= stand_in()
+    if provider == "cuda":
+        environment["FASTMMKD_PARITY"] = "cpp"
+    return replace(section, command=command, environment=environment)
+
+
+def stand_in() -> dict[str, str]:
+    """The environment in which tests of the Triton kernels run without a GPU, or those of the C++ ones do instead."""
+    import numpy
+    import triton
+
+    if version(triton.__version__) < (3, 7, 1) and version(numpy.__version__) >= (2, 4):
+        return {"FASTMMKD_PARITY": "cpp"}  # that interpreter fails with that numpy
+    return {"FASTMMKD_PARITY": "triton", "TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore::RuntimeWarning"}
+
+
+def version(text: str) -> tuple[int, ...]:
+    """ "3.7.1+git" -> (3, 7, 1)."""
+    return tuple(int(part) for part in text.split("+")[0].split(".") if part.isdigit())
+
+
+def smoke_tests() -> list[tuple[str, str]]:
+    """(provider, operation) of every process of the smoke test, the preferred provider first."""
+    from fastmmkd.ops import OPERATIONS
+
+    return [*(("triton", op) for op in OPERATIONS), *(("cuda", op) for op in CUDA_OPERATIONS)]
