@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MMMO_DIR ?= ../shared/data/ict_mmmo
 
-.PHONY: train test setup lint types check test-slow real study bench cross-compile gpu-check readme clean
+.PHONY: train test setup lint types check test-slow real study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme clean
 
 train: data/demo.h5
 	$(BIN)/python train.py --config configs/demo.json --output runs/demo --resume
@@ -76,9 +76,19 @@ bench: setup
 cross-compile: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.cross_compile
 
-# Everything that needs a CUDA device, with the Python that is given: nothing is installed. PYTHON=... GPU_CHECK=--dry-run
+# Everything that needs a CUDA device, with the Python that is given: nothing is installed. See docs/gpu.md.
+CALL ?= A B
+
 gpu-check:
-	$(PYTHON) -m bench.gpu_check $(GPU_CHECK)
+	$(PYTHON) -m bench.gpu_check $(CALL) $(GPU_CHECK)
+
+# The same sections, smaller, on a CPU.
+gpu-rehearse:
+	$(PYTHON) -m bench.gpu_check $(CALL) --rehearse $(GPU_CHECK)
+
+# What a GPU machine without a network lacks, made with a Python like that machine's.
+gpu-bundle:
+	$(PYTHON) -m bench.gpu_bundle
 
 # Write the README's tables from the results under bench/results.
 readme: setup

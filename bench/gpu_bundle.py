@@ -24,7 +24,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bench import entry
 from fastmmkd.errors import UserError
@@ -166,12 +165,6 @@ def run(*arguments: str, **environment: str) -> None:
     if result.returncode:
         said = [line for line in (result.stderr or result.stdout).splitlines() if line.strip()]
         raise UserError(f"{' '.join(arguments[:4])} ...: {said[-1] if said else 'failed without a word'}")
-
-
-def manifest(folder: Path = FOLDER) -> dict[str, Any]:
-    """What a folder says about itself; empty where there is none."""
-    path = folder / MANIFEST
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 if __name__ == "__main__":

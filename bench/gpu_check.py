@@ -1,4 +1,4 @@
-"""Everything that needs a GPU, for machines that are had for minutes: `make gpu-check`, or `python -m bench.gpu_check A`.
+"""Everything that needs a GPU, for machines that are had for minutes: `make gpu-check`.
 
 Call A (seven minutes) says whether all that is built runs, is right, and how fast a step is; call B (five) trains as
 users do and explains A; call C (three) trains a paper's config to its end. Each prints a line a section as it goes, and
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import entry, gpu_bundle, processes
-from bench.gpu_sections import BUILD_SECONDS, FOUND, SECONDS, Section, sections
+from bench.gpu_sections import BUILD_SECONDS, FOUND, REHEARSAL_FACTOR, SECONDS, Section, sections
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, read_json, write_json
 
@@ -105,7 +105,7 @@ class Check:
 
     def __init__(self, call: str, rehearsed: bool, seconds: float, out: Path | None) -> None:
         self.call, self.rehearsed = call, rehearsed
-        self.end = time.monotonic() + seconds
+        self.end = time.monotonic() + seconds * (REHEARSAL_FACTOR if rehearsed else 1)
         self.about = {"name": "rehearsal on a CPU", **_python()} if rehearsed else device()
         self.path = new_record(self.about["name"], out or (LOGS if rehearsed else RESULTS))
         self.outcomes: list[Outcome] = []

@@ -7,6 +7,7 @@ explains A. Call C trains a paper's config to its end.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from fastmmkd.ops.extension import CUDA_OPERATIONS
@@ -17,6 +18,8 @@ SECONDS = {"A": 420, "B": 300, "C": 180}
 """How long a call may take."""
 BUILD_SECONDS = 240
 """Of compiling the extension, where it was not brought along; it is not part of A's time."""
+REHEARSAL_FACTOR = 4
+"""As much longer may everything take on a CPU."""
 METHODS = ("umdf", "corrkd", "hrlf")
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-p", "bench.pytest_record", "--found", FOUND)
 SANITIZED = "views_of_other_tensors or rows_without_keys"
@@ -109,7 +112,13 @@ def _rehearsal(section: Section) -> Section:
         environment |= stand_in()
     if provider == "cuda":
         environment["FASTMMKD_PARITY"] = "cpp"
-    return replace(section, command=command, environment=environment)
+    times = [str(REHEARSAL_FACTOR * int(value)) if before == "--seconds" else value for before, value in pairs(command)]
+    return replace(section, command=tuple(times), environment=environment, seconds=REHEARSAL_FACTOR * section.seconds)
+
+
+def pairs(command: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Every word with the one before it."""
+    return zip(("", *command), command, strict=False)
 
 
 def stand_in() -> dict[str, str]:

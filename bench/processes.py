@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 GRACE = 12.0
@@ -47,13 +48,9 @@ def wait(
 
 def stop(process: subprocess.Popen[bytes], grace: float = GRACE) -> None:
     """Interrupt a process as Ctrl-C does; after `grace` seconds kill it, and in any case all that it has started."""
-    try:
-        process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
         process.wait(grace)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

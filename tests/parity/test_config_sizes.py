@@ -89,7 +89,8 @@ def test_draw(op, dtype) -> None:
     arguments = features, [mask.to(DEVICE) for mask in masks], *keys, VERSIONS, 0.7
     with use_provider(PROVIDER), poisoned_memory():
         found = missing_draw(*arguments)
-    for x, y in zip(sum(found, []), sum(reference.missing_draw(*arguments), []), strict=True):
+    expected = reference.missing_draw(*arguments)
+    for x, y in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
         assert x.dtype == y.dtype
         assert torch.equal(x, y)
 
