@@ -187,7 +187,8 @@ def test_a_call_fits_into_its_time(call) -> None:
     assert sum(section.seconds for section in parts) <= SECONDS[call]
     assert [s.name for s in parts] == [s.name for s in sections(call, rehearsed=True)]
     for section in parts:  # a program that stops by itself does so before it is stopped
-        limits = [int(after) for word, after in zip(section.command, section.command[1:], strict=False) if word == "--seconds"]
+        words = section.command
+        limits = [int(after) for word, after in zip(words, words[1:], strict=False) if word == "--seconds"]
         assert all(limit < section.seconds for limit in limits)
 
 
