@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -188,7 +189,7 @@ def test_a_call_fits_into_its_time(call) -> None:
     assert [s.name for s in parts] == [s.name for s in sections(call, rehearsed=True)]
     for section in parts:  # a program that stops by itself does so before it is stopped
         words = section.command
-        limits = [int(after) for word, after in zip(words, words[1:], strict=False) if word == "--seconds"]
+        limits = [int(after) for word, after in pairwise(words) if word == "--seconds"]
         assert all(limit < section.seconds for limit in limits)
 
 
