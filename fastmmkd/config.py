@@ -172,8 +172,9 @@ class TrainBlock(Block):
     """Stop after this many epochs without a better checkpoint; null = train all epochs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     graph: Literal["auto", "off", "step", "fwdbwd"] = "auto"
-    """CUDA graphs: "fwdbwd" replays forward and backward, "step" the update as well (fp32, ZeRO stage 0); "auto" is
-    "fwdbwd" on one GPU and "off" elsewhere. Steps stay eager where there is no graph to be had, and a line says so."""
+    """CUDA graphs: "fwdbwd" replays forward and backward, "step" the update as well (torch's Adam in fp32 or bf16, ZeRO
+    stage 0, or 1 in one process); "auto" is "step" where that can be, "fwdbwd" on other GPUs and "off" on a CPU. Steps
+    stay eager where there is no graph to be had, in all processes alike, and a line says so."""
     log_every: int = Field(default=10, gt=0)
     """Steps between progress updates; a multi-process run also agrees on interruptions then."""
 

@@ -24,6 +24,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def everywhere(holds: bool, device: torch.device) -> bool:
+    """Whether something holds in every process; each of them asks, and waits for the others."""
+    if world_size() == 1:
+        return holds
+    flag = torch.tensor(int(holds), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:

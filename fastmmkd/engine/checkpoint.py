@@ -103,6 +103,8 @@ def load_checkpoint(engine: Any, folder: Path, saved: dict[str, Any]) -> None:
     path = folder / str(saved["tag"])
     try:
         found, _ = engine.load_checkpoint(str(folder), tag=saved["tag"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}; remove {folder.parent} to train anew") from error
     except (AssertionError, OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0] or "a file is missing"
         raise UserError(f"{path}: a damaged checkpoint ({reason}); remove {folder.parent} to train anew") from error

@@ -19,6 +19,7 @@ import torch
 
 from fastmmkd.config import Config
 from fastmmkd.distributed import world_size
+from fastmmkd.engine.flat_adam import flat_adam
 from fastmmkd.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -154,13 +155,29 @@ def start_deepspeed(placement: Placement, log_file: Path) -> Any:
 def wrap(deepspeed: Any, module: torch.nn.Module, block: dict[str, Any], log_file: Path) -> Any:
     """DeepSpeed's engine around a module; what it prints goes to `log_file`.
 
-    Stage 0 sends all gradients through a buffer and back to average them; one process is spared that, which changes no
-    bit.
+    Where the block allows it (`flat_adam`) the update is ours: DeepSpeed sees a run in fp32 under ZeRO 0 with an
+    optimiser that a client brings, which knows of precision, clipping and averaging; its `step` calls that, moves the
+    schedule and counts. Everywhere else all of it is DeepSpeed's own, but for two things. Stage 0 sends all gradients
+    through a buffer and back to average them; one process is spared that, which changes no bit. Stages 1 and 2 look
+    for infinities in every gradient by itself before they take the norm of all, which tells the same.
+
+    DeepSpeed's count of samples per second, which waits for the device twice a step, is off unless the block has it.
     """
+    block = copy.deepcopy(block)
+    block.setdefault("timers", {"throughput": {"enabled": False}})
+    ours = flat_adam(block)
+    if ours is not None:
+        del block["optimizer"]
+        block.pop("bf16", None)
+        block |= {"gradient_clipping": 0.0, "zero_optimization": {"stage": 0}}
     with output_to(log_file):
-        engine, *_ = deepspeed.initialize(model=module, model_parameters=module.parameters(), config=dict(block))
-    if world_size() == 1 and engine.zero_optimization_stage() == 0:
+        engine, *_ = deepspeed.initialize(
+            model=module, model_parameters=module.parameters(), config=block, optimizer=ours
+        )
+    if ours is not None or (world_size() == 1 and engine.zero_optimization_stage() == 0):
         engine.enable_backward_allreduce = False
+    elif getattr(engine.optimizer, "compute_grad_norm", False):
+        engine.optimizer.check_overflow = lambda partition_gradients=True: None
     return engine
 
 

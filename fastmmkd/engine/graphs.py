@@ -8,10 +8,13 @@ update in one graph. Tensors that they return are overwritten by the next call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+
+from fastmmkd.distributed import world_size
 
 WARM_UP = 3
 """Runs before a capture: libraries set themselves up in the first ones."""
@@ -47,7 +50,9 @@ class CudaCapture:
 
     def __call__(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        # The thread in which NCCL watches over its collectives goes on asking the device, which must not end a capture.
+        mode = "global" if world_size() == 1 else "thread_local"
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode=mode):
             found = run()
         return graph.replay, found
 
@@ -60,13 +65,20 @@ class GraphedLoss:
         parameters: all that have gradients.
         inputs: tensors like those of every later call.
         capture: records the graphs.
+        buffers: what else the loss writes; as before when this returns.
     """
 
     def __init__(
-        self, loss: Loss, parameters: Iterable[torch.nn.Parameter], inputs: Sequence[torch.Tensor], capture: Capture
+        self,
+        loss: Loss,
+        parameters: Iterable[torch.nn.Parameter],
+        inputs: Sequence[torch.Tensor],
+        capture: Capture,
+        buffers: Iterable[torch.Tensor] = (),
     ) -> None:
         self.parameters = [p for p in parameters if p.requires_grad]
         self.inputs = [x.clone() for x in inputs]
+        self._total: torch.Tensor | None = None
 
         def forward() -> tuple[torch.Tensor, Parts]:
             with torch.enable_grad():
@@ -74,16 +86,19 @@ class GraphedLoss:
             return self._total.detach(), parts
 
         def backward() -> tuple[torch.Tensor | None, ...]:
+            assert self._total is not None
             return torch.autograd.grad(self._total, self.parameters, self.upstream, allow_unused=True)
 
         def both() -> None:
             self.upstream = torch.ones_like(forward()[0])
             backward()
 
-        capture.warm_up(both)
+        with _put_back(buffers):
+            capture.warm_up(both)
         self.replay_forward, (self.total, self.parts) = capture(forward)
         self.upstream = torch.ones_like(self.total)
         self.replay_backward, self.gradients = capture(backward)
+        self._total = None  # autograd's nodes would stay alive with it, those that accumulate gradients among them
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, Parts]:
         """The loss, differentiable in the parameters, and its parts."""
@@ -115,6 +130,7 @@ class GraphedStep:
         clip: changes the gradients in place before the update.
         inputs: tensors like those of every later call.
         capture: records the graph.
+        buffers: what else the loss writes; as before when this returns.
     """
 
     def __init__(
@@ -124,12 +140,13 @@ class GraphedStep:
         clip: Callable[[], Any],
         inputs: Sequence[torch.Tensor],
         capture: Capture,
+        buffers: Iterable[torch.Tensor] = (),
     ) -> None:
         self.inputs = [x.clone() for x in inputs]
         self.optimizer = optimizer
-        self.rates = [torch.tensor(float(g["lr"]), device=self.inputs[0].device) for g in optimizer.param_groups]
+        rates = [float(g["lr"]) for g in optimizer.param_groups]
+        self.rates = [torch.tensor(rate, device=self.inputs[0].device) for rate in rates]
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        before = _Snapshot(parameters, optimizer)
 
         def step() -> Parts:
             with torch.enable_grad():
@@ -140,15 +157,21 @@ class GraphedStep:
             optimizer.step()
             return parts
 
-        for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate
+        self._set_rates(self.rates)
         try:
-            capture.warm_up(step)
+            with _put_back([*parameters, *buffers], optimizer):
+                capture.warm_up(step)
+            self.replay, self.parts = capture(step)
+        except RuntimeError:
+            self._set_rates(rates)
+            raise
         finally:
-            before.restore()
-        self.replay, self.parts = capture(step)
-        for p in parameters:
-            p.grad = None  # it belongs to the graph
+            for p in parameters:
+                p.grad = None  # it belongs to the graph
+
+    def _set_rates(self, rates: Sequence[Any]) -> None:
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def __call__(self, *inputs: torch.Tensor) -> Parts:
         """Take a step at the learning rates that the optimiser's groups have now; the parts of the loss before it."""
@@ -161,22 +184,25 @@ class GraphedStep:
         return self.parts
 
 
-class _Snapshot:
-    """Parameters and optimiser state, to be restored in place: a graph holds on to the tensors themselves."""
+@contextmanager
+def _put_back(tensors: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
+    """Restore what a rehearsal writes, in place: a graph holds on to the tensors themselves.
 
-    def __init__(self, parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        self.parameters, self.optimizer = parameters, optimizer
-        self.values = [p.detach().clone() for p in parameters]
-        self.state = {p: {k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for p, s in optimizer.state.items()}
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """State that was made since becomes 0, what it starts from."""
-        _copy(self.parameters, self.values)
-        for p, state in self.optimizer.state.items():
-            for key, value in state.items():
-                if torch.is_tensor(value):
-                    value.copy_(self.state.get(p, {}).get(key, torch.zeros_like(value)))
+    State of the optimiser that was made since becomes 0, what it starts from.
+    """
+    written = list(tensors)
+    values = [x.detach().clone() for x in written]
+    states = optimizer.state if optimizer else {}
+    before = {p: {k: v.clone() for k, v in state.items() if torch.is_tensor(v)} for p, state in states.items()}
+    try:
+        yield
+    finally:
+        _copy(written, values)
+        with torch.no_grad():
+            for p, state in states.items():
+                for key, value in state.items():
+                    if torch.is_tensor(value):
+                        value.copy_(before.get(p, {}).get(key, torch.zeros_like(value)))
 
 
 @torch.no_grad()

@@ -6,19 +6,22 @@ Shape legend: S models, B rows of a batch, P parts of the loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from fastmmkd.config import Config
-from fastmmkd.distributed import world_size
+from fastmmkd.distributed import everywhere, world_size
 from fastmmkd.engine.clipping import clip_models
 from fastmmkd.engine.device import Placement
+from fastmmkd.engine.flat_adam import FlatAdam, flat_adam
 from fastmmkd.engine.graphs import Capture, CudaCapture, GraphedLoss, GraphedStep
 from fastmmkd.methods.objective import Parts
 
 Compute = Callable[[Callable[..., Any], torch.Tensor, torch.Tensor], tuple[torch.Tensor, Parts]]
 """`compute(forward, rows, epoch)`: draws a batch and has `forward` make the scalar to minimise and its parts of it."""
+
+Graphed = TypeVar("Graphed", GraphedLoss, GraphedStep)
 
 
 class EagerSteps:
@@ -29,12 +32,18 @@ class EagerSteps:
         compute: see `Compute`.
         clip_each: largest norm of one model's gradients, in place of DeepSpeed's clipping; None = that is all there is.
         say: tells people a line.
+
+    `flat` is the update that DeepSpeed was handed, where it was: it clips each model by itself and leaves those alone
+    that have stopped.
     """
 
     def __init__(
         self, engine: Any, compute: Compute, clip_each: float | None, say: Callable[[str], None] = print
     ) -> None:
         self.engine, self.compute, self.clip_each, self.say = engine, compute, clip_each, say
+        self.flat: FlatAdam | None = engine.optimizer if isinstance(engine.optimizer, FlatAdam) else None
+        if self.flat is not None and clip_each is not None:
+            self.flat.clip = clip_each
         self.names: tuple[str, ...] = ()
         """Of the parts of the loss, once a step was taken."""
 
@@ -51,10 +60,18 @@ class EagerSteps:
         """
         loss, parts = self.loss(rows, epoch)
         self.engine.backward(loss)
-        if self.clip_each is not None:
+        if self.flat is not None:
+            self.flat.stop(stopped)
+        elif self.clip_each is not None:
             clip_models(self.engine.module.parameters(), self.clip_each, stopped)
         self.engine.step()
         return parts
+
+    def skipped(self, models: int) -> list[float]:
+        """How many steps each model has skipped because of a gradient that was not finite; the host waits for it."""
+        if self.flat is not None:
+            return self.flat.skipped(self.engine.global_steps)
+        return [float(self.engine.skipped_steps)] * models
 
     def loss(self, rows: torch.Tensor, epoch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The scalar to minimise, and its parts."""
@@ -70,14 +87,26 @@ class EagerSteps:
 
 
 class _Replayed(EagerSteps):
-    """Steps that are eager where they cannot be captured."""
+    """Steps that are eager where they cannot be captured: by all processes, if one of them cannot."""
 
     capture: type[Capture] = CudaCapture
     eager = False
 
-    def give_up(self, error: RuntimeError) -> None:
+    def captured(self, make: Callable[[], Graphed], device: torch.device) -> Graphed | None:
+        """What `make` captures; None, once and for all, where a process could not.
+
+        A process that replays and one that does not would still call the same collectives, but not in the same order.
+        """
+        found, reason = None, "another process could not"
+        try:
+            found = make()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+        if everywhere(found is not None, device):
+            return found
         self.eager = True
-        self.say(f"train.graph: the step cannot be captured ({str(error).splitlines()[0]}); steps are eager")
+        self.say(f"train.graph: the step cannot be captured ({reason}); steps are eager")
+        return None
 
 
 class ReplayedLossSteps(_Replayed):
@@ -87,31 +116,36 @@ class ReplayedLossSteps(_Replayed):
 
     def loss(self, rows: torch.Tensor, epoch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.graphed is None and not self.eager:
-            module = self.engine.module
-            forward = module.forward
-            try:
-                self.graphed = GraphedLoss(
-                    lambda *inputs: self.by(forward, *inputs), module.parameters(), (rows, epoch), self.capture()
-                )
-                module.forward = self.graphed  # what DeepSpeed does around the forward pass, it does around the replay
-            except RuntimeError as error:
-                self.give_up(error)
+            self.graphed = self.captured(lambda: self._graphed(rows, epoch), rows.device)
+            if self.graphed is not None:
+                # What DeepSpeed does around the forward pass, it does around the replay.
+                self.engine.module.forward = self.graphed
         return super().loss(rows, epoch) if self.eager else self.engine(rows, epoch)
+
+    def _graphed(self, rows: torch.Tensor, epoch: torch.Tensor) -> GraphedLoss:
+        module = self.engine.module
+        forward, buffers = module.forward, list(module.buffers())
+        return GraphedLoss(
+            lambda *inputs: self.by(forward, *inputs), module.parameters(), (rows, epoch), self.capture(), buffers
+        )
 
 
 class ReplayedSteps(_Replayed):
-    """The whole step is replayed, DeepSpeed keeps its books; when a model stops, the step is captured anew."""
+    """The whole step is replayed, DeepSpeed keeps its books.
+
+    When a model stops, the step is captured anew, unless the update looks on the device for who goes on.
+    """
 
     graphed: GraphedStep | None = None
     stopped: Sequence[int] = ()
 
     def __call__(self, rows: torch.Tensor, epoch: torch.Tensor, stopped: Sequence[int]) -> torch.Tensor:
-        if not self.eager and (self.graphed is None or stopped != self.stopped):
-            try:
-                self.graphed, self.stopped = self._captured(rows, epoch, stopped), stopped
-            except RuntimeError as error:
-                self.give_up(error)
-        if self.eager or self.graphed is None:
+        if self.flat is not None:
+            self.flat.stop(stopped)
+        if not self.eager and (self.graphed is None or (stopped != self.stopped and self.flat is None)):
+            self.graphed = self.captured(lambda: self._graphed(rows, epoch, stopped), rows.device)
+            self.stopped = stopped
+        if self.graphed is None:
             return super().__call__(rows, epoch, stopped)
         parts = self.graphed(rows, epoch)
         engine = self.engine
@@ -122,16 +156,17 @@ class ReplayedSteps(_Replayed):
             engine.lr_scheduler.step()
         return parts
 
-    def _captured(self, rows: torch.Tensor, epoch: torch.Tensor, stopped: Sequence[int]) -> GraphedStep:
+    def _graphed(self, rows: torch.Tensor, epoch: torch.Tensor, stopped: Sequence[int]) -> GraphedStep:
         module, optimizer = self.engine.module, self.engine.optimizer
         limit = self.engine.gradient_clipping() if self.clip_each is None else self.clip_each
-        parameters = list(module.parameters())
+        parameters, buffers = list(module.parameters()), list(module.buffers())
+
+        def clip() -> None:
+            if self.flat is None:
+                clip_models(parameters, limit, stopped)
+
         return GraphedStep(
-            lambda *inputs: self.by(module, *inputs),
-            optimizer,
-            lambda: clip_models(parameters, limit, stopped),
-            (rows, epoch),
-            self.capture(),
+            lambda *inputs: self.by(module, *inputs), optimizer, clip, (rows, epoch), self.capture(), buffers
         )
 
 
@@ -140,19 +175,20 @@ STEPS: dict[str, type[EagerSteps]] = {"off": EagerSteps, "fwdbwd": ReplayedLossS
 
 def graph_mode(config: Config, placement: Placement) -> tuple[str, str | None]:
     """Which of `STEPS` a run takes, and a line that says why where it is not what `train.graph` asks for."""
-    wanted = config.train.graph
+    wanted, block = config.train.graph, placement.deepspeed
     if wanted == "off" or (wanted == "auto" and placement.device.type == "cpu"):
         return "off", None
     if placement.device.type == "cpu":
         return "off", f"train.graph: {wanted}, but a CPU has no graphs; steps are eager"
-    if world_size() > 1:
-        return "off", f"train.graph: {wanted}, but graphs are for one process; steps are eager"
+    # OneCycle moves Adam's betas too, and those are constants of a graph.
+    flat = flat_adam(block) is not None and block.get("scheduler", {}).get("type") != "OneCycle"
     if wanted == "auto":
-        return "fwdbwd", None
-    stage = placement.deepspeed.get("zero_optimization", {}).get("stage", 0)
-    if wanted == "step" and (placement.precision != "fp32" or stage != 0):
+        return "step" if flat else "fwdbwd", None
+    stage = block.get("zero_optimization", {}).get("stage", 0)
+    if wanted == "step" and not flat and (placement.precision != "fp32" or stage != 0 or world_size() > 1):
+        processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
         return "fwdbwd", (
-            f"train.graph: step needs fp32 and ZeRO stage 0, the run has {placement.precision} and stage {stage}; the "
-            "update is not captured"
+            "train.graph: step needs torch's Adam in fp32 or bf16 and ZeRO stage 0, or 1 in one process; the run has "
+            f"{placement.precision} and stage {stage} in {processes}; the update is not captured"
         )
     return wanted, None

@@ -111,9 +111,11 @@ class Trainer:
         self.engine.eval()
         rate = self._samples * self.steps_per_epoch / max(live[0].progress.seconds, 1e-9)
         engine = self._engine_state() | {"samples_per_second": rate}
+        skipped = self.step.skipped(len(self.books))
         for book, conditions in zip(live, self._validate(live), strict=True):
             state = model_state(self.engine.module.network, book.index)
-            book.end_epoch(journals[book.index], step, conditions, state, engine)
+            own = engine | {"skipped_steps": skipped[book.index]}
+            book.end_epoch(journals[book.index], step, conditions, state, own)
         self._save()
 
     @property
@@ -181,7 +183,7 @@ class Trainer:
         return (self.phase.teacher.represent(whole.features, whole.masks),)
 
     def _engine_state(self) -> dict[str, float]:
-        state = {"lr": float(self.engine.get_lr()[0]), "skipped_steps": float(self.engine.skipped_steps)}
+        state = {"lr": float(self.engine.get_lr()[0])}
         if self.session.placement.precision == "fp16":
             state["loss_scale"] = float(self.engine.optimizer.loss_scale)
         return state

@@ -144,22 +144,68 @@ class TestInterruptionWatch:
                 signal.raise_signal(signal.SIGINT)
 
 
-def test_one_process_reduces_nothing_and_that_changes_no_bit(
-    tiny_config: dict, tmp_path: Path, process_state: None
-) -> None:
+@pytest.fixture
+def engine_of(tiny_config: dict, tmp_path: Path, process_state: None) -> Any:
+    """`engine_of(block)`: DeepSpeed's engine on the CPU around a layer; the block's keys in place of the config's."""
     config = parse_config(tiny_config)
     prepare_process(config)
     placement, log_file = place(config), tmp_path / "deepspeed.log"
     deepspeed = start_deepspeed(placement, log_file)
-    trained = []
-    for reduces in (False, True):
+
+    def make(block: dict) -> Any:
         torch.manual_seed(0)
-        engine = wrap(deepspeed, torch.nn.Linear(4, 3), placement.deepspeed, log_file)
+        return wrap(deepspeed, torch.nn.Linear(4, 3), placement.deepspeed | block, log_file)
+
+    return make
+
+
+def trained(engine: Any) -> torch.Tensor:
+    for x in torch.linspace(-2, 2, 48).view(4, 3, 4):
+        engine.backward(engine(x.to(engine.module.weight.dtype)).square().sum())
+        engine.step()
+    weight = engine.module.weight.detach().clone()
+    engine.destroy()
+    return weight
+
+
+def test_one_process_reduces_nothing_and_that_changes_no_bit(engine_of: Any) -> None:
+    found = []
+    for reduces in (False, True):
+        engine = engine_of({"optimizer": {"type": "SGD", "params": {"lr": 0.1}}})
         assert not engine.enable_backward_allreduce
         engine.enable_backward_allreduce = reduces
-        for x in torch.linspace(-2, 2, 24).view(2, 3, 4):
-            engine.backward(engine(x).square().sum())
+        found.append(trained(engine))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_deepspeed_does_not_wait_for_the_device_to_count_samples(
+    stage: int, engine_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    waits: list[str] = []
+    wait = lambda *_: waits.append(sys._getframe(1).f_code.co_filename)  # noqa: E731
+    monkeypatch.setattr(type(get_accelerator()), "synchronize", wait)
+    trained(engine_of({"zero_optimization": {"stage": stage}}))
+    assert not [file for file in waits if file.endswith("timer.py")]
+    trained(engine_of({"zero_optimization": {"stage": stage}, "timers": {"throughput": {"enabled": True}}}))
+    assert len([file for file in waits if file.endswith("timer.py")]) == 4  # twice in each step from the third on
+
+
+def test_zero_finds_infinities_by_the_norm_alone(engine_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's own search, gradient by gradient, is left out; a step is skipped all the same."""
+    found = {}
+    for searches in (False, True):
+        engine = engine_of({"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}})
+        if searches:
+            del engine.optimizer.check_overflow
+        for i, x in enumerate(torch.linspace(-2, 2, 48).view(4, 3, 4).bfloat16()):
+            scale = torch.inf if i == 1 else 1.0
+            engine.backward((engine(x).square() * scale).sum())
             engine.step()
-        trained.append(engine.module.weight.detach().clone())
+        found[searches] = engine.module.weight.detach().clone(), engine.skipped_steps
         engine.destroy()
-    assert torch.equal(*trained)
+    assert torch.equal(found[False][0], found[True][0])
+    assert torch.isfinite(found[False][0]).all()
+    assert found[False][1] == found[True][1] == 1

@@ -5,8 +5,9 @@ import torch
 from run_records import parameters, records, without_timings
 
 from fastmmkd.config import parse_config
-from fastmmkd.engine import steps, trainer
+from fastmmkd.engine import flat_adam, steps, trainer
 from fastmmkd.engine.device import Placement
+from fastmmkd.engine.flat_adam import FlatAdam
 from fastmmkd.engine.steps import graph_mode
 from tests.engine.fake_capture import FakeCapture
 
@@ -77,7 +78,7 @@ def test_seeds_that_stop_at_different_times(mode, raw_of, train_tiny, tmp_path, 
     assert_close(found, expected, [1, 2, 3], [""])
     ends = {len(records(expected, seed)) for seed in (1, 2, 3)}
     assert len(ends) > 1
-    assert len(captures) == (len(ends) if mode == "step" else 1)
+    assert len(captures) == 1  # the update looks on the device for who has stopped
 
 
 @pytest.mark.parametrize("mode", ["fwdbwd", "step"])
@@ -109,30 +110,94 @@ def test_a_step_that_cannot_be_captured_is_eager_and_says_so(
     assert capsys.readouterr().out.count(said) == 1
 
 
+def test_a_step_of_another_optimiser_is_captured_anew_when_a_seed_stops(
+    raw_of, train_tiny, tmp_path, monkeypatch, captures
+) -> None:
+    raw = raw_of("umdf", together=True)
+    raw["deepspeed"]["optimizer"]["params"]["maximize"] = False  # a setting that the flat update does not know
+    expected = train_tiny(raw, tmp_path / "eager")
+    monkeypatch.setattr(trainer, "graph_mode", lambda *_: ("step", None))
+    found = train_tiny(raw, tmp_path / "replayed")
+    assert_close(found, expected, [1, 2, 3], [""])
+    ends = {len(records(expected, seed)) for seed in (1, 2, 3)}
+    assert len(captures) == len(ends) > 1
+
+
+@pytest.mark.parametrize("mode", ["off", "fwdbwd", "step"])
+def test_a_seed_whose_gradient_is_infinite_skips_that_step_alone(
+    mode, raw_of, train_tiny, tmp_path, monkeypatch, captures
+) -> None:
+    raw = raw_of("umdf", together=True)
+    raw["train"] |= {"epochs": 2, "patience": None}
+    monkeypatch.setattr(trainer, "graph_mode", lambda *_: (mode, None))
+    whole = train_tiny(raw, tmp_path / "whole")
+    gather = FlatAdam._gather
+
+    def poisoned(self) -> None:
+        gather(self)
+        self.gradient[1, 0] = torch.where(self.steps[0] == 3, torch.inf, self.gradient[1, 0])  # the fourth step
+
+    monkeypatch.setattr(FlatAdam, "_gather", poisoned)
+    found = train_tiny(raw, tmp_path / "found")
+    for seed, skipped in ((1, 0), (2, 1), (3, 0)):
+        assert [r["engine"]["skipped_steps"] for r in records(found, seed)] == [skipped, skipped]
+        same = records(found, seed)[-1]["train"] == pytest.approx(records(whole, seed)[-1]["train"], rel=1e-6)
+        assert same == (not skipped)
+
+
 @pytest.mark.parametrize(
     ("wanted", "device", "precision", "stage", "expected", "why"),
     [
         ("auto", "cpu", "fp32", 0, "off", None),
         ("off", "cuda", "fp32", 0, "off", None),
         ("step", "cpu", "fp32", 0, "off", "train.graph: step, but a CPU has no graphs; steps are eager"),
-        ("auto", "cuda", "bf16", 1, "fwdbwd", None),
+        ("auto", "cuda", "fp32", 0, "step", None),
+        ("auto", "cuda", "bf16", 1, "step", None),
+        ("auto", "cuda", "bf16", 2, "fwdbwd", None),
+        ("auto", "cuda", "fp16", 1, "fwdbwd", None),
         ("fwdbwd", "cuda", "fp16", 1, "fwdbwd", None),
-        ("step", "cuda", "fp32", 0, "step", None),
-        ("step", "cuda", "bf16", 0, "fwdbwd", "train.graph: step needs fp32 and ZeRO stage 0, the run has bf16 and"),
-        ("step", "cuda", "fp32", 1, "fwdbwd", "the run has fp32 and stage 1; the update is not captured"),
+        ("fwdbwd", "cuda", "bf16", 1, "fwdbwd", None),
+        ("step", "cuda", "fp32", 1, "step", None),
+        ("step", "cuda", "bf16", 0, "step", None),
+        ("step", "cuda", "bf16", 2, "fwdbwd", "train.graph: step needs torch's Adam in fp32 or bf16 and ZeRO stage 0,"),
+        ("step", "cuda", "fp16", 1, "fwdbwd", "the run has fp16 and stage 1 in 1 process; the update is not captured"),
     ],
 )
 def test_who_gets_which_steps(wanted, device, precision, stage, expected, why, tiny_config) -> None:
     tiny_config["train"]["graph"] = wanted
-    placement = Placement(torch.device(device), precision, {"zero_optimization": {"stage": stage}}, None)
+    block = tiny_config["deepspeed"] | {"zero_optimization": {"stage": stage}}
+    if precision != "fp32":
+        block[precision] = {"enabled": True}
+    placement = Placement(torch.device(device), precision, block, None)
     mode, line = graph_mode(parse_config(tiny_config), placement)
     assert mode == expected
     assert (line is None) == (why is None)
     assert (why or "") in (line or "")
 
 
-def test_several_processes_are_eager(tiny_config, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("changed", "wanted", "expected"),
+    [
+        ({"optimizer": {"type": "SGD", "params": {"lr": 0.1}}}, "auto", "fwdbwd"),
+        ({"optimizer": {"type": "SGD", "params": {"lr": 0.1}}}, "step", "step"),
+        ({"scheduler": {"type": "OneCycle", "params": {}}}, "auto", "fwdbwd"),
+        ({"scheduler": {"type": "WarmupLR", "params": {}}}, "auto", "step"),
+    ],
+)
+def test_optimisers_and_schedules(changed, wanted, expected, tiny_config) -> None:
+    tiny_config["train"]["graph"] = wanted
+    placement = Placement(torch.device("cuda"), "fp32", tiny_config["deepspeed"] | changed, None)
+    assert graph_mode(parse_config(tiny_config), placement) == (expected, None)
+
+
+@pytest.mark.parametrize(("stage", "expected"), [(0, "step"), (1, "fwdbwd"), (2, "fwdbwd")])
+def test_several_processes(stage, expected, tiny_config, monkeypatch) -> None:
     monkeypatch.setattr(steps, "world_size", lambda: 2)
-    placement = Placement(torch.device("cuda"), "bf16", {}, None)
+    monkeypatch.setattr(flat_adam, "world_size", lambda: 2)
+    block = tiny_config["deepspeed"] | {"bf16": {"enabled": True}, "zero_optimization": {"stage": stage}}
+    placement = Placement(torch.device("cuda"), "bf16", block, None)
+    assert graph_mode(parse_config(tiny_config), placement) == (expected, None)
+    tiny_config["train"]["graph"] = "step"
     mode, line = graph_mode(parse_config(tiny_config), placement)
-    assert (mode, line) == ("off", "train.graph: auto, but graphs are for one process; steps are eager")
+    assert mode == expected
+    assert (line is None) == (mode == "step")

@@ -1,6 +1,9 @@
 """Captured losses and steps against eager ones, with a stand-in for CUDA graphs."""
 
 import copy
+import gc
+import weakref
+from typing import ClassVar
 
 import pytest
 import torch
@@ -91,6 +94,70 @@ def test_a_graphed_step_leaves_weights_and_state_as_they_were() -> None:
 
     GraphedStep(loss_of(model, DATA), optimizer, lambda: None, BATCHES[:1], Counting())
     torch.testing.assert_close(runs[0], before)
+
+
+class Marked(torch.autograd.Function):
+    """The identity, whose node in the graph of a backward pass can be watched."""
+
+    nodes: ClassVar[list[weakref.ref]] = []
+
+    @staticmethod
+    def forward(ctx, x):
+        Marked.nodes.append(weakref.ref(ctx))
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def test_a_graphed_loss_lets_autograds_nodes_go() -> None:
+    """Those that accumulate gradients would otherwise stay those of the capture, on its stream."""
+    model = network()
+    loss, Marked.nodes = loss_of(lambda x: Marked.apply(model(x)), DATA), []
+    graphed = GraphedLoss(loss, model.parameters(), BATCHES[:1], FakeCapture())
+    gc.collect()
+    assert Marked.nodes
+    assert all(node() is None for node in Marked.nodes)
+    found, _ = graphed(BATCHES[1])
+    found.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["forward and backward", "whole step"])
+def test_a_rehearsal_leaves_buffers_as_they_were(whole) -> None:
+    model, counts = network(), torch.zeros(1)
+
+    def loss(rows):
+        counts.add_(1)
+        return loss_of(model, DATA)(rows)
+
+    if whole:
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+        step = GraphedStep(loss, optimizer, lambda: None, BATCHES[:1], FakeCapture(), [counts])
+    else:
+        step = GraphedLoss(loss, model.parameters(), BATCHES[:1], FakeCapture(), [counts])
+    assert counts.item() == 0
+    step(BATCHES[0])
+    assert counts.item() == 1
+
+
+def test_a_step_that_cannot_be_captured_leaves_no_trace() -> None:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+    before = copy.deepcopy(model.state_dict())
+
+    class Refusing(FakeCapture):
+        def __call__(self, run):
+            super().__call__(run)
+            raise RuntimeError("operation not permitted")
+
+    with pytest.raises(RuntimeError, match="operation not permitted"):
+        GraphedStep(loss_of(model, DATA), optimizer, lambda: None, BATCHES[:1], Refusing())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert isinstance(optimizer.param_groups[0]["lr"], float)
+    assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ import fastmmkd
 from fastmmkd.cli import main
 from fastmmkd.config import Config, parse_config
 from fastmmkd.data.dataset import Dataset
-from fastmmkd.engine import device, run, steps, trainer
+from fastmmkd.engine import device, run, trainer
 from fastmmkd.engine.clipping import clip_models
+from fastmmkd.engine.flat_adam import FlatAdam
 from fastmmkd.engine.groups import together
 from fastmmkd.engine.phases import TEACHER_SEEDS, final_phase, teacher_phase
 from fastmmkd.errors import Interrupted, UserError
@@ -260,11 +261,8 @@ class TestEarlyStopping:
             trainer.Telemetry, "step", lambda self, step, samples, parts: shown.append((samples, parts["loss"]))
         )
         stopped: list[list[int]] = []
-        monkeypatch.setattr(
-            steps,
-            "clip_models",
-            lambda parameters, limit, models: stopped.append(models) or clip_models(parameters, limit, models),
-        )
+        stop = FlatAdam.stop
+        monkeypatch.setattr(FlatAdam, "stop", lambda self, models: stopped.append(models) or stop(self, models))
         whole = train_tiny(impatient, tmp_path / "whole")
         epochs = {seed: len(records(whole, seed)) for seed in seeds}
         assert epochs[2] < epochs[1] < epochs[3] == 5

@@ -10,10 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_records import assert_same, assert_same_run, parameters, progress, records, scalars, without_timings
+from run_records import (
+    assert_same,
+    assert_same_run,
+    engine_state,
+    parameters,
+    progress,
+    records,
+    scalars,
+    without_timings,
+)
 
 from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
+from fastmmkd.engine import device
 from fastmmkd.engine.trainer import epoch_order
 from fastmmkd.errors import Interrupted, UserError
 
@@ -134,6 +144,24 @@ class TestRepetition:
         assert without_timings(records(parts)) == without_timings(records(whole))
         assert progress(parts) == progress(whole)
 
+    @pytest.mark.parametrize("stage", [0, 1])
+    def test_master_weights_and_moments_of_a_run_in_bf16_continue_exactly(
+        self, train_tiny: Train, tiny_config: dict, tmp_path: Path, stage: int
+    ) -> None:
+        tiny_config["deepspeed"] |= {"bf16": {"enabled": True}, "zero_optimization": {"stage": stage}}
+        tiny_config["train"]["epochs"] = 2
+        whole = train_tiny(tiny_config, tmp_path / "whole")
+        with pytest.raises(Interrupted):
+            train_tiny(tiny_config, tmp_path / "parts", stop_after=3)
+        parts = train_tiny(tiny_config, tmp_path / "parts", resume=True)
+        assert_same_run(parts, whole)
+        ((_, saved),) = engine_state(parts).items()
+        assert {name: x.dtype for name, x in saved["optimizer"]["state"].items()} == dict.fromkeys(
+            ("weights", "exp_avg", "exp_avg_sq", "step"), torch.float32
+        )
+        assert {x.dtype for x in saved["module"].values()} == {torch.bfloat16}
+        assert parameters(parts)["head.weight"].dtype == torch.bfloat16
+
 
 class TestResumption:
     def test_finished_seeds_are_kept_and_more_may_be_added(
@@ -215,6 +243,23 @@ class TestResumption:
         (run / "run.json").write_text(json.dumps(record | {"precision": "fp16"}))
         with pytest.raises(UserError, match="--resume in fp32 of a run in fp16"):
             train_tiny(tiny_config, run, resume=True)
+
+    @pytest.mark.parametrize("block", [{}, {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}])
+    def test_a_checkpoint_with_deepspeeds_own_update_is_named(
+        self, train_tiny: Train, tiny_config: dict, tmp_path: Path, block: dict, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tiny_config["deepspeed"] |= block
+        with monkeypatch.context() as patch:
+            patch.setattr(device, "flat_adam", lambda block: None)
+            with pytest.raises(Interrupted):
+                train_tiny(tiny_config, tmp_path / "run", stop_after=2)
+        with pytest.raises(UserError) as caught:
+            train_tiny(tiny_config, tmp_path / "run", resume=True)
+        folder = tmp_path / "run" / "seed_1"
+        assert str(caught.value) == (
+            f"{folder / 'checkpoints' / progress(tmp_path / 'run')['tag']}: a checkpoint with another optimiser's "
+            f"state; expected flat master weights and moments; remove {folder} to train anew"
+        )
 
     def test_a_damaged_checkpoint_is_named(self, train_tiny: Train, tiny_config: dict, tmp_path: Path) -> None:
         run = tmp_path / "run"
