@@ -19,6 +19,7 @@ from bench.rounds import Clock
 from bench.workload import Keys, keys_of
 from fastmmkd.config import Config
 from fastmmkd.data.dataset import Dataset
+from fastmmkd.deepspeed_block import without_nulls
 from fastmmkd.engine.clipping import clip_models
 from fastmmkd.engine.graphs import Capture, CudaCapture, GraphedStep
 from fastmmkd.engine.stages import Drawn, TrainingStep, training_step
@@ -71,7 +72,7 @@ class Contender:
         self.forward = forward or (lambda drawn, taught: step.loss(drawn, taught)[0])
         self.module = module or step.module
         self.device = step.split.present.device
-        self.clip = config.deepspeed.get("gradient_clipping", 1.0)
+        self.clip = without_nulls(config.deepspeed).get("gradient_clipping", 1.0)
         batch, samples = config.train.batch_size, step.split.size
         self.prepared = [keys_of(i, seeds, batch, samples, self.device) for i in range(ROUNDS)]
         ours = using is nullcontext and forward is None

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastmmkd.data.batches import by_layer
 from fastmmkd.methods.umdf import UMDF
 from fastmmkd.nn.crossmodal import OTHERS, CrossmodalInteraction
 from fastmmkd.nn.embedding import sinusoidal_positions
@@ -163,15 +164,16 @@ class PlainUMDF(nn.Module):
         self.hidden, self.head = of_grouped(source.hidden, 0), of_grouped(source.head, 0)
 
     def forward(self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-        """The loss of `[2 B, T, d_m]` features, `[2 B, T]` masks and `[B]` or `[B, problems]` targets."""
+        """The loss of `[2 B, T, d_m]` features, `[2 B, T]` masks (as in `Batch`), `[B]` or `[B, problems]` targets."""
         z = [
             convolution(x.transpose(1, 2)).transpose(1, 2)
             for convolution, x in zip(self.convolutions, features, strict=True)
         ]
         z = [x + sinusoidal_positions(x.shape[1], x.shape[2], x.device, x.dtype) for x in z]
-        for layer in self.mcim:
-            z = layer(z, masks)
-        mask = masks[0] | masks[1] | masks[2]
+        first, later = by_layer(masks)
+        for i, layer in enumerate(self.mcim):
+            z = layer(z, later if i else first)
+        mask = later[0] | later[1] | later[2]
         h = torch.cat(z, dim=-1)
         for layer in self.encoder:
             h = layer(h, mask)
@@ -185,7 +187,7 @@ class PlainUMDF(nn.Module):
             consistency = (a - b).square().mean()
         else:
             split = (self.task.split_problems(x).flatten(0, 1)[None] for x in (a, b))
-            consistency = reference.js_divergence(*split) * self.task.problems
+            consistency = reference.js_divergence(*split)
         return (loss + self.weights.lambda_logits * consistency).sum()
 
     def _integrate(

@@ -1,4 +1,4 @@
-"""Render the documents' tables and plots from the records under `bench/results`: `python -m bench.report`.
+"""Render the documents' tables and plots from `bench/results` and the configs: `python -m bench.report`.
 
 python -m bench.report                          rewrite tables and plots
 python -m bench.report --check                  exit 1 if the tables are not what the records say
@@ -14,8 +14,9 @@ import argparse
 import re
 from pathlib import Path
 
-from bench import entry, quality, speed, speed_plots
+from bench import entry, literal, quality, speed, speed_plots
 from bench.status import status_table
+from fastmmkd.config import METHODS
 from fastmmkd.engine.ablation import ABLATIONS
 from fastmmkd.files import write_text
 
@@ -24,6 +25,7 @@ DOCUMENTS = {
     ROOT / "README.md": ("methods", "fresh", "ict_mmmo", "speed", "status"),
     ROOT / "docs" / "speed.md": ("train_steps", "kernels", "scaling", "data_path"),
     ROOT / "docs" / "parity.md": ("parity",),
+    ROOT / "docs" / "fidelity.md": tuple(f"literal_{method}" for method in METHODS),
     ROOT / "docs" / "ablations.md": tuple(f"study_{method}" for method in ABLATIONS),
 }
 """File -> its generated parts, in `<!-- begin: NAME ... -->` marks."""
@@ -56,8 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parts() -> dict[str, str]:
-    """Every generated part, by name: what the records say."""
-    return quality.parts() | speed.parts() | {"status": status_table()}
+    """Every generated part, by name: what the records and the configs say."""
+    return quality.parts() | speed.parts() | literal.parts() | {"status": status_table()}
 
 
 def render(text: str, bodies: dict[str, str], document: str) -> str:

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from fastmmkd.errors import Interrupted, UserError
@@ -82,9 +83,11 @@ def _register_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 def _run_eval(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from fastmmkd.data.single_label import single_labelled
+    from fastmmkd.engine.phases import phases_at_floor
     from fastmmkd.engine.run import read_data
     from fastmmkd.evaluation.run_results import write_run_results
-    from fastmmkd.predictor import load_all, read_record
+    from fastmmkd.predictor import load_all, read_record, seed_directory
 
     predictors = load_all(args.folder)
     config = predictors[0].config
@@ -95,8 +98,13 @@ def _run_eval(args: argparse.Namespace) -> int:
         raise UserError(f"{path}: has {dataset.label_kind} labels, the model was trained on {task.label_kind} labels")
     if dataset.content_hash != read_record(args.folder)["data_hash"] and not args.out:
         raise UserError(f"{path}: not the data of this run; expected --out DIR, to keep the run's own results")
+    dataset = single_labelled(dataset, task, config.data.ambiguous)
     test = dataset.splits["test"]
-    evaluations = [p.evaluator(test, str(path)).evaluate(p.module.predict, p.seed) for p in predictors]
+    evaluations = []
+    for p in predictors:
+        evaluation = p.evaluator(test, str(path)).evaluate(p.module.predict, p.seed)
+        trained = phases_at_floor(config, seed_directory(args.folder, p.seed))
+        evaluations.append(replace(evaluation, at_floor=trained))
     write_run_results(args.out or args.folder, predictors[0], dataset, evaluations, Console())
     return 0
 

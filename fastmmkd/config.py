@@ -33,8 +33,20 @@ class DataBlock(Block):
 
     path: str
     """A store file (`fastmmkd data import` or `fastmmkd data synth` writes one)."""
+    standardise: bool = True
+    """Features are standardised by the training split's statistics (decision); false: they are taken as extracted."""
     clip: float | None = Field(default=10.0, gt=0)
-    """Standardised features are clipped to +- this many standard deviations (decision: trackers emit outliers)."""
+    """Standardised features are clipped to +- this many standard deviations (decision: trackers emit outliers);
+    null = not at all."""
+    ambiguous: Literal["refuse", "drop"] = "refuse"
+    """`emotions-4way` only: data in which a sample holds none of the emotions, or several, are refused; or such samples
+    are left out of every split."""
+
+    @model_validator(mode="after")
+    def _clip_has_a_unit(self) -> Self:
+        if self.clip is not None and not self.standardise:
+            raise ValueError(f"clip: {self.clip} is in standard deviations; expected null where standardise is false")
+        return self
 
 
 class ModelBlock(Block):
@@ -45,6 +57,9 @@ class ModelBlock(Block):
     heads: int = Field(default=8, gt=0)
     attention_mask: Literal["missing", "padding", "none"] = "missing"
     """Which frames are masked as keys: padding and missing ones, padding only, or none (the papers read literally)."""
+    masked_layers: Literal["all", "first"] = "all"
+    """Where `attention_mask: missing` masks the missing frames: in all layers, or in the first alone, where they hold
+    nothing; from the second on they hold what attention put there (decision)."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -113,17 +128,28 @@ class CorrkdLoss(Block):
     lambda_cpd: float = Field(default=1.0, ge=0)
     lambda_rcd: float = Field(default=1.0, ge=0)
     eta: float = Field(default=1.2, gt=0)
-    """Distance beyond which SCD no longer pushes different samples apart."""
+    """Distance beyond which SCD no longer pushes different samples apart; unit vectors are at most 2 apart."""
+    normalise: bool = True
+    """SCD measures distances of H scaled to unit length (decision: raw H is about 10 long, no pair ever is below eta,
+    and SCD's gradient drowns the task's); false: of H as it is (the paper read literally)."""
     reduction: Literal["mean", "sum"] = "mean"
     """SCD over pairs of samples: mean (decision), or the paper's sum, which grows with the square of the batch."""
     rcd: Literal["mutual-information", "kl"] = "mutual-information"
     """kl: "w/o RCD", KL divergence of the responses in its place (MSE for regression)."""
     statistics_width: int = Field(default=64, gt=0)
     """Hidden units of RCD's statistics networks (decision)."""
-    prototypes: Literal[2, 3, 7] = 2
+    prototypes: Literal[2, 3, 7] = 3
     """Regression only: classes that CPD bins the scores into."""
     global_batch: bool = True
     """SCD, CPD and RCD see the rows of all processes; false: those of their own only."""
+
+    @model_validator(mode="after")
+    def _eta_can_be_passed(self) -> Self:
+        if self.normalise and self.eta > 2:
+            raise ValueError(
+                f"eta: {self.eta:g}, but unit vectors are at most 2 apart; expected at most 2, or normalise=false"
+            )
+        return self
 
 
 class HrlfLoss(Block):
@@ -133,9 +159,12 @@ class HrlfLoss(Block):
     lambda_hmi: float = Field(default=1.0, ge=0)
     lambda_hal: float = Field(default=1.0, ge=0)
     lambda_kl: float = Field(default=1.0, ge=0)
-    fixed_targets: bool = True
-    """What L_FRF compares translations with, Z and Q, passes no gradient (decision: else L_FRF is least where no
-    representation depends on its sample, and at weight 1 training ends there)."""
+    frf_gradient: Literal["factors", "everything"] = "factors"
+    """What L_FRF trains. factors (deviation): FRF's own MLPs and decoder, on Z as it is. everything: the modalities'
+    encoders too, as the paper has it; L_FRF is least where no Z depends on its sample, and weight 1 ends there."""
+    hmi_negatives: Literal["layer", "joined"] = "layer"
+    """What HMI's marginal pairs are taken from. layer (decision): rows of one layer, H with H, H~ with H~. joined: all
+    rows of a scale; half of the pairs then tell layers apart, and the bound rises on nothing else."""
     statistics_width: int = Field(default=64, gt=0)
     """Hidden units of HMI's statistics networks and of HAL's discriminators (decision)."""
     global_batch: bool = True
@@ -150,6 +179,8 @@ class TeacherBlock(Block):
     """True: samples that lack a modality train the teacher with what they have; false: they are left out."""
     patience: int | None = Field(default=None, gt=0)
     """Stop after this many epochs without a better checkpoint; null = train all epochs."""
+    accept_floor: bool = False
+    """True: a student learns even from a teacher whose best validation score is no better than a constant's."""
 
 
 class TrainBlock(Block):
@@ -175,6 +206,9 @@ class TrainBlock(Block):
     """CUDA graphs: "fwdbwd" replays forward and backward, "step" the update as well (torch's Adam in fp32 or bf16, ZeRO
     stage 0, or 1 in one process); "auto" is "step" where that can be, "fwdbwd" on other GPUs and "off" on a CPU. Steps
     stay eager where there is no graph to be had, in all processes alike, and a line says so."""
+    gradients: bool = False
+    """True: the journal has, per epoch, how hard each part of the loss pulls: its weight times `|dL_part / dH|` on the
+    epoch's last batch, H being the joint representation (HRLF: the Z_m that it is made of)."""
     log_every: int = Field(default=10, gt=0)
     """Steps between progress updates; a multi-process run also agrees on interruptions then."""
 
@@ -233,6 +267,7 @@ class Config(Block):
     train: TrainBlock
     eval: EvalBlock = EvalBlock()
     deepspeed: dict[str, Any]
+    """DeepSpeed's; null leaves a part out (`scheduler`: a constant learning rate, `gradient_clipping`: no clipping)."""
 
     @property
     def task(self) -> Task:
@@ -371,7 +406,7 @@ def _first_problem(error: ValidationError, schema: type[Config]) -> str:
         return f"{key}: missing"
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
-        return f"{key}.{message}" if key == "model" else f"{key}: {message}" if key else message
+        return f"{key}.{message}" if key in ("data", "model", "loss") else f"{key}: {message}" if key else message
     expected = first["msg"].removeprefix("Input should be ")
     plainly = {"an object": "a block of keys", "a valid array": "a list", "a valid integer": "an integer"}
     expected = plainly.get(expected, expected).replace("a valid ", "a ")

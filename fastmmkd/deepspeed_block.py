@@ -67,8 +67,16 @@ ELEMENTWISE_OPTIMIZERS = (
 """Those whose step of a parameter depends on that parameter alone, so that models in one tensor stay independent."""
 
 
+def without_nulls(block: dict[str, Any]) -> dict[str, Any]:
+    """A `deepspeed` block as DeepSpeed takes it: what is null is left out, such as a scheduler (a constant learning
+    rate), and clipping that is null is none at all, where leaving it out would be DeepSpeed's 1."""
+    clipping = {"gradient_clipping": 0.0} if block.get("gradient_clipping", 0.0) is None else {}
+    return {key: value for key, value in block.items() if value is not None} | clipping
+
+
 def deepspeed_problem(block: dict[str, Any], batch_size: int, device: str, together: bool = False) -> str | None:
     """What is wrong with a `deepspeed` block that DeepSpeed itself would not say, or None."""
+    block = without_nulls(block)
     for key in block:
         hint = difflib.get_close_matches(key, DEEPSPEED_KEYS, n=1, cutoff=0.8)
         if key not in DEEPSPEED_KEYS and hint:

@@ -75,6 +75,7 @@ class Predictor:
             self.config.model.attention_mask,
             self.device,
             torch.float32,
+            self.config.model.masked_layers,
         )
         return Evaluator(resident, split.labels, split.present, self.task, self.config.eval)
 

@@ -77,7 +77,10 @@ class Task:
         return score_classes(labels, self.outputs)[:, None]
 
     def loss(self, logits_gno: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Task loss per group `[G]`: MSE, or cross-entropy averaged over samples and summed over problems.
+        """Task loss per group `[G]`: MSE, or cross-entropy averaged over samples and problems.
+
+        Decision: a mean over the four binary emotions, here and in every distillation loss, so that the weights of the
+        losses mean on four problems what they mean on one.
 
         Args:
             logits_gno: `[G, N, O]`; computed in float32 or better.
@@ -87,12 +90,12 @@ class Task:
         if self.is_regression:
             return (logits_gno.squeeze(-1) - targets.to(logits_gno.dtype)).square().mean(-1)
         log_p = F.log_softmax(self.split_problems(logits_gno), dim=-1)
-        return -log_p.gather(-1, targets.unsqueeze(-1)).squeeze(-1).sum(-1).mean(-1)
+        return -log_p.gather(-1, targets.unsqueeze(-1)).mean((1, 2, 3))
 
     def divergence(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
         """What keeps a student's responses by its teacher's, per group `[G]`.
 
-        `KL(softmax teacher || softmax student)` averaged over samples and summed over problems; MSE for regression.
+        `KL(softmax teacher || softmax student)` averaged over samples and problems; MSE for regression.
 
         Args:
             teacher, student: logits `[G, N, O]`; computed in float32 or better.
@@ -101,7 +104,7 @@ class Task:
         if self.is_regression:
             return (student - teacher).square().mean((1, 2))
         log_t, log_s = (F.log_softmax(self.split_problems(x), dim=-1) for x in (teacher, student))
-        return (log_t.exp() * (log_t - log_s)).sum((-2, -1)).mean(-1)
+        return (log_t.exp() * (log_t - log_s)).sum(-1).mean((1, 2))
 
     def classes(self, targets: torch.Tensor, bins: int) -> tuple[torch.Tensor, int]:
         """The class of every sample in every problem, int64 `[G, N, problems]`, and how many classes there are.

@@ -86,6 +86,12 @@ EXPECTED = [
     ("train.seeds", [2**31], "train.seeds: expected at least one seed, all different and from 0 to 2147483647"),
     ("train", 3, "train: expected a block of keys, got 3"),
     ("data.path", None, "data.path: expected a string, got null"),
+    ("data.clip", 0, "data.clip: expected a number greater than 0, got 0"),
+    (
+        "data.standardise",
+        False,
+        "data.clip: 10.0 is in standard deviations; expected null where standardise is false",
+    ),
     ("missing.enabled", "true", 'missing.enabled: expected a boolean, got "true"'),
     ("missing.p_max", 1.5, "missing.p_max: expected a number less than or equal to 1, got 1.5"),
     ("loss.lambda_fea", float("inf"), "loss.lambda_fea: expected a finite number, got Infinity"),
@@ -156,6 +162,15 @@ def test_a_missing_key_is_named(key: str) -> None:
         node = node[parent]
     del node[last]
     assert complaint(raw) == f"my.json: {key}: missing"
+
+
+@pytest.mark.parametrize("key", ["scheduler", "fp16", "bf16", "zero_optimization", "gradient_clipping", "zenflow"])
+def test_null_leaves_a_part_of_the_deepspeed_block_out(key: str) -> None:
+    assert parse_config(changed(f"deepspeed.{key}", None)).deepspeed[key] is None
+
+
+def test_a_run_needs_an_optimizer() -> None:
+    assert complaint(changed("deepspeed.optimizer", None)).startswith("my.json: deepspeed.optimizer: missing; expected")
 
 
 @pytest.mark.parametrize("kind", ["Adam", "ADAMW", "Lamb", "SGD", "RMSprop"])
@@ -310,12 +325,18 @@ class TestDistillation:
         [
             ("corrkd", "loss.rcd", "mse", "loss.rcd: expected 'mutual-information' or 'kl', got \"mse\""),
             ("corrkd", "loss.eta", 0, "loss.eta: expected a number greater than 0, got 0"),
+            (
+                "corrkd",
+                "loss.eta",
+                2.5,
+                "loss.eta: 2.5, but unit vectors are at most 2 apart; expected at most 2, or normal",
+            ),
             ("corrkd", "loss.prototypes", 5, "loss.prototypes: expected 2, 3 or 7, got 5"),
             (
                 "corrkd",
                 "model.mcim",
                 True,
-                "model.mcim: unknown key; expected one of width, heads, attention_mask, enc",
+                "model.mcim: unknown key; expected one of width, heads, attention_mask, masked_layers, enc",
             ),
             ("hrlf", "model", {"width": 5, "heads": 5}, "model.width: 5; expected an even number, Q_m and U_m have"),
             ("hrlf", "loss.lambda_frf", 0, "loss.lambda_frf: 0 leaves the decoder untrained; expected a positive we"),

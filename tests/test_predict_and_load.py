@@ -122,6 +122,20 @@ class TestLoad:
         }
 
 
+def test_a_model_of_raw_features_predicts_on_raw_features(
+    tmp_path: Path, tiny_config: dict, tiny_store: Path, train_tiny: Callable[..., Path], test_split: Split
+) -> None:
+    tiny_config["data"] |= {"standardise": False, "clip": None}
+    run = train_tiny(tiny_config, tmp_path / "raw")
+    predictor = fastmmkd.load(run)
+    for modality, (mean, std) in predictor.normalisation.items():
+        assert not mean.any()
+        assert (std == 1).all()
+        assert (store.read(tiny_store).normalisation[modality][1] != 1).all()
+    evaluation = json.loads((run / "seed_1" / "evaluation.json").read_text())
+    assert measured(test_split, predictor.predict(test_split)) == evaluation["conditions"]["lav"]["metrics"]
+
+
 class TestLoadRefuses:
     def test_a_seed_that_is_not_there(self, trained: Path) -> None:
         with pytest.raises(UserError) as caught:

@@ -27,12 +27,12 @@ def test_mse_and_cross_entropy_by_hand() -> None:
     assert found.item() == pytest.approx(-(math.log(0.75) + math.log(0.5)) / 2, rel=1e-6)
 
 
-def test_four_binary_problems_are_summed() -> None:
+def test_four_binary_problems_are_averaged() -> None:
     task = Task("emotions-binary")
     labels = np.array([[1.0, 0.0, 0.0, 1.0]])
     targets = torch.from_numpy(task.targets(labels))[None]
     assert targets.tolist() == [[[1, 0, 0, 1]]]
-    assert task.loss(torch.zeros(1, 1, 8), targets).item() == pytest.approx(4 * math.log(2), rel=1e-6)
+    assert task.loss(torch.zeros(1, 1, 8), targets).item() == pytest.approx(math.log(2), rel=1e-6)
     logits = torch.zeros(1, 8)
     logits[0, 1] = 3.0  # the second logit of the first problem: happy holds
     assert task.predictions(logits)[0].tolist() == pytest.approx([1 / (1 + math.exp(-3)), 0.5, 0.5, 0.5])
@@ -58,7 +58,7 @@ def test_divergence_by_hand() -> None:
     assert Task("regression").divergence(teacher, student).tolist() == [2.5, 5.0]
 
 
-def test_divergence_sums_over_the_four_problems() -> None:
+def test_divergence_averages_over_the_four_problems() -> None:
     logits = torch.randn(2, 3, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     teacher, student = logits.unbind(2)
     alone = [
@@ -66,7 +66,7 @@ def test_divergence_sums_over_the_four_problems() -> None:
         for t, s in zip(teacher.split(2, -1), student.split(2, -1), strict=True)
     ]
     assert len(alone) == 4
-    torch.testing.assert_close(Task("emotions-binary").divergence(teacher, student), sum(alone))
+    torch.testing.assert_close(Task("emotions-binary").divergence(teacher, student), sum(alone) / 4)
 
 
 @pytest.mark.parametrize("name", TASKS)

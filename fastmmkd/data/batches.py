@@ -10,14 +10,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fastmmkd.config import MissingBlock
-from fastmmkd.data.missingness import Masking, evaluation_drops
-from fastmmkd.data.store import Split
+from fastmmkd.config import DataBlock, MissingBlock
+from fastmmkd.data.missingness import MaskedLayers, Masking, evaluation_drops
+from fastmmkd.data.store import Dataset, Split
 from fastmmkd.modalities import MODALITIES
 from fastmmkd.ops import missing_draw
 from fastmmkd.tasks import Task
 
 Normalisation = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Modality -> (mean `[d_m]`, std `[d_m]`), float64: what features are scaled by, in training as in prediction."""
+
+
+def scaling(data: DataBlock, dataset: Dataset) -> Normalisation:
+    """The training split's statistics; mean 0 and std 1 where `data.standardise` is false."""
+    if data.standardise:
+        return dataset.normalisation
+    return {m: (np.zeros(d), np.ones(d)) for m, d in zip(MODALITIES, dataset.feature_dims, strict=True)}
 
 
 @dataclass
@@ -27,9 +35,16 @@ class Batch:
     features: list[torch.Tensor]
     """Per modality `[S, V * B, T_m, d_m]`, standardised, zero where missing; version-major."""
     masks: list[torch.Tensor]
-    """Per modality `[S, V * B, T_m]` bool, frames that may be attended to (`model.attention_mask`)."""
+    """Per modality `[S, V * B, T_m]` bool, frames that may be attended to (`model.attention_mask`): three masks that
+    serve every layer, or the first layer's three and the later ones' three (`model.masked_layers`); see `by_layer`."""
     targets: torch.Tensor
     """`[S, B]` or `[S, B, problems]`, see `Task.targets`."""
+
+
+def by_layer(masks: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """`Batch.masks` as what the first layer masks and what all that follows masks, three tensors each."""
+    n = len(MODALITIES)
+    return masks[:n], masks[-n:]
 
 
 class ResidentSplit:
@@ -44,9 +59,10 @@ class ResidentSplit:
         masking: Masking,
         device: torch.device,
         dtype: torch.dtype,
+        masked_layers: MaskedLayers = "all",
     ) -> None:
         self.size = len(split)
-        self.masking = masking
+        self.masking, self.masked_layers = masking, masked_layers
         frame_masks = [split.frame_mask(m) for m in MODALITIES]
         self.features = [
             torch.from_numpy(standardise(split.features[m], mask, *normalisation[m], clip)).to(device, dtype)
@@ -104,7 +120,7 @@ class ResidentSplit:
             seed, condition: key of the frame draws, see `evaluation_drops`.
 
         Returns:
-            Features `[1, B, T_m, d_m]` and masks `[1, B, T_m]` per modality.
+            Features `[1, B, T_m, d_m]` per modality, and masks `[1, B, T_m]` as `Batch.masks` has them.
         """
         features, masks = [], []
         for m, (x, frame_mask) in enumerate(zip(self.features, self.frame_masks, strict=True)):
@@ -115,11 +131,12 @@ class ResidentSplit:
         return features, self._attention_masks(masks, sample.unsqueeze(0), 1)
 
     def _attention_masks(self, masks: list[torch.Tensor], sample: torch.Tensor, versions: int) -> list[torch.Tensor]:
-        if self.masking == "missing":
-            return masks
         if self.masking == "none":
             return [torch.ones_like(mask) for mask in masks]
-        return [mask[sample].repeat(1, versions, 1) for mask in self.real_masks]
+        if self.masking == "missing" and self.masked_layers == "all":
+            return masks
+        real = [mask[sample].repeat(1, versions, 1) for mask in self.real_masks]
+        return masks + real if self.masking == "missing" else real
 
 
 def standardise(x: np.ndarray, mask: np.ndarray, mean: np.ndarray, std: np.ndarray, clip: float | None) -> np.ndarray:

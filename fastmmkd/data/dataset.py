@@ -42,6 +42,18 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def take(self, rows: np.ndarray) -> Split:
+        """Some of its samples, copied: `[n]` int64 indices, or `[N]` bool."""
+        rows = np.arange(len(self))[rows]
+        return Split(
+            features={m: x[rows] for m, x in self.features.items()},
+            lengths=self.lengths[rows],
+            present=self.present[rows],
+            labels=self.labels[rows],
+            ids=[self.ids[i] for i in rows],
+            ideal={condition: p[rows] for condition, p in self.ideal.items()},
+        )
+
     def frame_mask(self, modality: str) -> np.ndarray:
         """`[N, T_m]` bool, True where a frame is real and present: inside the length, modality there, not all zero."""
         x = self.features[modality]

@@ -13,6 +13,7 @@ import torch
 from fastmmkd.ops.reference import dropped_frames
 
 Masking = Literal["missing", "padding", "none"]
+MaskedLayers = Literal["all", "first"]
 EVALUATION_VERSION = 1 << 16
 
 

@@ -18,13 +18,17 @@ from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.protocol import mean_over_conditions
 from fastmmkd.evaluation.results import Outcome
 
+DIGITS = 6
+"""Decimals of a score and its floor in `model.safetensors`."""
+
 
 class SeedBook:
     """The books of one seed in one phase."""
 
-    def __init__(self, session: Session, phase: Phase, index: int, progress: Progress) -> None:
+    def __init__(self, session: Session, phase: Phase, index: int, progress: Progress, floor: float) -> None:
+        """`floor`: what the best constant prediction reaches on what the phase's checkpoint is chosen by."""
         self.session, self.phase, self.index, self.progress = session, phase, index, progress
-        self.seed = phase.group.seeds[index]
+        self.seed, self.floor = phase.group.seeds[index], floor
 
     @property
     def directory(self) -> Path:
@@ -36,6 +40,23 @@ class SeedBook:
         phase, progress = self.phase, self.progress
         stale = progress.epoch - progress.best_epoch
         return progress.epoch >= phase.epochs or (phase.patience is not None and stale >= phase.patience)
+
+    @property
+    def is_at_floor(self) -> bool:
+        """Whether the best model so far is no better than a constant prediction, to the digits written down."""
+        best = self.progress.best
+        return best is None or not metrics.better(self.session.select, round(best, DIGITS), round(self.floor, DIGITS))
+
+    def report_floor(self) -> None:
+        """Say so, at the end of the phase, where nothing was learnt."""
+        if self.is_at_floor:
+            key, best, epoch = self.session.select, self.progress.best, self.progress.best_epoch
+            title = self.phase.title(f"seed {self.seed}", self.session.config)
+            self.session.say(
+                f"AT THE FLOOR: {title} has learnt nothing: its best validation {key}, {best:.4f} of epoch {epoch}, is "
+                f"no better than the {self.floor:.4f} of a constant prediction",
+                "bold red",
+            )
 
     def journal(self, step: int) -> Journal:
         """The seed's records, rewound to the end of its last epoch; `step` steps are done."""
@@ -73,10 +94,13 @@ class SeedBook:
         conditions: dict[str, Outcome],
         state: dict[str, torch.Tensor],
         engine: dict[str, float],
+        gradients: dict[str, float] | None,
     ) -> None:
         """Close the epoch, at step `step` of all: select, export (`state`, the network's) and record."""
         progress = self.progress
         record: dict[str, Any] = {"epoch": progress.epoch + 1, "step": step, "train": self.means}
+        if gradients is not None:
+            record["gradients"] = gradients
         engine = engine | {"seconds": progress.seconds}
         progress.epoch, progress.step, progress.sums, progress.seconds = progress.epoch + 1, 0, {}, 0.0
         record["valid"] = self._select(conditions, state)
@@ -93,11 +117,17 @@ class SeedBook:
                 f"train.select: {key} has no value on the validation split of {session.dataset.path} "
                 f"({session.valid.resident.size} samples); expected a larger one, or another metric"
             )
-        sign = 1 if metrics.higher_is_better(key) else -1
-        if progress.best is None or sign * (score - progress.best) > 0:
+        if progress.best is None or metrics.better(key, score, progress.best):
             progress.best, progress.best_epoch = score, progress.epoch
-            facts = {"epoch": str(progress.epoch), "select": key, "score": f"{score:.6f}", "seed": str(self.seed)}
-            export_model(state, session.dataset.normalisation, self.directory, facts)
+            facts = {
+                "epoch": str(progress.epoch),
+                "select": key,
+                "score": f"{score:.{DIGITS}f}",
+                "floor": f"{self.floor:.{DIGITS}f}",
+                "at_floor": str(self.is_at_floor).lower(),
+                "seed": str(self.seed),
+            }
+            export_model(state, session.normalisation, self.directory, facts)
         return valid
 
     def _line(self, record: dict[str, Any]) -> str:

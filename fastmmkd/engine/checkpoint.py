@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fastmmkd.data.batches import Normalisation
@@ -124,6 +124,20 @@ def export_model(
         with replacing(directory / MODEL_FILE) as temporary:
             save_file(tensors, str(temporary), metadata=facts)
     barrier()
+
+
+def read_facts(directory: Path) -> dict[str, str]:
+    """What `export_model` was told about a model; empty where it was told nothing.
+
+    Raises:
+        UserError: missing, or not such a file.
+    """
+    path = directory / MODEL_FILE
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not an exported model: {error}") from None
 
 
 def import_model(directory: Path) -> tuple[dict[str, torch.Tensor], Normalisation]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from fastmmkd.config import Config
+from fastmmkd.deepspeed_block import without_nulls
 from fastmmkd.distributed import world_size
 from fastmmkd.engine.flat_adam import flat_adam
 from fastmmkd.errors import UserError
@@ -60,7 +61,7 @@ def place(config: Config) -> Placement:
     cuda = torch.cuda.is_available()
     if config.train.device == "cuda" and not cuda:
         raise UserError("train.device: cuda, but torch sees no CUDA device; expected auto or cpu on this machine")
-    block = copy.deepcopy(config.deepspeed)
+    block = copy.deepcopy(without_nulls(config.deepspeed))
     use_cuda = cuda and config.train.device != "cpu"
     precision = next((p for p in ("fp16", "bf16") if block.get(p, {}).get("enabled")), "fp32")
     note = None

@@ -18,10 +18,11 @@ import torch
 from fastmmkd.config import LARGEST_SEED, Config, MissingBlock
 from fastmmkd.data.dataset import Dataset, Split
 from fastmmkd.distributed import barrier, rank
-from fastmmkd.engine.checkpoint import MODEL_FILE, import_model
+from fastmmkd.engine.checkpoint import MODEL_FILE, import_model, read_facts
 from fastmmkd.engine.device import Placement
 from fastmmkd.engine.groups import Group
 from fastmmkd.errors import UserError
+from fastmmkd.evaluation.protocol import CONDITION_SCENARIOS, Scenario
 from fastmmkd.files import make_directory, read_json, replacing, write_json
 from fastmmkd.methods import Teacher, Trainable, build_network, build_student, build_teacher
 from fastmmkd.nn.models import stack_models
@@ -52,6 +53,13 @@ class Phase:
     select_on: Literal["missing", "complete", "whole"]
     """Validation samples that the checkpoint is chosen on: see `TrainBlock.select_on`; whole = with all each has."""
     teacher: Teacher | None = None
+
+    @property
+    def scenarios(self) -> dict[str, Scenario]:
+        """What the checkpoint is chosen on."""
+        if self.select_on == "missing":
+            return CONDITION_SCENARIOS
+        return {"lav": Scenario((True, True, True), incomplete=self.select_on == "whole")}
 
     def title(self, whom: str, config: Config) -> str:
         """What people read about a seed or a group: `"hrlf seed 1 teacher"`."""
@@ -107,6 +115,7 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
         "method": config.method,
         "task": config.train.task,
         "model": config.model.model_dump(mode="json"),
+        "standardise": config.data.standardise,
         "clip": config.data.clip,
         "feature_dims": list(dataset.feature_dims),
         "data_hash": dataset.content_hash,
@@ -122,9 +131,53 @@ def finish_teacher(config: Config, dataset: Dataset, group: Group) -> None:
     """Mark the teacher of each seed as finished."""
     if rank() == 0:
         for seed, directory in zip(group.seeds, group.directories, strict=True):
-            found = {"version": 1, "seed": seed, "identity": identity(config, dataset)}
-            write_json(directory / TEACHER_FOLDER / TEACHER_FILE, found)
+            folder = directory / TEACHER_FOLDER
+            said = {"identity": identity(config, dataset), "at_floor": is_at_floor(folder)}
+            write_json(folder / TEACHER_FILE, {"version": 1, "seed": seed} | said)
     barrier()
+
+
+def is_at_floor(folder: Path) -> bool | None:
+    """Whether the best model of a finished phase is no better than a constant prediction, on what it was chosen by.
+
+    Args:
+        folder: the phase's, which holds its `model.safetensors`.
+
+    Returns:
+        None where an earlier version, which did not compare, has trained it.
+    """
+    return {"true": True, "false": False}.get(read_facts(folder).get("at_floor", ""))
+
+
+def phases_at_floor(config: Config, directory: Path) -> dict[str, bool | None]:
+    """`is_at_floor` of each phase of a finished seed: `"teacher"` and `"student"`, or `"network"` where it is alone."""
+    if config.teacher is None:
+        return {"network": is_at_floor(directory)}
+    return {"teacher": is_at_floor(directory / TEACHER_FOLDER), "student": is_at_floor(directory)}
+
+
+def refuse_floor(config: Config, folder: Path, found: dict[str, Any]) -> None:
+    """Keep a student from learning from a constant.
+
+    Args:
+        config: a run with a teacher.
+        folder: a finished teacher's.
+        found: what its `teacher.json` says.
+
+    Raises:
+        UserError: it ended at the floor, or does not say, and `teacher.accept_floor` is false.
+    """
+    assert config.teacher
+    at_floor = found.get("at_floor")
+    if at_floor is False or config.teacher.accept_floor:
+        return
+    why = "it ended at the floor, no better than a constant prediction, and has nothing to teach"
+    if at_floor is None:
+        why = f"its {TEACHER_FILE} does not say at_floor, as an earlier version wrote it"
+    raise UserError(
+        f"{folder}: a student is not trained from this teacher: {why}; expected a teacher that trains (another weight or "
+        "learning rate, or --teacher), or teacher.accept_floor=true"
+    )
 
 
 def reuse_teacher(config: Config, dataset: Dataset, seed: int, directory: Path, source: Path) -> None:
@@ -149,7 +202,7 @@ def find_teacher(config: Config, dataset: Dataset, seed: int, source: Path) -> P
     `source` is a run (each seed takes the teacher of its own seed), or one teacher's folder (all seeds take it).
 
     Raises:
-        UserError: there is none, or one of another architecture, task or data, or its weights are damaged.
+        UserError: there is none, or one of another architecture, task or data, or at the floor, or damaged.
     """
     of_run = source / f"seed_{seed}" / TEACHER_FOLDER
     folder = next((f for f in (source, source / TEACHER_FOLDER, of_run) if (f / TEACHER_FILE).exists()), None)
@@ -165,6 +218,7 @@ def find_teacher(config: Config, dataset: Dataset, seed: int, source: Path) -> P
     changed = _difference(theirs, identity(config, dataset))
     if changed:
         raise UserError(f"{folder}: this teacher does not fit the run: {changed}")
+    refuse_floor(config, folder, found)
     read_teacher(config, dataset, folder)
     return folder
 
@@ -173,9 +227,12 @@ def load_teacher(config: Config, dataset: Dataset, group: Group, placement: Plac
     """The finished teachers of a group, frozen: evaluation mode, no gradients, the run's device and precision.
 
     Raises:
-        UserError: as `read_teacher`.
+        UserError: as `refuse_floor` and `read_teacher`.
     """
-    network = stack_models([read_teacher(config, dataset, d / TEACHER_FOLDER) for d in group.directories])
+    folders = [directory / TEACHER_FOLDER for directory in group.directories]
+    for folder in folders:
+        refuse_floor(config, folder, read_json(folder / TEACHER_FILE, "a teacher's teacher.json"))
+    network = stack_models([read_teacher(config, dataset, folder) for folder in folders])
     return network.to(placement.device, placement.dtype).eval().requires_grad_(False)
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fastmmkd.config import Config, command_overrides, load_config
+from fastmmkd.data.single_label import single_labelled
 from fastmmkd.engine.device import Placement, output_to, place, prepare_process, start_deepspeed, warnings_to, wrap
 from fastmmkd.engine.floor import Floor, floor
 from fastmmkd.engine.run import read_data
@@ -92,7 +93,8 @@ def profile_steps(config: Config, steps: int, out: Path) -> Profile:
     """
     prepare_process(config)
     placement, log_file = place(config), out / "deepspeed.log"
-    dataset, seed = read_data(Path(config.data.path)), config.train.seeds[0]
+    dataset = single_labelled(read_data(Path(config.data.path)), config.task, config.data.ambiguous)
+    seed = config.train.seeds[0]
     if len(dataset.splits["train"]) < config.train.batch_size:
         raise UserError(
             f"train.batch_size: {config.train.batch_size}, but {config.data.path} has "

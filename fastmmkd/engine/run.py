@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rich.console import Console
 from fastmmkd.config import Config
 from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
+from fastmmkd.data.single_label import single_labelled
 from fastmmkd.distributed import barrier, rank, world_size
 from fastmmkd.engine.device import Placement, place, prepare_process, start_deepspeed, warnings_to
 from fastmmkd.engine.groups import EVALUATION_FILE, Group, begin, is_evaluated, plan_groups
@@ -29,6 +31,7 @@ from fastmmkd.engine.phases import (
     finish_teacher,
     has_teacher,
     load_teacher,
+    phases_at_floor,
     reuse_teacher,
     teacher_phase,
 )
@@ -42,7 +45,7 @@ from fastmmkd.files import make_directory, read_json, write_json
 from fastmmkd.ops import OPERATIONS, explain
 from fastmmkd.predictor import RUN_FILE, load, read_record, seed_directory
 
-FREE = ("data.path", "train.graph", "train.together")
+FREE = ("data.path", "data.ambiguous", "teacher.accept_floor", "train.gradients", "train.graph", "train.together")
 """Keys of a config that may change between two sessions of a run."""
 PACKAGES = ("fastmmkd", "torch", "deepspeed", "numpy", "h5py", "triton")
 
@@ -65,7 +68,7 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
         raise UserError(f"--teacher {teacher}: this run has no teacher phase; expected a config with a teacher block")
     prepare_process(config)
     placement = place(config)
-    dataset = read_data(Path(config.data.path))
+    dataset = single_labelled(read_data(Path(config.data.path)), config.task, config.data.ambiguous)
     make_directory(output)
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
     log_file = output / "deepspeed.log"
@@ -264,7 +267,8 @@ def _evaluate(session: Session, seed: int, output: Path) -> SeedEvaluation:
     """The exported model of a seed on the test split."""
     predictor = load(output, seed, str(session.placement.device))
     evaluator = predictor.evaluator(session.dataset.splits["test"], str(session.dataset.path))
-    return evaluator.evaluate(predictor.module.predict, seed)
+    evaluation = evaluator.evaluate(predictor.module.predict, seed)
+    return replace(evaluation, at_floor=phases_at_floor(session.config, seed_directory(output, seed)))
 
 
 def evaluation_to_json(evaluation: SeedEvaluation) -> dict[str, Any]:
@@ -281,6 +285,7 @@ def evaluation_to_json(evaluation: SeedEvaluation) -> dict[str, Any]:
         },
         "sweep": [{"p": p, "metrics": finite(found)} for p, found in evaluation.sweep],
         "sweep_samples": evaluation.sweep_samples,
+        "at_floor": evaluation.at_floor,
     }
 
 
@@ -298,6 +303,7 @@ def evaluation_from_json(saved: dict[str, Any]) -> SeedEvaluation:
         },
         sweep=[(entry["p"], with_nan(entry["metrics"])) for entry in saved["sweep"]],
         sweep_samples=saved["sweep_samples"],
+        at_floor=saved.get("at_floor", {}),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from fastmmkd.config import Config
-from fastmmkd.data.batches import ResidentSplit
+from fastmmkd.data.batches import ResidentSplit, scaling
 from fastmmkd.data.store import Dataset
 from fastmmkd.distributed import world_size
 from fastmmkd.engine.device import Placement
@@ -36,6 +36,7 @@ class Session:
 
     def __post_init__(self) -> None:
         check(self.config, self.dataset)
+        self.normalisation = scaling(self.config.data, self.dataset)
         self.train = self._resident("train")
         valid = self.dataset.splits["valid"]
         self.valid = Evaluator(self._resident("valid"), valid.labels, valid.present, self.config.task, self.config.eval)
@@ -44,12 +45,13 @@ class Session:
         config, placement = self.config, self.placement
         return ResidentSplit(
             self.dataset.splits[split],
-            self.dataset.normalisation,
+            self.normalisation,
             config.task,
             config.data.clip,
             config.model.attention_mask,
             placement.device,
             placement.dtype,
+            config.model.masked_layers,
         )
 
     def say(self, line: str, style: str | None = None) -> None:

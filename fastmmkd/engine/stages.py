@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastmmkd.config import Config, MissingBlock
-from fastmmkd.data.batches import Batch, ResidentSplit
+from fastmmkd.data.batches import Batch, ResidentSplit, scaling
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.phases import COMPLETE, TEACHER_SEEDS
 from fastmmkd.methods import Teacher, Trainable, build_network, build_student, build_teacher
@@ -77,11 +77,12 @@ def training_step(
         teacher = teacher.to(device, dtype).eval().requires_grad_(False)
     split = ResidentSplit(
         dataset.splits["train"],
-        dataset.normalisation,
+        scaling(config.data, dataset),
         config.task,
         config.data.clip,
         config.model.attention_mask,
         device,
         dtype,
+        config.model.masked_layers,
     )
     return TrainingStep(module, teacher, split, config.missing)

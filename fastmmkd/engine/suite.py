@@ -61,6 +61,7 @@ def train_and_report(members: Sequence[Member], out: Path) -> None:
             on the rest).
         Interrupted: a signal asked to stop; everything is saved, and the same call continues.
     """
+    from fastmmkd.data.single_label import single_labelled
     from fastmmkd.engine.run import read_data, train_run
     from fastmmkd.engine.session import check
     from fastmmkd.evaluation.commands import print_headline
@@ -69,7 +70,8 @@ def train_and_report(members: Sequence[Member], out: Path) -> None:
     datasets = {path: read_data(Path(path)) for path in dict.fromkeys(m.config.data.path for m in members)}
     for member in members:
         try:
-            check(member.config, datasets[member.config.data.path])
+            config = member.config
+            check(config, single_labelled(datasets[config.data.path], config.task, config.data.ambiguous))
         except UserError as error:
             raise UserError(f"{member.name}: {error}") from error
     for member in members:

@@ -86,7 +86,7 @@ class Journal:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_without_nan(record)) + "\n")
         assert self._writer is not None
-        for group in ("train", "valid", "engine"):
+        for group in ("train", "gradients", "valid", "engine"):
             for name, value in record.get(group, {}).items():
                 self._writer.add_scalar(f"{group}/{name}", value, record["step"])
         self._writer.flush()

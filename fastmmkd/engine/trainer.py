@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,10 +23,12 @@ from fastmmkd.engine.session import Session
 from fastmmkd.engine.steps import STEPS, graph_mode
 from fastmmkd.engine.telemetry import Journal, Telemetry
 from fastmmkd.errors import Interrupted, UserError
-from fastmmkd.evaluation.protocol import CONDITION_SCENARIOS, Scenario
+from fastmmkd.evaluation.protocol import mean_over_conditions
 from fastmmkd.evaluation.results import Outcome
-from fastmmkd.methods.objective import Parts
+from fastmmkd.methods.objective import gradient_sizes
 from fastmmkd.nn.models import model_state
+
+Result = TypeVar("Result")
 
 
 def epoch_order(samples: int, batch_size: int, seed: int, epoch: int) -> torch.Tensor:
@@ -54,7 +56,9 @@ class Trainer:
             self.progress, saved = found
             with output_to(session.log_file):
                 load_checkpoint(self.engine, self.checkpoints, saved)
-        self.books = [SeedBook(session, phase, i, progress) for i, progress in enumerate(self.progress)]
+        constants = dict(zip(phase.scenarios, session.valid.constants(list(phase.scenarios.values())), strict=True))
+        floor = mean_over_conditions(constants, session.select)
+        self.books = [SeedBook(session, phase, i, progress, floor) for i, progress in enumerate(self.progress)]
         mode, _ = graph_mode(self.config, session.placement)
         self.step = STEPS[mode](self.engine, self._loss, session.placement.clip_each, session.say)
         self.seeds = torch.tensor(seeds, device=session.placement.device)
@@ -104,18 +108,22 @@ class Trainer:
             for progress in self.progress:
                 progress.finished = True
             self._save()
+        for book in self.books:
+            book.report_floor()
 
     def _epoch(self, bar: Telemetry, journals: list[Journal]) -> None:
         live, step = self.live, (furthest(self.progress).epoch + 1) * self.steps_per_epoch
-        self._train_epoch(bar, live)
+        last, epoch = self._train_epoch(bar, live)
+        gradients = self._gradients(last, epoch) if self.config.train.gradients else None
         self.engine.eval()
         rate = self._samples * self.steps_per_epoch / max(live[0].progress.seconds, 1e-9)
         engine = self._engine_state() | {"samples_per_second": rate}
         skipped = self.step.skipped(len(self.books))
         for book, conditions in zip(live, self._validate(live), strict=True):
             state = model_state(self.engine.module.network, book.index)
+            pulls = gradients[book.index] if gradients else None
             own = engine | {"skipped_steps": skipped[book.index]}
-            book.end_epoch(journals[book.index], step, conditions, state, own)
+            book.end_epoch(journals[book.index], step, conditions, state, own, pulls)
         self._save()
 
     @property
@@ -133,13 +141,18 @@ class Trainer:
             logits, joint = network.predict(*everyones)
             return logits[wanted], joint[wanted]
 
-        scenarios = CONDITION_SCENARIOS
-        if self.phase.select_on != "missing":
-            scenarios = {"lav": Scenario((True, True, True), incomplete=self.phase.select_on == "whole")}
+        scenarios = self.phase.scenarios
         found = self.session.valid.model_outcomes(predict, len(wanted), list(scenarios.values()))
         return [dict(zip(scenarios, outcomes, strict=True)) for outcomes in zip(*found, strict=True)]
 
-    def _train_epoch(self, bar: Telemetry, live: list[SeedBook]) -> None:
+    def _gradients(self, rows: torch.Tensor, epoch: torch.Tensor) -> list[dict[str, float]]:
+        """`train.gradients`, per model, of one batch."""
+        sizes = gradient_sizes(self._loss(self.engine.module.losses, rows, epoch))
+        weighted = {name: getattr(self.config.loss, f"lambda_{name}", 1.0) * size for name, size in sizes.items()}
+        return [{name: size[i].item() for name, size in weighted.items()} for i in range(len(self.books))]
+
+    def _train_epoch(self, bar: Telemetry, live: list[SeedBook]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every step of an epoch; the last one's rows and epoch."""
         session, train, phase = self.session, self.config.train, self.phase
         device, at = session.placement.device, live[0].progress
         orders = [epoch_order(len(phase.rows), train.batch_size, book.seed, at.epoch) for book in self.books]
@@ -167,9 +180,10 @@ class Trainer:
             if stop:
                 self._save()
                 raise Interrupted
+        return mine[:, -1], epoch
 
-    def _loss(self, forward: Callable[..., Any], rows: torch.Tensor, epoch: torch.Tensor) -> tuple[torch.Tensor, Parts]:
-        """Draw a batch and run the models on it by `forward`: the scalar to minimise, and its parts `[S]`."""
+    def _loss(self, forward: Callable[..., Result], rows: torch.Tensor, epoch: torch.Tensor) -> Result:
+        """Draw a batch and run the models on it by `forward`."""
         phase, split = self.phase, self.session.train
         batch = split.training_batch(rows, self.seeds, epoch, phase.module.versions, phase.missing)
         return forward(batch.features, batch.masks, batch.targets, *self._taught(rows, epoch))

@@ -33,6 +33,32 @@ def floor(task: Task, test_labels: np.ndarray, train_labels: np.ndarray) -> dict
     return best(task, trivial(task, test_labels, train_labels))
 
 
+def constant(task: Task, labels: np.ndarray) -> dict[str, float]:
+    """Per metric, and for the task's `loss`, the best value that any constant prediction reaches on these labels.
+
+    Unlike those of `floor`, the constants are fitted to the labels that they are judged by: a network that ignores its
+    input cannot get past them, however many of its epochs are tried on these labels.
+
+    Args:
+        labels: `[N]` or `[N, 4]` as stored, N >= 1.
+
+    Returns:
+        `metrics.selectable(task)` -> value.
+
+    Raises:
+        ValueError: `labels` is empty.
+    """
+    labels = np.asarray(labels, dtype=np.float64)
+    found = floor(task, labels, labels)
+    targets = task.targets(labels)
+    if task.is_regression or task.name == "emotions-binary":
+        predictions = np.broadcast_to(targets.mean(axis=0, dtype=np.float64), targets.shape)
+    else:
+        frequencies = np.bincount(targets[:, 0], minlength=task.outputs) / len(labels)
+        predictions = np.broadcast_to(frequencies, (len(labels), task.outputs))
+    return found | {"loss": metrics.loss(task, labels, predictions)}
+
+
 def best(task: Task, predictors: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Per metric, the best value over several predictors; NaN where none has one."""
     chosen = {}

@@ -83,6 +83,11 @@ def higher_is_better(key: str) -> bool:
     return key not in ("mae", "loss")
 
 
+def better(key: str, value: float, than: float) -> bool:
+    """Whether a value of a metric, or of the loss, is strictly better than another."""
+    return value > than if higher_is_better(key) else value < than
+
+
 def is_percent(key: str) -> bool:
     """Whether the metric is reported in percent: all but MAE and correlation."""
     return key not in ("mae", "corr")
@@ -121,7 +126,7 @@ def compute(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str
 
 
 def loss(task: Task, labels: np.ndarray, predictions: np.ndarray) -> float:
-    """The task's loss of predictions: MSE, or cross-entropy in nats, summed over problems. NaN for N = 0.
+    """The task's loss of predictions: MSE, or cross-entropy in nats, averaged over problems. NaN for N = 0.
 
     Args:
         labels, predictions: as `compute` takes them.
@@ -135,7 +140,7 @@ def loss(task: Task, labels: np.ndarray, predictions: np.ndarray) -> float:
         likelihood = np.where(targets == 1, predictions, 1 - predictions)
     else:
         likelihood = np.take_along_axis(predictions, targets, axis=1)
-    return float(-np.log(likelihood.clip(np.finfo(np.float64).tiny)).sum(axis=1).mean())
+    return float(-np.log(likelihood.clip(np.finfo(np.float64).tiny)).mean())
 
 
 def decisions(task: Task, predictions: np.ndarray) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from fastmmkd.config import EvalBlock
 from fastmmkd.data.batches import ResidentSplit
 from fastmmkd.distributed import rank, world_size
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import metrics
+from fastmmkd.evaluation import floors, metrics
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
 from fastmmkd.modalities import CONDITIONS, condition_modalities
 from fastmmkd.tasks import Task
@@ -115,6 +115,13 @@ class Evaluator:
         for predictions, _ in self.run_models(predict, models, scenario, rows):
             values = metrics.compute(self.task, labels, predictions)
             found.append(Outcome(len(rows), values | {"loss": metrics.loss(self.task, labels, predictions)}))
+        return found
+
+    def constants(self, scenarios: Sequence[Scenario]) -> list[Outcome]:
+        """What the best constant prediction reaches under every scenario, see `floors.constant`."""
+        found = []
+        for rows in map(self.rows, scenarios):
+            found.append(Outcome(len(rows), floors.constant(self.task, self.labels[rows]) if len(rows) else {}))
         return found
 
     def conditions(self, predict: Predict) -> dict[str, Outcome]:

@@ -68,7 +68,21 @@ def facts(results: dict[str, Any]) -> str:
     """One line: task, seeds, data hash."""
     seeds = results["seeds"]
     count = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
-    return f"Task {results['task']}; {count} ({', '.join(map(str, seeds))}); data {results['data_hash'][:12]}.\n"
+    line = f"Task {results['task']}; {count} ({', '.join(map(str, seeds))}); data {results['data_hash'][:12]}.\n"
+    note = floor_note(results)
+    return f"{line}\n{note}\n" if note else line
+
+
+def floor_note(results: dict[str, Any]) -> str:
+    """One line that names the phases of training that learnt nothing; empty where all did."""
+    failed = {
+        phase: [str(seed) for seed, at_floor in zip(results["seeds"], per_seed, strict=True) if at_floor]
+        for phase, per_seed in results.get("at_floor", {}).items()
+    }
+    named = [f"{phase} of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for phase, seeds in failed.items() if seeds]
+    if not named:
+        return ""
+    return f"**At the floor**, no better than a constant prediction on the validation split: {'; '.join(named)}."
 
 
 def legend(results: dict[str, Any]) -> str:

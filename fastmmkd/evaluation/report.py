@@ -171,7 +171,9 @@ def markdown(groups: Sequence[Group], pictures: Sequence[str]) -> str:
     if len(groups) > 1:
         parts.append("Runs on different data or labels cannot be compared; each has its own section.\n")
     for members, picture in zip(groups, pictures, strict=True):
-        parts += [f"## {members.title}\n", _runs_table(members), render.legend(members.reference)]
+        parts += [f"## {members.title}\n", _runs_table(members)]
+        parts += [f"{name}: {note}\n" for name, content in members.runs if (note := render.floor_note(content))]
+        parts.append(render.legend(members.reference))
         if len(members.tasks) > 1:
             parts.append(
                 "The runs had different tasks. A metric that several have compares the same labels of the same "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class SeedEvaluation:
     sweep: list[tuple[float, dict[str, float]]]
     """(missing ratio p, metrics), all modalities present, p ascending."""
     sweep_samples: int
+    at_floor: dict[str, bool | None] = field(default_factory=dict)
+    """Phase of its training -> whether its best validation score is no better than a constant's; None if unknown."""
 
 
 def assemble(
@@ -84,6 +86,10 @@ def assemble(
         "data_hash": data_hash,
         "task": task.name,
         "seeds": [e.seed for e in evaluations],
+        "at_floor": {
+            phase: [e.at_floor.get(phase) for e in evaluations]
+            for phase in dict.fromkeys(phase for e in evaluations for phase in e.at_floor)
+        },
         "conditions": conditions,
         "average": _average(conditions, names, has_ideal=ideals is not None),
         "sweep": [

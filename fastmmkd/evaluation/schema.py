@@ -66,6 +66,7 @@ class _Results(_Model):
     average: _Entry
     sweep: list[_SweepPoint]
     trivial: dict[str, dict[str, float | None]] | None = None
+    at_floor: dict[str, list[bool | None]] = {}
 
     @model_validator(mode="after")
     def consistent(self) -> _Results:
@@ -83,4 +84,7 @@ class _Results(_Model):
                 count = len(found[key].per_seed)
                 if count != len(self.seeds):
                     raise ValueError(f"{where}.{key} has {count} per-seed values, seeds lists {len(self.seeds)}")
+        for phase, per_seed in self.at_floor.items():
+            if len(per_seed) != len(self.seeds):
+                raise ValueError(f"at_floor.{phase} has {len(per_seed)} values, seeds lists {len(self.seeds)}")
         return self

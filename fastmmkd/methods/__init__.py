@@ -1,9 +1,10 @@
 """The methods by name, and how one is built from a config.
 
-What is trained is a module with `versions` (missing versions of a sample that it trains on), `forward(features, masks,
-targets)` returning the loss and its parts, and `network`, the part that is evaluated and exported. A network has
-`predict(features, masks)` returning logits and joint representations. A network that can be a teacher has
-`represent(features, masks)`, and its student's `forward` takes what that returned as a fourth argument.
+What is trained is a module with `versions` (missing versions of a sample that it trains on), `losses(features, masks,
+targets)` returning its `Losses`, `forward` returning the scalar to minimise and the parts of the loss, and `network`,
+the part that is evaluated and exported. A network has `predict(features, masks)` returning logits and joint
+representations. A network that can be a teacher has `represent(features, masks)`, and its student's `losses` and
+`forward` take what that returned as a fourth argument.
 """
 
 from __future__ import annotations

@@ -16,12 +16,14 @@ import torch
 from torch import nn
 
 from fastmmkd.config import CorrkdLoss, CorrkdModel
+from fastmmkd.data.batches import by_layer
 from fastmmkd.distributed import gather_rows, rank, world_size
-from fastmmkd.methods.objective import objective, weighted
+from fastmmkd.methods.objective import Losses, objective, weighted
 from fastmmkd.nn.embedding import TemporalEmbedding
 from fastmmkd.nn.encoder import ModalityEncoders
 from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.nn.pooling import masked_mean
+from fastmmkd.nn.scaling import unit_length
 from fastmmkd.nn.statistics import StatisticsNetwork
 from fastmmkd.ops import pairwise_contrastive, prototype_similarity
 from fastmmkd.ops.precision import accumulation
@@ -64,23 +66,30 @@ class CorrkdNetwork(nn.Module):
     def represent(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> Representation:
         """`F_m = Conv1d(X_m) + PE`, `E_m = encoder(F_m)`, `H = mean over time of [E_L, E_A, E_V]`, `R = MLP(H)`.
 
-        Decision: each modality's mean is over its frames that may be attended to, and 0 where it has none; this also
-        serves streams of different lengths.
+        Decision: each modality's mean is over its frames that the last layer may attend to, and 0 where it has none;
+        this also serves streams of different lengths.
 
         Args:
             features: per modality `[S, B, T_m, d_m]`, zero where missing.
-            masks: per modality `[S, B, T_m]` bool, frames that may be attended to.
+            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
         """
         encoded = self.encoders(self.embedding(features), masks)
-        joint = torch.cat([masked_mean(e, mask) for e, mask in zip(encoded, masks, strict=True)], dim=-1)
+        _, later = by_layer(masks)
+        joint = torch.cat([masked_mean(e, mask) for e, mask in zip(encoded, later, strict=True)], dim=-1)
         return Representation(joint, self.head(self.hidden(joint).relu()))
 
     def forward(
         self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`L_task` alone; arguments and result as `CorrKD.forward` has them."""
-        task = self.task.loss(self.represent(features, masks).logits, targets)
-        return objective(task, {"task": task})
+        total, parts, _ = self.losses(features, masks, targets)
+        return objective(total, parts)
+
+    def losses(self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor) -> Losses:
+        """`L_task` as a function of `H [S, B, 3 d]`; arguments as `forward` has them."""
+        joint, logits = self.represent(features, masks)
+        task = self.task.loss(logits, targets)
+        return Losses(task, {"task": task}, joint)
 
     def predict(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[S, B, O]` and joint representations `[S, B, 3 d]`."""
@@ -115,13 +124,20 @@ class CorrKD(nn.Module):
 
         Args:
             features: per modality `[S, B, T_m, d_m]`, the missing version; zero where missing.
-            masks: per modality `[S, B, T_m]` bool, frames that may be attended to.
+            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
             targets: `[S, B]` or `[S, B, P]`, see `Task.targets`.
             taught: what the frozen teacher makes of the complete samples, without a graph.
 
         Returns:
             The scalar to minimise (summed over the S models, which share nothing) and its parts, detached, `[S]` each.
         """
+        total, parts, _ = self.losses(features, masks, targets, taught)
+        return objective(total, parts)
+
+    def losses(
+        self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor, taught: Representation
+    ) -> Losses:
+        """The losses as functions of `H [S, B, 3 d]`; arguments as `forward` has them."""
         joint, logits = self.network.represent(features, masks)
         task = self.task.loss(logits, targets)
         terms = (
@@ -129,11 +145,16 @@ class CorrKD(nn.Module):
             ("cpd", self.weights.lambda_cpd, lambda: self.prototypes(joint, taught.joint, targets)),
             ("rcd", self.weights.lambda_rcd, lambda: self.responses(logits, taught.logits, targets)),
         )
-        return objective(*weighted(task, {"task": task}, terms))
+        return Losses(*weighted(task, {"task": task}, terms), joint)
 
     def contrastive(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """`L_SCD` (eq. 1): the own student rows against the teacher rows of every process, `[S, B, 3 d]` -> `[S]`."""
+        """`L_SCD` (eq. 1): the own student rows against the teacher rows of every process, `[S, B, 3 d]` -> `[S]`.
+
+        Decision: distances are those of unit vectors (`loss.normalise`), because eta means nothing on an unknown scale.
+        """
         eta, reduction = self.weights.eta, self.weights.reduction
+        if self.weights.normalise:
+            student, teacher = unit_length(student), unit_length(teacher)
         if not self.weights.global_batch:
             return pairwise_contrastive(student, teacher, eta, reduction=reduction)
         offset = rank() * student.shape[1]

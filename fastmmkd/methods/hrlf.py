@@ -17,7 +17,7 @@ from torch import nn
 
 from fastmmkd.config import HrlfLoss, HrlfModel
 from fastmmkd.distributed import gather_rows
-from fastmmkd.methods.objective import objective, weighted
+from fastmmkd.methods.objective import Losses, objective, weighted
 from fastmmkd.nn.adversarial import Discriminator
 from fastmmkd.nn.embedding import TemporalEmbedding
 from fastmmkd.nn.encoder import ModalityEncoders
@@ -34,12 +34,14 @@ class Representation(NamedTuple):
     """What one network makes of a batch."""
 
     scales: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    """`E_1 = {H, H~} [S, 2 B, 3 d]`, `E_2 = {I_1, I_3} [S, 2 B, 2 d]`, `E_3 = {I_2} [S, B, d]`: decision, those of one
-    scale are joined on the sample axis, the only reading in which the paper's widths hold."""
+    """`E_1 = {H, H~} [S, 2, B, 3 d]`, `E_2 = {I_1, I_3} [S, 2, B, 2 d]`, `E_3 = {I_2} [S, 1, B, d]`: decision, those of
+    one scale are rows of one set, the only reading in which the paper's widths hold; the axis keeps layers apart."""
     logits: torch.Tensor
     """`[S, B, O]`."""
     refined: torch.Tensor
     """`H~ [S, B, 3 d]`."""
+    last: torch.Tensor
+    """Z `[S, 3, B, d]`, the last elements of the encoders' outputs."""
     factors: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
     """Z `[S, 3, B, d]`, Q and U `[S, 3, B, d / 2]`; None without FRF."""
 
@@ -59,7 +61,7 @@ class HrlfNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.task = task
-        self.lambda_frf, self.fixed_targets = loss.lambda_frf, loss.fixed_targets
+        self.lambda_frf, self.frf_gradient = loss.lambda_frf, loss.frf_gradient
         self.factorizes = model.frf
         d = model.width
         self.embedding = TemporalEmbedding(models, feature_dims, d)
@@ -83,7 +85,7 @@ class HrlfNetwork(nn.Module):
 
         Args:
             features: per modality `[S, B, T_m, d_m]`, zero where missing.
-            masks: per modality `[S, B, T_m]` bool, frames that may be attended to.
+            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
         """
         encoded = self.encoders(self.embedding(features), masks)
         z_s3bd = torch.stack([e[:, :, -1] for e in encoded], dim=1)
@@ -97,22 +99,34 @@ class HrlfNetwork(nn.Module):
         i2 = to_i2(i1).relu()
         i3 = to_i3(i2).relu()
         refined = to_refined(i3)
-        scales = (torch.cat((h, refined), dim=1), torch.cat((i1, i3), dim=1), i2)
-        return Representation(scales, self.head(refined), refined, factors)
+        scales = (torch.stack((h, refined), dim=1), torch.stack((i1, i3), dim=1), i2.unsqueeze(1))
+        return Representation(scales, self.head(refined), refined, z_s3bd, factors)
 
     def forward(
         self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`L_task + lambda_frf L_FRF`; arguments and result as `HRLF.forward` has them."""
-        return objective(*self.supervised(self.represent(features, masks), targets))
+        total, parts, _ = self.losses(features, masks, targets)
+        return objective(total, parts)
+
+    def losses(self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor) -> Losses:
+        """The losses as functions of `Z [S, 3, B, d]`; arguments as `forward` has them."""
+        found = self.represent(features, masks)
+        return Losses(*self.supervised(found, targets), found.last)
 
     def supervised(self, found: Representation, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The losses that need no teacher: their weighted sum `[S]` and the parts `[S]`."""
         task, factors = self.task.loss(found.logits, targets), found.factors
         if factors is None:
             return task, {"task": task}
-        frf = ("frf", self.lambda_frf, lambda: self.frf.loss(*factors, self.fixed_targets))
-        return weighted(task, {"task": task}, [frf])
+        return weighted(task, {"task": task}, [("frf", self.lambda_frf, lambda: self.factorization(*factors))])
+
+    def factorization(self, z: torch.Tensor, q: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """`L_FRF` `[S]` of the factors of a representation; deviation: Z is a constant to it (`loss.frf_gradient`)."""
+        if self.frf_gradient == "factors":
+            z = z.detach()
+            q, u = self.frf(z)
+        return self.frf.loss(z, q, u)
 
     def predict(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[S, B, O]` and joint representations `H~ [S, B, 3 d]`."""
@@ -144,7 +158,7 @@ class HRLF(nn.Module):
 
         Args:
             features: per modality `[S, B, T_m, d_m]`, the missing version; zero where missing.
-            masks: per modality `[S, B, T_m]` bool, frames that may be attended to.
+            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
             targets: `[S, B]` or `[S, B, problems]`, see `Task.targets`.
             taught: what the frozen teacher makes of the complete samples, without a graph.
 
@@ -153,24 +167,40 @@ class HRLF(nn.Module):
             The part `hal` is the discriminators' cross-entropy, `-L_HAL`: gradient reversal turns it into the student's
             `L_HAL` on the way back (decision: one backward pass and one optimiser for both sides).
         """
+        total, parts, _ = self.losses(features, masks, targets, taught)
+        return objective(total, parts)
+
+    def losses(
+        self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor, taught: Representation
+    ) -> Losses:
+        """The losses as functions of `Z [S, 3, B, d]`; arguments as `forward` has them."""
         found = self.network.represent(features, masks)
         terms = (
             ("hmi", self.weights.lambda_hmi, lambda: self.mutual_information(found.scales, taught.scales)),
             ("hal", self.weights.lambda_hal, lambda: self.adversarial(found.scales, taught.scales)),
             ("kl", self.weights.lambda_kl, lambda: self.task.divergence(taught.logits, found.logits)),
         )
-        return objective(*weighted(*self.network.supervised(found, targets), terms))
+        return Losses(*weighted(*self.network.supervised(found, targets), terms), found.last)
 
     def mutual_information(self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """`L_HMI = - sum_i MI(E^t_i, E^s_i)`: three scales each -> `[S]`."""
+        """`L_HMI = - sum_i MI(E^t_i, E^s_i)`: three scales each, `[S, layers, B, width]` -> `[S]`.
+
+        Decision: unrelated pairs are of one layer (`loss.hmi_negatives`). Among all rows of a scale, half of them tell
+        layers apart, and the bound rises even where teacher and student are independent.
+        """
         bounds = []
-        for statistics, e_t, e_s in zip(self.statistics, teacher, student, strict=True):
-            if self.weights.global_batch:
-                e_t, e_s = gather_rows(e_t), gather_rows(e_s)
+        for statistics, *pair in zip(self.statistics, teacher, student, strict=True):
+            e_t, e_s = map(self._rows_of_layers, pair)
             bounds.append(statistics(e_t, e_s))
         return -torch.stack(bounds).sum(0)
+
+    def _rows_of_layers(self, e: torch.Tensor) -> torch.Tensor:
+        """What HMI draws pairs from: `[S, layers, N, width]`, or `[S, layers * N, width]` where they are joined."""
+        if self.weights.global_batch:
+            e = gather_rows(e.flatten(0, 1)).unflatten(0, e.shape[:2])
+        return e.flatten(1, 2) if self.weights.hmi_negatives == "joined" else e
 
     def adversarial(self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """`-L_HAL`, summed over three scales: each discriminator against the student -> `[S]`."""
         scales = zip(self.discriminators, teacher, student, strict=True)
-        return torch.stack([discriminator(e_t, e_s) for discriminator, e_t, e_s in scales]).sum(0)
+        return torch.stack([judge(e_t.flatten(1, 2), e_s.flatten(1, 2)) for judge, e_t, e_s in scales]).sum(0)

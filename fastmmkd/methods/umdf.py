@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from fastmmkd.config import UmdfLoss, UmdfModel
+from fastmmkd.data.batches import by_layer
 from fastmmkd.distributed import gather_rows
-from fastmmkd.methods.objective import objective, weighted
+from fastmmkd.methods.objective import Losses, objective, weighted
 from fastmmkd.nn.crossmodal import CrossmodalInteraction
 from fastmmkd.nn.embedding import TemporalEmbedding
 from fastmmkd.nn.encoder import TransformerEncoder
@@ -64,13 +65,19 @@ class UMDF(nn.Module):
 
         Args:
             features: per modality `[S, 2 B, T_m, d_m]`, versions a then b; zero where missing.
-            masks: per modality `[S, 2 B, T_m]` bool, frames that may be attended to.
+            masks: `[S, 2 B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
             targets: `[S, B]` or `[S, B, problems]`, see `Task.targets`.
 
         Returns:
             The scalar to minimise (summed over the S models, which share nothing) and its parts, detached, `[S]` each.
         """
-        (h_a, h_b), (mask_a, mask_b) = (x.chunk(2, dim=1) for x in self.encode(features, masks))
+        total, parts, _ = self.losses(features, masks, targets)
+        return objective(total, parts)
+
+    def losses(self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor) -> Losses:
+        """The losses as functions of `H [S, 2 B, T_L, 3 d]`; arguments as `forward` has them."""
+        h, mask = self.encode(features, masks)
+        (h_a, h_b), (mask_a, mask_b) = h.chunk(2, dim=1), mask.chunk(2, dim=1)
         prediction, _ = self.integrate(h_a, h_b, mask_a, mask_b)
         task = self.task.loss(prediction, targets)
         last_a, last_b = h_a[:, :, -1], h_b[:, :, -1]
@@ -78,20 +85,21 @@ class UMDF(nn.Module):
             ("fea", self.weights.lambda_fea, lambda: gaussian_mmd(gather_rows(last_a), gather_rows(last_b))),  # eq. 3
             ("logits", self.weights.lambda_logits, lambda: self.logits_loss(self.f_y(last_a), self.f_y(last_b))),
         )
-        return objective(*weighted(task, {"task": task}, terms))
+        return Losses(*weighted(task, {"task": task}, terms), h)
 
     def encode(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embedding, MCIM and encoder: the joint representation `H [S, B, T_L, 3 d]` and its frame mask `[S, B, T_L]`.
 
-        A frame of H counts where any modality has it.
+        A frame of H counts where any modality has it; what follows the first MCIM layer masks as later layers do.
         """
+        first, later = by_layer(masks)
         streams = self.embedding(features)
-        for layer in self.mcim:
-            streams = layer(streams, masks)
+        for i, layer in enumerate(self.mcim):
+            streams = layer(streams, later if i else first)
         steps = streams[0].shape[2]
-        resampled = [masked_adaptive_mean(z, mask, steps) for z, mask in zip(streams, masks, strict=True)]
+        resampled = [masked_adaptive_mean(z, mask, steps) for z, mask in zip(streams, later, strict=True)]
         mask = resampled[0][1] | resampled[1][1] | resampled[2][1]
-        return self.encoder(torch.cat([z for z, _ in resampled], dim=-1), mask), mask
+        return self.encoder(torch.cat([z for z, _ in resampled], dim=-1), mask, mask), mask
 
     def integrate(
         self, h_a: torch.Tensor, h_b: torch.Tensor, mask_a: torch.Tensor, mask_b: torch.Tensor
@@ -104,18 +112,18 @@ class UMDF(nn.Module):
         return self.head(self.hidden(refined).relu()), refined
 
     def logits_loss(self, logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
-        """Eq. 5 (classification, summed over problems) or eq. 6 (regression): `[S, B, O]` twice -> `[S]`."""
+        """Eq. 5 (classification, averaged over problems) or eq. 6 (regression): `[S, B, O]` twice -> `[S]`."""
         if self.task.is_regression:
             return (accumulation(logits_a) - accumulation(logits_b)).square().mean((1, 2))
         a, b = (self.task.split_problems(x).flatten(1, 2) for x in (logits_a, logits_b))
-        return js_divergence(a, b) * self.task.problems
+        return js_divergence(a, b)
 
     def predict(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Inference: both versions are the given, possibly incomplete, sample (so that one pass gives both).
 
         Args:
             features: per modality `[S, B, T_m, d_m]`.
-            masks: per modality `[S, B, T_m]` bool.
+            masks: `[S, B, T_m]` bool, as `Batch.masks` has them.
 
         Returns:
             Logits `[S, B, O]` and joint representations `[S, B, D]`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastmmkd.data.batches import by_layer
 from fastmmkd.nn.grouped import WHOLE, FeedForward, GroupedLinear, Part, ResidualNorm, join_groups, linear, projection
 from fastmmkd.ops import cross_attention
 
@@ -34,10 +35,13 @@ class TransformerEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(groups, d, heads) for _ in range(layers))
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, at: Part = WHOLE) -> torch.Tensor:
-        """`[G, B, T, d]` and `[G, B, T]` bool -> `[G, B, T, d]`, G being the product of the group axes (of `at`)."""
-        for layer in self.layers:
-            x = layer(x, mask, at)
+    def forward(self, x: torch.Tensor, first: torch.Tensor, later: torch.Tensor, at: Part = WHOLE) -> torch.Tensor:
+        """`[G, B, T, d]`, and the `[G, B, T]` bool masks of the first layer and of the later ones -> `[G, B, T, d]`.
+
+        G is the product of the group axes (of `at`).
+        """
+        for i, layer in enumerate(self.layers):
+            x = layer(x, later if i else first, at)
         return x
 
 
@@ -49,11 +53,12 @@ class ModalityEncoders(nn.Module):
         self.encoder = TransformerEncoder((models, 3), d, heads, layers)
 
     def forward(self, streams: list[torch.Tensor], masks: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Per modality `[S, B, T_m, d]` and `[S, B, T_m]` bool -> per modality `[S, B, T_m, d]`."""
+        """Per modality `[S, B, T_m, d]`, and masks as `Batch.masks` has them -> per modality `[S, B, T_m, d]`."""
+        first, later = by_layer(masks)
         if len({z.shape[2] for z in streams}) == 1:
-            encoded = self.encoder(join_groups(streams), join_groups(masks))
+            encoded = self.encoder(join_groups(streams), join_groups(first), join_groups(later))
             return list(encoded.unflatten(0, (-1, 3)).unbind(1))
         return [
-            self.encoder(z, mask, (slice(None), slice(m, m + 1)))
-            for m, (z, mask) in enumerate(zip(streams, masks, strict=True))
+            self.encoder(z, own, own_later, (slice(None), slice(m, m + 1)))
+            for m, (z, own, own_later) in enumerate(zip(streams, first, later, strict=True))
         ]

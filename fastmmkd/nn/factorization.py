@@ -47,14 +47,16 @@ class RepresentationFactorization(nn.Module):
         """`E^S_m(Z_m)`: `[S, 3, ..., d]` -> `[S, 3, ..., d / 2]`."""
         return self.sentiment(z.flatten(0, 1)).unflatten(0, (-1, MODALITY_COUNT))
 
-    def loss(self, z: torch.Tensor, q: torch.Tensor, u: torch.Tensor, fixed_targets: bool) -> torch.Tensor:
+    def loss(self, z: torch.Tensor, q: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         """`L_FRF = L_trans + L_recon`, batch means of Euclidean norms.
+
+        It is 0 wherever z, q and u are constant, and the decoder finds their mean before anything else: what sends its
+        gradient into the z that it is given, as source or as target, ends with all samples alike (see the config's
+        `loss.frf_gradient`).
 
         Args:
             z: `[S, 3, B, d]`.
             q, u: `[S, 3, B, d / 2]`, factorised from z.
-            fixed_targets: no gradient goes to z and q as what translations are compared with (decision; see the
-                config's `loss.fixed_targets`).
 
         Returns:
             `[S]`.
@@ -62,13 +64,12 @@ class RepresentationFactorization(nn.Module):
         n = MODALITY_COUNT
         q_sabbd, u_sabbd = q.unsqueeze(2).expand(-1, -1, n, -1, -1), u.unsqueeze(1).expand(-1, n, -1, -1, -1)
         translated = self.decoder(torch.cat((q_sabbd, u_sabbd), dim=-1))  # [S, a, b, B, d], in the domain of b
-        z_target, q_target = (z.detach(), q.detach()) if fixed_targets else (z, q)
-        error_sab = _distance(translated, z_target.unsqueeze(1))
+        error_sab = _distance(translated, z.unsqueeze(1))
         own = torch.eye(n, device=z.device, dtype=error_sab.dtype)
         trans = (error_sab * own).sum((1, 2)) / n + (error_sab * (1 - own)).sum((1, 2)) / (n * n - n)
         # The encoder of b reads every translation into b: what sentiment is left must be that of b itself.
         reread = self.encode_sentiment(translated.transpose(1, 2))  # [S, b, a, B, d / 2]
-        return trans + _distance(reread, q_target.unsqueeze(2)).mean((1, 2))
+        return trans + _distance(reread, q.unsqueeze(2)).mean((1, 2))
 
 
 def _distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,8 @@ class DynamicFeatureIntegration(nn.Module):
         """`[S, B, T, d]` twice and their `[S, B, T]` masks -> the integrated representation `[S, B, T, d]`."""
         h_a, h_b = self.enhance(h_a, mask_a), self.enhance(h_b, mask_b)
         mu = self.gate(temporal_windows(torch.cat((h_a, h_b), dim=-1))).sigmoid()
-        return self.encoder(mu * h_a + (1 - mu) * h_b, mask_a | mask_b)
+        mask = mask_a | mask_b
+        return self.encoder(mu * h_a + (1 - mu) * h_b, mask, mask)
 
     def enhance(self, h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Weight each frame by its importance, masked frames but the last by 0: `[S, B, T, d]` -> `[S, B, T, d]`."""

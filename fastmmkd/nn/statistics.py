@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -23,7 +25,19 @@ class StatisticsNetwork(nn.Module):
         self.bias = uniform_parameter(groups, second)
 
     def forward(self, q: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        """`I(q, u)` per group: `[G, N, d_q]` and `[G, N, d_u]` -> `[G]`; row i of q belongs to row i of u."""
+        """`I(q, u)` per group; row i of q belongs to row i of u.
+
+        Args:
+            q, u: `[G, N, d_q]` and `[G, N, d_u]`, or `[G, P, N, d]`: P pools, unrelated pairs are of one pool.
+
+        Returns:
+            `[G]`, the mean over pools.
+        """
         left = linear(q, self.weight_q.flatten(0, -3), self.hidden_bias.flatten(0, -2))
         right = linear(u, self.weight_u.flatten(0, -3))
-        return jsd_mutual_information(left, right, self.weight.flatten(0, -2), self.bias.flatten())
+        groups, *pools, n, hidden = left.shape
+        count = math.prod(pools)
+        weight = self.weight.view(groups, 1, hidden).expand(-1, count, -1).flatten(0, 1)
+        bias = self.bias.view(groups, 1).expand(-1, count).flatten()
+        bounds = jsd_mutual_information(left.view(-1, n, hidden), right.view(-1, n, hidden), weight, bias)
+        return bounds.view(groups, count).mean(1)

@@ -13,7 +13,7 @@ from fastmmkd.tasks import Task
 DIMS, BATCH, STEPS = (5, 4, 3), 3, 7
 
 
-def batch(task: Task) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+def batch(task: Task, masked_layers: str) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
     """One sample of the first version misses everything."""
     generator = torch.Generator().manual_seed(1)
     masks = [torch.rand(2 * BATCH, STEPS, generator=generator) < 0.6 for _ in DIMS]
@@ -23,6 +23,8 @@ def batch(task: Task) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Ten
         torch.randn(2 * BATCH, STEPS, d, generator=generator, dtype=torch.float64) * mask.unsqueeze(-1)
         for d, mask in zip(DIMS, masks, strict=True)
     ]
+    if masked_layers == "first":
+        masks += [torch.ones_like(mask) for mask in masks]
     if task.is_regression:
         return features, masks, torch.randn(BATCH, generator=generator, dtype=torch.float64)
     return features, masks, torch.randint(0, 2, (BATCH, task.problems), generator=generator)
@@ -30,13 +32,14 @@ def batch(task: Task) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Ten
 
 @pytest.mark.parametrize("kind", ["explicit", "sdpa"])
 @pytest.mark.parametrize("name", ["regression", "emotions-binary"])
-def test_plain_umdf_equals_umdf(name, kind) -> None:
+@pytest.mark.parametrize("masked_layers", ["all", "first"])
+def test_plain_umdf_equals_umdf(name, kind, masked_layers) -> None:
     torch.manual_seed(0)
     task = Task(name)
     block = UmdfModel(width=8, heads=2, mcim_layers=2, encoder_layers=2)
     umdf = UMDF(block, UmdfLoss(lambda_fea=0.5, lambda_logits=2.0), task, DIMS).double()
     plain = PlainUMDF(umdf, kind).double()
-    features, masks, targets = batch(task)
+    features, masks, targets = batch(task, masked_layers)
     loss, _ = umdf([x[None] for x in features], [m[None] for m in masks], targets[None])
     found = plain(features, masks, targets)
     torch.testing.assert_close(found, loss)

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmmkd.config import MissingBlock
-from fastmmkd.data.batches import Batch, ResidentSplit, real_mask, standardise
-from fastmmkd.data.dataset import Split
+from fastmmkd.config import DataBlock, MissingBlock
+from fastmmkd.data.batches import Batch, ResidentSplit, by_layer, real_mask, scaling, standardise
+from fastmmkd.data.dataset import Dataset, Split
 from fastmmkd.data.missingness import evaluation_drops
 from fastmmkd.modalities import CONDITIONS, MODALITIES, condition_modalities
 from fastmmkd.ops.reference import dropped_frames
@@ -41,7 +41,12 @@ def make_split() -> Split:
 NORMALISATION = {m: (np.full(d, 2.0), np.full(d, 3.0)) for m, d in zip(MODALITIES, DIMS, strict=True)}
 
 
-def resident(masking: str = "missing", clip: float | None = 10.0, dtype: torch.dtype = torch.float32) -> ResidentSplit:
+def resident(
+    masking: str = "missing",
+    clip: float | None = 10.0,
+    dtype: torch.dtype = torch.float32,
+    masked_layers: str = "all",
+) -> ResidentSplit:
     return ResidentSplit(
         make_split(),
         NORMALISATION,
@@ -50,6 +55,7 @@ def resident(masking: str = "missing", clip: float | None = 10.0, dtype: torch.d
         masking,
         torch.device("cpu"),
         dtype,  # type: ignore[arg-type]
+        masked_layers,  # type: ignore[arg-type]
     )
 
 
@@ -77,6 +83,15 @@ class TestStandardisation:
             assert not x[~mask].any()
             expected = (raw.features[MODALITIES[m]] - np.float32(2)) / np.float32(3)
             np.testing.assert_allclose(x[mask].numpy(), expected[mask.numpy()], rtol=1e-6)
+
+    def test_raw_features_are_as_extracted(self) -> None:
+        splits = {"train": make_split()}
+        dataset = Dataset(splits, "score", "hand-made", "synthetic", normalisation=NORMALISATION)
+        assert scaling(DataBlock(path="x.h5"), dataset) is NORMALISATION
+        raw = scaling(DataBlock(path="x.h5", standardise=False, clip=None), dataset)
+        for modality in MODALITIES:
+            x, mask = splits["train"].features[modality], splits["train"].frame_mask(modality)
+            np.testing.assert_array_equal(standardise(x, mask, *raw[modality], None), x * mask[..., None])
 
     def test_clip_holds_everywhere(self) -> None:
         split = resident(clip=0.5)
@@ -184,6 +199,36 @@ class TestAttentionMasks:
         _, masks = split.evaluation_batch(torch.arange(SAMPLES), (True, False, True), p=0.5)
         assert all(mask.all() for mask in masks)
         assert all(mask.all() for mask in training(split, torch.tensor([[4, 5]])).masks)
+
+    def test_the_later_layers_hide_padding_alone(self) -> None:
+        """In training, whole or not, and in evaluation; the first layer hides what all hid before."""
+        split, sample = resident(masked_layers="first"), torch.arange(SAMPLES)
+        real = [torch.from_numpy(real_mask(make_split(), m)) for m in range(3)]
+        for found, alone, versions in (
+            (training(split, sample[None]).masks, training(resident(), sample[None]).masks, 2),
+            (
+                training(split, sample[None], enabled=False).masks,
+                training(resident(), sample[None], enabled=False).masks,
+                2,
+            ),
+            (
+                split.evaluation_batch(sample, (True, False, True), 0.5)[1],
+                resident().evaluation_batch(sample, (True, False, True), 0.5)[1],
+                1,
+            ),
+        ):
+            first, later = by_layer(found)
+            assert all(torch.equal(a, b) for a, b in zip(first, alone, strict=True))
+            assert all(torch.equal(a[0], b.repeat(versions, 1)) for a, b in zip(later, real, strict=True))
+
+    def test_all_layers_share_their_masks(self) -> None:
+        first, later = by_layer(training(resident(), torch.arange(SAMPLES)[None]).masks)
+        assert all(a is b for a, b in zip(first, later, strict=True))
+
+    @pytest.mark.parametrize("masking", ["padding", "none"])
+    def test_without_masked_frames_no_layer_differs(self, masking: str) -> None:
+        split = resident(masking, masked_layers="first")
+        assert len(training(split, torch.arange(SAMPLES)[None]).masks) == 3
 
     @pytest.mark.parametrize("masking", ["padding", "none"])
     def test_it_changes_no_feature(self, masking: str) -> None:

@@ -64,6 +64,13 @@ class TestPlacement:
         assert placed(block).deepspeed["zero_optimization"]["stage"] == on_the_cpu
         assert placed(block, V100).deepspeed["zero_optimization"]["stage"] == stage
 
+    def test_deepspeed_is_not_told_of_what_is_null(self, placed: Any) -> None:
+        nulls = dict.fromkeys(("scheduler", "fp16", "bf16", "zero_optimization", "gradient_clipping"))
+        found = placed(nulls, V100)
+        assert found.precision == "fp32"
+        assert not {"scheduler", "fp16", "bf16", "zero_optimization"} & set(found.deepspeed)
+        assert found.deepspeed["gradient_clipping"] == 0.0, "left out, it would be DeepSpeed's 1"
+
     @pytest.mark.parametrize("stage", [0, 2])
     def test_bf16_becomes_fp16_on_a_v100_with_a_stage_that_scales(self, placed: Any, stage: int) -> None:
         found = placed(BF16 | {"zero_optimization": {"stage": stage}}, V100)

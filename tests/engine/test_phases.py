@@ -426,6 +426,11 @@ class TestTeachersThatDoNotFit:
         folder = distilled / "seed_1" / "teacher"
         assert refusal(raw, distilled) == f"{folder}: this teacher does not fit the run: {difference}"
 
+    @only_corrkd
+    def test_other_inputs(self, refusal: Callable[[dict, Path], str], raw: dict, distilled: Path) -> None:
+        raw["data"] |= {"standardise": False, "clip": None}
+        assert refusal(raw, distilled).endswith("does not fit the run: standardise is True, the run has False")
+
     def test_another_method(
         self,
         refusal: Callable[[dict, Path], str],

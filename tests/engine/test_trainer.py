@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from run_records import (
     without_timings,
 )
 
+from fastmmkd.cli import main
 from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine import device
@@ -67,6 +69,40 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(trained: Path) -> None:
     assert scalars(trained, "train/fea") == [(r["step"], r["train"]["fea"]) for r in records(trained)]
 
 
+@pytest.mark.parametrize("method", ["umdf", "corrkd", "hrlf"])
+def test_the_journal_has_gradient_sizes_on_request(
+    method: str, train_tiny: Train, tiny_config: dict, tiny_store: Path, distilled_config_of: Callable, tmp_path: Path
+) -> None:
+    """One of every part, times its weight; asking for them changes nothing else."""
+    config = tiny_config if method == "umdf" else distilled_config_of(method, tiny_store)
+    config["loss"] = config.get("loss", {}) | ({"lambda_fea": 0.25} if method == "umdf" else {})
+    plain = train_tiny(config, tmp_path / "plain")
+    config["train"]["gradients"] = True
+    asked = train_tiny(config, tmp_path / "asked")
+    for folder in ["", "teacher"] if method != "umdf" else [""]:
+        with_sizes, without = (
+            [json.loads(line) for line in (run / "seed_1" / folder / "metrics.jsonl").read_text().splitlines()]
+            for run in (asked, plain)
+        )
+        for record, other in zip(with_sizes, without, strict=True):
+            assert set(record["gradients"]) == set(record["train"]) - {"loss"}
+            assert record["gradients"]["task"] > 0
+            assert "gradients" not in other
+            assert record["train"] == other["train"]
+            assert record["valid"] == other["valid"]
+
+
+def test_gradient_sizes_are_weighted(train_tiny: Train, tiny_config: dict, tmp_path: Path) -> None:
+    """At learning rate 0 a weight changes nothing else."""
+    tiny_config["train"] |= {"gradients": True, "epochs": 1}
+    tiny_config["deepspeed"]["optimizer"]["params"]["lr"] = 0.0
+    whole = records(train_tiny(tiny_config, tmp_path / "whole"))[0]["gradients"]
+    tiny_config["loss"] = {"lambda_fea": 0.25}
+    quarter = records(train_tiny(tiny_config, tmp_path / "quarter"))[0]["gradients"]
+    assert quarter == pytest.approx(whole | {"fea": 0.25 * whole["fea"]}, rel=1e-6)
+    assert whole["fea"] > 0
+
+
 class TestRepetition:
     def test_the_same_seed_gives_the_same_bits(
         self, train_tiny: Train, tiny_config: dict, trained: Path, tmp_path: Path
@@ -105,6 +141,26 @@ class TestRepetition:
         train_tiny(tiny_config, run, resume=True)
         assert_same_run(run, trained)
         assert [s for s, _ in scalars(run, "valid/f1_non0")] == [5, 10, 15]
+
+    @pytest.mark.parametrize("block", [{"scheduler": None}, {}], ids=["null", "left out"])
+    def test_without_a_scheduler_the_learning_rate_is_constant(
+        self, train_tiny: Train, tiny_config: dict, trained: Path, tmp_path: Path, block: dict
+    ) -> None:
+        tiny_config["deepspeed"] |= block
+        with pytest.raises(Interrupted):
+            train_tiny(tiny_config, tmp_path / "run", stop_after=7)
+        run = train_tiny(tiny_config, tmp_path / "run", resume=True)
+        assert [record["engine"]["lr"] for record in records(run)] == [0.003] * EPOCHS
+        assert_same_run(run, trained)
+
+    def test_null_is_no_clipping(self, train_tiny: Train, tiny_config: dict, trained: Path, tmp_path: Path) -> None:
+        free, clipped = (copy.deepcopy(tiny_config) for _ in range(2))
+        free["deepspeed"]["gradient_clipping"], clipped["deepspeed"]["gradient_clipping"] = None, 1e6
+        found, expected = train_tiny(free, tmp_path / "free"), train_tiny(clipped, tmp_path / "clipped")
+        for name, value in parameters(expected, 1).items():
+            torch.testing.assert_close(parameters(found, 1)[name], value)
+        name = "head.weight"
+        assert not torch.equal(parameters(found, 1)[name], parameters(trained, 1)[name])
 
     def test_a_run_interrupted_at_every_few_steps_is_still_the_same_run(
         self, train_tiny: Train, tiny_config: dict, trained: Path, tmp_path: Path
@@ -382,6 +438,28 @@ class TestOtherData:
         evaluation = json.loads((run / "seed_1" / "evaluation.json").read_text())
         assert evaluation["conditions"]["lav"]["samples"] == 14
         assert "acc3" in evaluation["conditions"]["lav"]["metrics"]
+
+    def test_samples_without_a_single_emotion_are_refused_or_dropped(
+        self, train_tiny: Train, tiny_config: dict, tiny_dataset: Callable[..., Dataset], tmp_path: Path
+    ) -> None:
+        dataset = tiny_dataset()
+        dataset.label_kind = "emotions"
+        for split in dataset.splits.values():
+            split.labels = np.eye(4, dtype=np.float32)[np.digitize(split.labels, [-1.5, 0, 1.5])]
+            split.labels[:3] = [[0, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 1]]
+        tiny_config["data"]["path"] = stored(dataset, tmp_path / "emotions.h5")
+        tiny_config["train"] |= {"task": "emotions-4way", "epochs": 1, "select": None}
+        with pytest.raises(UserError, match=r"of 66 samples in .*emotions\.h5 3 hold none and 6 several \(train 3,"):
+            train_tiny(tiny_config, tmp_path / "run")
+        tiny_config["data"]["ambiguous"] = "drop"
+        run = train_tiny(tiny_config, tmp_path / "run", results=True)
+        results = json.loads((run / "results.json").read_text())
+        assert results["conditions"]["lav"]["samples"] == 14 - 3
+        assert results["data"].endswith(", without 9 of 66 samples that hold no or several emotions")
+        assert results["data_hash"] == store.read_header(tmp_path / "emotions.h5").content_hash
+        before = (run / "results.json").read_bytes()
+        assert main(["eval", "--run", str(run)]) == 0
+        assert (run / "results.json").read_bytes() == before
 
     @pytest.mark.parametrize("task", ["emotions-binary", "emotions-4way"])
     def test_emotions_and_samples_that_lack_modalities(

@@ -227,7 +227,7 @@ class TestLoss:
         expected = -(math.log(0.8) + math.log(0.5) + math.log(0.1)) / 3
         assert metrics.loss(Task("classification-2"), y, two) == pytest.approx(expected)
         emotions = np.array([[1.0, 0.0, 0.0, 1.0]])
-        expected = -sum(map(math.log, (0.6, 0.7, 0.9, 0.2)))
+        expected = -sum(map(math.log, (0.6, 0.7, 0.9, 0.2))) / 4
         assert metrics.loss(Task("emotions-binary"), emotions, np.array([[0.6, 0.3, 0.1, 0.2]])) == pytest.approx(
             expected
         )

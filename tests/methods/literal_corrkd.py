@@ -1,7 +1,8 @@
 """CorrKD once more, written the long way from the paper: one sample, one pair, one class at a time, no groups.
 
 It reads weights from a `fastmmkd.methods.corrkd.CorrKD` of one model, with its teacher, and shares no computation with
-them. A batch is a list of samples, a sample a pair of `features`, three `[T_m, d_m]`, and `usable`, three `[T_m]` bool.
+them. A batch is a list of samples, a sample a pair of `features`, three `[T_m, d_m]`, and `usable`, `[T_m]` bool: three
+that serve every layer, or the first layer's three and the later layers' three.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from literal_umdf import attention, convolve, feed_forward, positions
 
 
 def modality_encoder(module, m, x, usable, heads):
-    """The transformer encoder of modality m: `[T_m, d]` -> `[T_m, d]`."""
+    """The transformer encoder of modality m: `[T_m, d]` -> `[T_m, d]`; `usable` holds one mask per layer."""
     at = (0, m)
-    for layer in module.layers:
+    for layer, mask in zip(module.layers, usable, strict=True):
         w_q, w_k, w_v = layer.query_key_value[at].chunk(3, -1)
-        attended = attention(x, x, usable, w_q, w_k, w_v, heads) @ layer.out.weight[at] + layer.out.bias[at]
+        attended = attention(x, x, mask, w_q, w_k, w_v, heads) @ layer.out.weight[at] + layer.out.bias[at]
         x = F.layer_norm(attended + x, x.shape[-1:], layer.norm.weight[at], layer.norm.bias[at])
         x = feed_forward(x, layer.feed_forward, at)
     return x
@@ -29,14 +30,15 @@ def encode(network, features, usable, heads):
         conv = network.embedding.convolutions[m]
         z = convolve(features[m], conv.weight[0], conv.bias[0])
         z = z + positions(*z.shape).to(z.dtype)
-        encoded.append(modality_encoder(network.encoders.encoder, m, z, usable[m], heads))
+        per_layer = [usable[m]] + [usable[-3:][m]] * (len(network.encoders.encoder.layers) - 1)
+        encoded.append(modality_encoder(network.encoders.encoder, m, z, per_layer, heads))
     return encoded
 
 
 def joint_representation(network, features, usable, heads):
     """`H [3 d]`: the mean over time of each modality's usable frames."""
     means = []
-    for e, mask in zip(encode(network, features, usable, heads), usable, strict=True):
+    for e, mask in zip(encode(network, features, usable, heads), usable[-3:], strict=True):
         total, count = torch.zeros_like(e[0]), 0
         for frame, counts in zip(e, mask, strict=True):
             if counts:
@@ -58,19 +60,20 @@ def responses(logits, problem, problems):
 
 
 def task_loss(logits, targets, task):
-    """MSE, or cross-entropy averaged over samples and summed over problems."""
+    """MSE, or cross-entropy averaged over samples and problems."""
     total = 0.0
     for i in range(len(logits)):
         if task.name == "regression":
             total = total + (logits[i][0] - targets[i]) ** 2
         else:
             for p in range(task.problems):
-                total = total - torch.log(responses(logits[i], p, task.problems)[targets[i][p]])
+                surprise = -torch.log(responses(logits[i], p, task.problems)[targets[i][p]])
+                total = total + surprise / task.problems
     return total / len(logits)
 
 
 def divergence(teacher, student, task):
-    """`KL(R^t || R^s)` averaged over samples and summed over problems, or the MSE of scores."""
+    """`KL(R^t || R^s)` averaged over samples and problems, or the MSE of scores."""
     total = 0.0
     for t, s in zip(teacher, student, strict=True):
         if task.name == "regression":
@@ -79,7 +82,7 @@ def divergence(teacher, student, task):
             for p in range(task.problems):
                 r_t, r_s = responses(t, p, task.problems), responses(s, p, task.problems)
                 for k in range(len(r_t)):
-                    total = total + r_t[k] * (torch.log(r_t[k]) - torch.log(r_s[k]))
+                    total = total + r_t[k] * (torch.log(r_t[k]) - torch.log(r_s[k])) / task.problems
     return total / len(teacher)
 
 
@@ -187,7 +190,8 @@ def losses(model, teacher, missing, complete, targets, heads):
     logits_s = [classify(model.network, h) for h in h_s]
     logits_t = [classify(teacher, h).detach() for h in h_t]
     parts = {"task": task_loss(logits_s, targets, task)}
-    parts["scd"] = scd(h_s, h_t, weights.eta, weights.reduction)
+    compared = [[unit(h) for h in rows] if weights.normalise else rows for rows in (h_s, h_t)]
+    parts["scd"] = scd(*compared, weights.eta, weights.reduction)
     if task.name == "regression":
         columns = [[score_class(y, weights.prototypes) for y in targets]]
     else:

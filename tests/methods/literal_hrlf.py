@@ -1,7 +1,8 @@
 """HRLF once more, written the long way from the paper: one sample, one modality, one pair at a time, no groups.
 
 It reads weights from a `fastmmkd.methods.hrlf.HRLF` of one model, with its teacher, and shares no computation with
-them. A batch is a list of samples, a sample a pair of `features`, three `[T_m, d_m]`, and `usable`, three `[T_m]` bool.
+them. A batch is a list of samples, a sample a pair of `features`, three `[T_m, d_m]`, and `usable`, `[T_m]` bool: three
+that serve every layer, or the first layer's three and the later layers' three.
 """
 
 from __future__ import annotations
@@ -47,44 +48,47 @@ def translate(frf, q, u):
     return perceptron(frf.decoder, torch.cat((q, u)))
 
 
-def factorization(frf, batch, fixed_targets):
-    """`L_FRF`; `batch` holds what `represent` found for every sample."""
+def factorization(frf, batch, gradient):
+    """`L_FRF`, which trains "everything" or the "factors"; `batch` holds what `represent` found for every sample."""
     n, self_, cross, recon = 3, 0.0, 0.0, 0.0
     for sample in batch:
-        q, u = sample["Q"], sample["U"]
-        z_target = [x.detach() if fixed_targets else x for x in sample["Z"]]
-        q_target = [x.detach() if fixed_targets else x for x in q]
+        z = [x.detach() if gradient == "factors" else x for x in sample["Z"]]
+        q = [perceptron(frf.sentiment, z[m], (0, m)) for m in range(n)]
+        u = [perceptron(frf.modality, z[m], (0, m)) for m in range(n)]
         for alpha in range(n):
-            self_ = self_ + norm(translate(frf, q[alpha], u[alpha]) - z_target[alpha])
+            self_ = self_ + norm(translate(frf, q[alpha], u[alpha]) - z[alpha])
             for beta in range(n):
                 if beta != alpha:
-                    cross = cross + norm(translate(frf, q[alpha], u[beta]) - z_target[beta])
+                    cross = cross + norm(translate(frf, q[alpha], u[beta]) - z[beta])
                 reread = perceptron(frf.sentiment, translate(frf, q[beta], u[alpha]), (0, alpha))
-                recon = recon + norm(reread - q_target[alpha])
+                recon = recon + norm(reread - q[alpha])
     return (self_ / n + cross / (n * n - n) + recon / (n * n)) / len(batch)
 
 
 def scales(batch):
-    """`E_1, E_2, E_3`, each a list of rows: those of one width follow each other."""
-    return [
-        [x["H"] for x in batch] + [x["H~"] for x in batch],
-        [x["I1"] for x in batch] + [x["I3"] for x in batch],
-        [x["I2"] for x in batch],
-    ]
+    """`E_1, E_2, E_3`, each a list of layers of one width, each a list of rows."""
+    return [[[x[layer] for x in batch] for layer in layers] for layers in (("H", "H~"), ("I1", "I3"), ("I2",))]
 
 
-def hierarchical_mutual_information(networks, student, teacher):
-    """`L_HMI`."""
+def joined(layers):
+    """The rows of all layers."""
+    return [row for rows in layers for row in rows]
+
+
+def hierarchical_mutual_information(networks, student, teacher, negatives):
+    """`L_HMI`; unrelated pairs are of one layer, or of all layers of a scale."""
     total = 0.0
     for network, e_s, e_t in zip(networks, student, teacher, strict=True):
-        total = total - mutual_information(network, 0, e_t, e_s)
+        pools = list(zip(e_t, e_s, strict=True)) if negatives == "layer" else [(joined(e_t), joined(e_s))]
+        total = total - sum(mutual_information(network, 0, *pool) for pool in pools) / len(pools)
     return total
 
 
 def adversarial(discriminators, student, teacher):
     """`L_HAL`: means over rows of `log(1 - D_e(E^s))` and `log D_e(E^t)`, summed over scales."""
     total = 0.0
-    for network, e_s, e_t in zip(discriminators, student, teacher, strict=True):
+    for network, *both in zip(discriminators, student, teacher, strict=True):
+        e_s, e_t = map(joined, both)
 
         def judge(x, network=network):
             return torch.sigmoid(affine(network.score, torch.relu(affine(network.hidden, x)))[0])
@@ -106,8 +110,10 @@ def losses(model, teacher, missing, complete, targets, heads):
     logits_s, logits_t = [x["logits"] for x in found], [x["logits"] for x in taught]
     parts = {"task": task_loss(logits_s, targets, model.task)}
     if model.network.factorizes:
-        parts["frf"] = factorization(model.network.frf, found, model.network.fixed_targets)
-    parts["hmi"] = hierarchical_mutual_information(model.statistics, scales(found), scales(taught))
+        parts["frf"] = factorization(model.network.frf, found, model.network.frf_gradient)
+    parts["hmi"] = hierarchical_mutual_information(
+        model.statistics, scales(found), scales(taught), model.weights.hmi_negatives
+    )
     parts["hal"] = adversarial(model.discriminators, scales(found), scales(taught))
     parts["kl"] = divergence(logits_t, logits_s, model.task)
     return parts

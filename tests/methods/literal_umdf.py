@@ -87,14 +87,16 @@ def positions(steps, d):
 
 
 def joint_representation(model, features, usable, heads):
-    """`H_k [T, 3 d]` of one aligned sample."""
+    """`H_k [T, 3 d]` of one aligned sample; `usable` holds three masks, or the first layer's and the later layers'."""
     z = []
     for conv, x in zip(model.embedding.convolutions, features, strict=True):
         embedded = convolve(x, conv.weight[0], conv.bias[0])
         z.append(embedded + positions(*embedded.shape).to(embedded.dtype))
-    for layer in model.mcim:
-        z = mcim_layer(layer, z, usable, heads)
-    return encoder(model.encoder, torch.cat(z, -1), usable[0] | usable[1] | usable[2], heads)
+    z = mcim_layer(model.mcim[0], z, usable[:3], heads)
+    later = usable[3:] or usable
+    for layer in list(model.mcim)[1:]:
+        z = mcim_layer(layer, z, later, heads)
+    return encoder(model.encoder, torch.cat(z, -1), later[0] | later[1] | later[2], heads)
 
 
 def enhance(dfim, h, usable):

@@ -13,6 +13,7 @@ from fastmmkd.config import CorrkdLoss, CorrkdModel, load_config
 from fastmmkd.engine.ablation import ABLATIONS
 from fastmmkd.methods import build_network, build_student
 from fastmmkd.methods.corrkd import CorrKD, CorrkdNetwork, Representation
+from fastmmkd.nn.scaling import unit_length
 from fastmmkd.tasks import TASKS, Task
 
 DIMS, HEADS, BATCH, WIDTH = (5, 4, 3), 2, 3, 8
@@ -41,7 +42,7 @@ def frozen_teacher(task="classification-3", seed=7) -> CorrkdNetwork:
     return network(task, seed).eval().requires_grad_(False)
 
 
-def inputs(steps=(6, 6, 6), seed=1, complete=False):
+def inputs(steps=(6, 6, 6), seed=1, complete=False, masked_layers="all"):
     """A batch; where it is not complete, its last sample misses everything."""
     generator = torch.Generator().manual_seed(seed)
     features = [
@@ -52,7 +53,10 @@ def inputs(steps=(6, 6, 6), seed=1, complete=False):
         mask[0, -1] = False
         if complete:
             mask[:] = True
-    return [x * mask.unsqueeze(-1) for x, mask in zip(features, masks, strict=True)], masks
+    features = [x * mask.unsqueeze(-1) for x, mask in zip(features, masks, strict=True)]
+    if masked_layers == "first":  # a sample's first frame is padding, unless it is there
+        masks += [mask | (torch.arange(t) > 0) for t, mask in zip(steps, masks, strict=True)]
+    return features, masks
 
 
 def samples(batch):
@@ -82,18 +86,21 @@ def step(model, teacher, missing, complete, targets):
 CASES = [
     *[(task, {}) for task in LABELS],
     ("classification-3", {"reduction": "sum"}),
+    *[("classification-3", {"normalise": False, "reduction": reduction}) for reduction in ("mean", "sum")],
     *[(task, {"rcd": "kl"}) for task in ("regression", "classification-3", "emotions-binary")],
-    *[("regression", {"prototypes": bins}) for bins in (3, 7)],
+    *[("regression", {"prototypes": bins}) for bins in (2, 7)],
     ("emotions-4way", {"global_batch": False}),
 ]
 
 
 @pytest.mark.parametrize(("task", "loss"), CASES, ids=str)
-@pytest.mark.parametrize("steps", [(6, 6, 6), (4, 7, 5)])
-def test_losses_and_gradients_equal_the_literal_twin(task, loss, steps) -> None:
+@pytest.mark.parametrize(
+    ("steps", "masked_layers"), [((6, 6, 6), "all"), ((6, 6, 6), "first"), ((4, 7, 5), "all"), ((4, 7, 5), "first")]
+)
+def test_losses_and_gradients_equal_the_literal_twin(task, loss, steps, masked_layers) -> None:
     model = build(task, lambda_scd=0.5, lambda_cpd=2.0, lambda_rcd=3.0, **loss)
     teacher = frozen_teacher(task)
-    missing, complete = inputs(steps), inputs(steps, seed=2, complete=True)
+    missing, complete = (inputs(steps, seed, whole, masked_layers) for seed, whole in ((1, False), (2, True)))
     total, parts = step(model, teacher, missing, complete, targets_of(task))
 
     expected = losses(model, teacher, samples(missing), samples(complete), LABELS[task], HEADS)
@@ -254,16 +261,52 @@ def test_a_student_that_is_its_teacher(task) -> None:
     torch.testing.assert_close(logits.grad, torch.zeros_like(logits))
 
 
+def test_unit_vectors_by_hand() -> None:
+    """Rows (3, 4) and 0 of the student against (1, 0) and (0, 2) of the teacher; 0 stays 0 and gets no gradient."""
+    student = torch.tensor([[[3.0, 4.0], [0.0, 0.0]]], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]], dtype=torch.float64)
+    loss = build(eta=1.2).contrastive(student, teacher)
+    own = (0.4**2 + 0.8**2) + 1.0
+    others = (1.2 - math.hypot(0.6, 0.2)) ** 2 + (1.2 - 1.0) ** 2
+    assert loss.item() == pytest.approx((own + others) / 2, rel=1e-12)
+    loss.sum().backward()
+    assert student.grad[0, 1].tolist() == [0.0, 0.0]
+    assert student.grad[0, 0].abs().max() > 0
+    assert (student.grad[0, 0] @ student[0, 0]).item() == pytest.approx(0.0, abs=1e-12)  # length does not matter
+
+
+def test_the_hinge_is_dead_on_raw_representations_and_alive_on_unit_vectors() -> None:
+    """Of length 10, as they come out of the encoders, no two representations are within eta of each other."""
+    student, teacher = 10 * unit_length(draw(1, 8, 120)), 10 * unit_length(draw(1, 8, 120, seed=1))
+    near, far = (
+        build(normalise=normalise, eta=1.2).contrastive(student, teacher)
+        - build(normalise=normalise, eta=1e-9).contrastive(student, teacher)
+        for normalise in (True, False)
+    )
+    assert far.item() == 0.0
+    assert near.item() == 0.0  # independent directions are further apart than eta, too
+    similar = 10 * unit_length(teacher + 10 * unit_length(draw(1, 1, 120, seed=2)))  # pairs share half of what they are
+    near, far = (
+        build(normalise=normalise, eta=1.2).contrastive(similar, similar)
+        - build(normalise=normalise, eta=1e-9).contrastive(similar, similar)
+        for normalise in (True, False)
+    )
+    assert far.item() == 0.0
+    assert near.item() > 0.01
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_gradient_of_the_contrastive_loss(reduction) -> None:
+@pytest.mark.parametrize("normalise", [True, False])
+def test_gradient_of_the_contrastive_loss(reduction, normalise) -> None:
     """Away from D = eta, with distances on both sides of it."""
     student, teacher = 0.4 * draw(2, 4, 6), 0.4 * draw(2, 4, 6, seed=1)
     eta = 1.2
-    across = torch.cdist(student, teacher)[:, ~torch.eye(4, dtype=torch.bool)]
+    compared = [unit_length(x) if normalise else x for x in (student, teacher)]
+    across = torch.cdist(*compared)[:, ~torch.eye(4, dtype=torch.bool)]
     assert (across - eta).abs().min() > 1e-3
     assert (across < eta).any()
     assert (across > eta).any()
-    model = build(eta=eta, reduction=reduction)
+    model = build(eta=eta, reduction=reduction, normalise=normalise)
     assert torch.autograd.gradcheck(lambda x: model.contrastive(x, teacher), student.requires_grad_())
 
 

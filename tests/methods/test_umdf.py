@@ -16,28 +16,32 @@ DIMS, HEADS, BATCH = (5, 4, 3), 2, 3
 
 def build(task="regression", loss=None, seed=0, models=1, **model) -> UMDF:
     torch.manual_seed(seed)
-    block = UmdfModel(width=8, heads=HEADS, mcim_layers=2, encoder_layers=2, **model)
+    block = UmdfModel(**{"width": 8, "heads": HEADS, "mcim_layers": 2, "encoder_layers": 2} | model)
     return UMDF(block, loss or UmdfLoss(), Task(task), DIMS, models).double()
 
 
-def inputs(steps=(6, 6, 6), batch=BATCH, seed=1):
-    """Two versions of a batch; one sample of the second misses everything."""
+def inputs(steps=(6, 6, 6), batch=BATCH, seed=1, masked_layers="all"):
+    """Two versions of a batch; one sample of the second misses everything. The first frame of each is padding."""
     generator = torch.Generator().manual_seed(seed)
     masks = [torch.rand(1, 2 * batch, t, generator=generator) < 0.6 for t in steps]
     for mask in masks:
         mask[0, -1] = False
+        mask[..., 0] = False
     features = [
         torch.randn(1, 2 * batch, t, d, generator=generator, dtype=torch.float64) * mask.unsqueeze(-1)
         for t, d, mask in zip(steps, DIMS, masks, strict=True)
     ]
+    if masked_layers == "first":
+        masks += [(torch.arange(t) > 0).expand_as(mask) for t, mask in zip(steps, masks, strict=True)]
     return features, masks
 
 
 @pytest.mark.parametrize("model", [{}, {"mcim": False}, {"dfim": False}])
 @pytest.mark.parametrize("task", ["regression", "classification-3", "emotions-binary"])
-def test_losses_equal_the_literal_twin(model, task) -> None:
+@pytest.mark.parametrize("masked_layers", ["all", "first"])
+def test_losses_equal_the_literal_twin(model, task, masked_layers) -> None:
     umdf = build(task, UmdfLoss(lambda_fea=0.5, lambda_logits=2.0), **model)
-    features, masks = inputs()
+    features, masks = inputs(masked_layers=masked_layers)
     problems = umdf.task.problems
     labels = torch.tensor([0.4, -1.2, 2.0], dtype=torch.float64)
     targets = labels[None] if task == "regression" else torch.tensor([[[0] * problems, [1] * problems, [0] * problems]])
@@ -47,7 +51,7 @@ def test_losses_equal_the_literal_twin(model, task) -> None:
         joint_representation(umdf, [x[0, i] for x in features], [m[0, i] for m in masks], HEADS)
         for i in range(2 * BATCH)
     ]
-    usable = [masks[0][0, i] | masks[1][0, i] | masks[2][0, i] for i in range(2 * BATCH)]
+    usable = [masks[-3][0, i] | masks[-2][0, i] | masks[-1][0, i] for i in range(2 * BATCH)]
     logits = torch.stack([predict(umdf, h[i], h[i + BATCH], usable[i], usable[i + BATCH], HEADS) for i in range(BATCH)])
     last = torch.stack([x[-1] for x in h])
     f_y = last @ umdf.f_y.weight[0] + umdf.f_y.bias[0]
@@ -58,10 +62,13 @@ def test_losses_equal_the_literal_twin(model, task) -> None:
     else:
         split = logits.view(BATCH, problems, -1)
         expected = -sum(torch.log_softmax(split[i, p], -1)[targets[0, i, p]] for i in range(3) for p in range(problems))
-        expected = expected / BATCH
-        consistency = sum(
-            js_divergence(a.view(BATCH, problems, -1)[None, :, p], b.view(BATCH, problems, -1)[None, :, p])
-            for p in range(problems)
+        expected = expected / (BATCH * problems)
+        consistency = (
+            sum(
+                js_divergence(a.view(BATCH, problems, -1)[None, :, p], b.view(BATCH, problems, -1)[None, :, p])
+                for p in range(problems)
+            )
+            / problems
         )
     fea = gaussian_mmd(last[None, :BATCH], last[None, BATCH:])
     torch.testing.assert_close(parts["task"], expected.view(1))
@@ -69,6 +76,40 @@ def test_losses_equal_the_literal_twin(model, task) -> None:
     torch.testing.assert_close(parts["logits"], consistency.view(1))
     total = parts["task"] + 0.5 * parts["fea"] + 2.0 * parts["logits"]
     torch.testing.assert_close(loss.view(1), total)
+
+
+@pytest.mark.parametrize("masked_layers", ["all", "first"])
+def test_what_a_layer_puts_into_missing_frames_is_used(masked_layers) -> None:
+    """With V missing, the third layer's L and A depend on V's stream out of the first layer, or do not at all."""
+    umdf = build(mcim_layers=3)
+    features, masks = inputs(masked_layers=masked_layers)
+    features[2], masks[2] = torch.zeros_like(features[2]), torch.zeros_like(masks[2])
+    streams = umdf.mcim[0](umdf.embedding(features), masks[:3])
+    visual = streams[2].detach().requires_grad_()
+    streams = [*streams[:2], visual]
+    for layer in umdf.mcim[1:]:
+        streams = layer(streams, masks[-3:])
+    outputs = streams[0].relu().sum() + streams[1].relu().sum()  # a norm's plain sum would not depend on anything
+    used = torch.autograd.grad(outputs, visual)[0].abs().max().item()
+    assert used > 1e-3 if masked_layers == "first" else used == 0.0
+
+
+def test_only_the_first_layer_masks_missing_frames() -> None:
+    """The first layer is given the first masks; later layers, the encoder after MCIM and DFIM the later ones."""
+    umdf = build(mcim_layers=3)
+    features, masks = inputs(masked_layers="first")
+    seen: list[tuple[torch.Tensor, ...]] = []
+    for layer in umdf.mcim:
+        layer.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[1])))
+    for encoder in (umdf.encoder, umdf.dfim.encoder):
+        encoder.register_forward_pre_hook(lambda _, given: seen.append(given[1:]))
+    umdf(features, masks, torch.zeros(1, BATCH))
+    first, second, third, after, integrated = seen
+    assert all(torch.equal(a, b) for a, b in zip(first, masks[:3], strict=True))
+    for later in (second, third):
+        assert all(torch.equal(a, b) for a, b in zip(later, masks[3:], strict=True))
+    assert all(torch.equal(mask, masks[3]) for mask in after)
+    assert all(torch.equal(mask, masks[3][:, :BATCH]) for mask in integrated)
 
 
 @pytest.mark.parametrize("model", [{}, {"mcim": False}])
@@ -89,13 +130,14 @@ def test_unaligned_path_equals_the_aligned_one(model) -> None:
         torch.testing.assert_close(u[:, :, n:], a)
 
 
-def test_trains_on_unaligned_input_and_with_everything_missing() -> None:
+@pytest.mark.parametrize("masked_layers", ["all", "first"])
+def test_trains_on_unaligned_input_and_with_everything_missing(masked_layers) -> None:
     umdf = build()
-    features, masks = inputs(steps=(5, 11, 8))
+    features, masks = inputs(steps=(5, 11, 8), masked_layers=masked_layers)
     loss, _ = umdf(features, masks, torch.zeros(1, BATCH))
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in umdf.parameters())
-    nothing = [torch.zeros_like(x) for x in features], [torch.zeros_like(m) for m in masks]
+    nothing = [torch.zeros_like(x) for x in features], [torch.zeros_like(m) for m in masks[:3]] + masks[3:]
     logits, representation = umdf.predict(*nothing)
     assert torch.isfinite(logits).all()
     assert torch.isfinite(representation).all()
@@ -132,15 +174,16 @@ def test_a_prediction_depends_on_its_own_sample_alone() -> None:
         torch.testing.assert_close(alone[:, 0], whole[:, i])
 
 
+@pytest.mark.parametrize("masked_layers", ["all", "first"])
 @pytest.mark.parametrize("steps", [(6, 6, 6), (4, 7, 5)])
-def test_models_in_one_process_equal_models_alone(steps) -> None:
+def test_models_in_one_process_equal_models_alone(steps, masked_layers) -> None:
     """S = 2 with stacked parameters gives each model's loss and gradient."""
     singles = [build("classification-2", seed=s) for s in (0, 1)]
     together = build("classification-2", seed=2, models=2)
     with torch.no_grad():
         for name, parameter in together.named_parameters():
             parameter.copy_(torch.cat([dict(m.named_parameters())[name] for m in singles]))
-    data = [inputs(steps, seed=s) for s in (3, 4)]
+    data = [inputs(steps, seed=s, masked_layers=masked_layers) for s in (3, 4)]
     features, masks = ([torch.cat(pair) for pair in zip(*part, strict=True)] for part in zip(*data, strict=True))
     targets = torch.tensor([[[0], [1], [1]], [[1], [1], [0]]])
     total, parts = together(features, masks, targets)

@@ -37,11 +37,13 @@ def batch(versions: int, dtype: torch.dtype) -> tuple[list[torch.Tensor], list[t
     return [x.to(DEVICE, dtype) for x in drawn], [mask.to(DEVICE) for mask in masks]
 
 
-def umdf(dtype: torch.dtype) -> tuple[torch.nn.Module, Step]:
+def umdf(dtype: torch.dtype, first_layer_alone: bool = False) -> tuple[torch.nn.Module, Step]:
     model = UmdfModel(width=WIDTH, heads=HEADS, mcim_layers=LAYERS, encoder_layers=1)
     module = UMDF(model, UmdfLoss(), Task("regression"), DIMS).to(DEVICE, dtype)
-    inputs, targets = batch(2, dtype), torch.linspace(-3, 3, BATCH, device=DEVICE)[None]
-    return module, lambda module: module(*inputs, targets)
+    (features, masks), targets = batch(2, dtype), torch.linspace(-3, 3, BATCH, device=DEVICE)[None]
+    if first_layer_alone:
+        masks += [torch.ones_like(mask) for mask in masks]
+    return module, lambda module: module(features, masks, targets)
 
 
 def student(method: str, task: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Step]:
@@ -71,6 +73,7 @@ def student(method: str, task: str, dtype: torch.dtype) -> tuple[torch.nn.Module
 
 CASES: dict[str, Callable[[torch.dtype], tuple[torch.nn.Module, Step]]] = {
     "umdf": umdf,
+    "umdf, masked in its first layer": lambda dtype: umdf(dtype, first_layer_alone=True),
     "corrkd": lambda dtype: student("corrkd", "classification-2", dtype),
     "corrkd, emotions": lambda dtype: student("corrkd", "emotions-binary", dtype),
     "hrlf": lambda dtype: student("hrlf", "regression", dtype),

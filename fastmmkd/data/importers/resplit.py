@@ -26,7 +26,7 @@ def resplit(dataset: Dataset, seed: int) -> Dataset:
     pool = _pooled(list(dataset.splits.values()))
     sizes = np.array([len(dataset.splits[name]) for name in SPLITS])
     target = _allocate(_strata(pool, dataset.label_kind), sizes, np.random.default_rng(seed))
-    splits = {name: _rows(pool, np.flatnonzero(target == s)) for s, name in enumerate(SPLITS)}
+    splits = {name: pool.take(np.flatnonzero(target == s)) for s, name in enumerate(SPLITS)}
     record = {"seed": seed, "sizes": sizes.tolist(), "videos_in_several_splits": _shared_videos(splits)}
     return replace(
         dataset,
@@ -69,17 +69,6 @@ def _pooled(splits: list[Split]) -> Split:
         labels=np.concatenate([s.labels for s in splits]),
         ids=[sample for s in splits for sample in s.ids],
         ideal={condition: np.concatenate([s.ideal[condition] for s in splits]) for condition in first.ideal},
-    )
-
-
-def _rows(pool: Split, rows: np.ndarray) -> Split:
-    return Split(
-        features={m: x[rows] for m, x in pool.features.items()},
-        lengths=pool.lengths[rows],
-        present=pool.present[rows],
-        labels=pool.labels[rows],
-        ids=[pool.ids[i] for i in rows],
-        ideal={condition: p[rows] for condition, p in pool.ideal.items()},
     )
 
 

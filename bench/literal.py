@@ -1,0 +1,50 @@
+"""The tables of docs/fidelity.md: the keys in which a method's `_literal` configs differ from the shipped ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastmmkd.config import METHODS, load_config
+from fastmmkd.evaluation import tables
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SUFFIX = "_literal"
+
+
+def parts(configs: Path = CONFIGS) -> dict[str, str]:
+    """`literal_<method>` -> its table: a row per key and pair of values, with the data sets where they hold."""
+    return {f"literal_{method}": literal_table(method, configs) for method in METHODS}
+
+
+def literal_table(method: str, configs: Path = CONFIGS) -> str:
+    """Markdown: the keys in which a method's literal configs differ from the shipped ones."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for literal in sorted(configs.glob(f"{method}_*{SUFFIX}.json")):
+        shipped = literal.with_name(literal.name.replace(SUFFIX, ""))
+        for difference in differences(shipped, literal):
+            found.setdefault(difference, []).append(shipped.stem.removeprefix(f"{method}_"))
+    rows = [[f"`{key}`", ours, literal, ", ".join(data)] for (key, ours, literal), data in sorted(found.items())]
+    if not rows:
+        return "There are no literal configs yet.\n"
+    return tables.markdown_table(["key", "shipped", "literal", "of"], rows)
+
+
+def differences(shipped: Path, literal: Path) -> list[tuple[str, str, str]]:
+    """Key, shipped value and literal value, as JSON, of every key that differs; defaults count as what they are."""
+    ours, theirs = (flat(load_config(path).model_dump(mode="json")) for path in (shipped, literal))
+    return [
+        (key, ours.get(key, tables.NONE), theirs.get(key, tables.NONE))
+        for key in ours | theirs
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def flat(block: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """`{"a": {"b": 1}}` -> `{"a.b": "1"}`, values as JSON."""
+    found: dict[str, str] = {}
+    for key, value in block.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: json.dumps(value)}
+    return found

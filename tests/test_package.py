@@ -1,0 +1,48 @@
+"""What can be imported as `fastmmkd.<name>`: the package and its kernels, nothing else that a checkout holds."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import fastmmkd
+from fastmmkd.kernels import launch, parameters
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["tests", "bench", "setup", "train", "configs", "csrc", "docs"])
+def test_the_rest_of_a_checkout_is_no_part_of_the_package(name: str) -> None:
+    assert find_spec(f"fastmmkd.{name}") is None
+
+
+def test_kernels_are_those_beside_the_package() -> None:
+    spec = find_spec("fastmmkd.kernels")
+    assert spec is not None
+    assert spec.origin == str(ROOT / "kernels" / "__init__.py")
+    assert launch.__file__ == str(ROOT / "kernels" / "launch.py")
+    assert list(fastmmkd.__path__) == [str(ROOT / "fastmmkd")]
+
+
+def test_kernels_have_one_name_and_their_source() -> None:
+    assert pickle.loads(pickle.dumps(parameters.power_of_two)) is parameters.power_of_two
+    assert "def power_of_two" in inspect.getsource(parameters.power_of_two)
+    pytest.importorskip("triton")
+    from fastmmkd.kernels import rows
+
+    assert "def sum_of(partial, P" in inspect.getsource(rows.sum_of.fn)
+
+
+@pytest.mark.parametrize("folder", [ROOT, ROOT / "kernels"])
+def test_another_process_finds_them_too(folder: Path) -> None:
+    """From the checkout's root, and where a folder of the same names comes first."""
+    code = "import fastmmkd.kernels.launch as found; print(found.__name__, found.__file__)"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    printed = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert printed.stdout.split() == ["fastmmkd.kernels.launch", str(ROOT / "kernels" / "launch.py")], printed.stderr
