@@ -310,8 +310,8 @@ class TestDistillation:
             (
                 "teacher",
                 {"epochs": 1, "epoch": 2},
-                "teacher.epoch: unknown key; expected one of epochs, incomplete_samples, patience; "
-                "did you mean teacher.epochs?",
+                "teacher.epoch: unknown key; expected one of epochs, incomplete_samples, patience, "
+                "accept_floor; did you mean teacher.epochs?",
             ),
             ("teacher", True, "teacher: expected a block of keys, got true"),
             ("model.heads", 7, "model.heads: 7 does not divide width 40; expected one of [1, 2, 4, 5, 8, 10, 20, 40]"),
@@ -339,6 +339,8 @@ class TestDistillation:
                 "model.mcim: unknown key; expected one of width, heads, attention_mask, masked_layers, enc",
             ),
             ("hrlf", "model", {"width": 5, "heads": 5}, "model.width: 5; expected an even number, Q_m and U_m have"),
+            ("hrlf", "loss.frf_gradient", "z", "loss.frf_gradient: expected 'factors' or 'everything', got \"z\""),
+            ("hrlf", "loss.hmi_negatives", "all", "loss.hmi_negatives: expected 'layer' or 'joined', got \"all\""),
             ("hrlf", "loss.lambda_frf", 0, "loss.lambda_frf: 0 leaves the decoder untrained; expected a positive we"),
             ("umdf", "teacher", {"epochs": 1}, "teacher: expected null, got"),
         ],

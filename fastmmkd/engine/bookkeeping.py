@@ -18,8 +18,9 @@ from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.protocol import mean_over_conditions
 from fastmmkd.evaluation.results import Outcome
 
-DIGITS = 6
-"""Decimals of a score and its floor in `model.safetensors`."""
+FLOOR_DIGITS = 3
+"""Decimals to which a score is compared with the floor: what a collapsed network has left to tell samples by moves the
+fourth at most."""
 
 
 class SeedBook:
@@ -43,9 +44,9 @@ class SeedBook:
 
     @property
     def is_at_floor(self) -> bool:
-        """Whether the best model so far is no better than a constant prediction, to the digits written down."""
-        best = self.progress.best
-        return best is None or not metrics.better(self.session.select, round(best, DIGITS), round(self.floor, DIGITS))
+        """Whether the best model so far is no better than a constant prediction."""
+        best, floor = self.progress.best, round(self.floor, FLOOR_DIGITS)
+        return best is None or not metrics.better(self.session.select, round(best, FLOOR_DIGITS), floor)
 
     def report_floor(self) -> None:
         """Say so, at the end of the phase, where nothing was learnt."""
@@ -122,8 +123,8 @@ class SeedBook:
             facts = {
                 "epoch": str(progress.epoch),
                 "select": key,
-                "score": f"{score:.{DIGITS}f}",
-                "floor": f"{self.floor:.{DIGITS}f}",
+                "score": f"{score:.6f}",
+                "floor": f"{self.floor:.6f}",
                 "at_floor": str(self.is_at_floor).lower(),
                 "seed": str(self.seed),
             }

@@ -175,7 +175,7 @@ def refuse_floor(config: Config, folder: Path, found: dict[str, Any]) -> None:
     if at_floor is None:
         why = f"its {TEACHER_FILE} does not say at_floor, as an earlier version wrote it"
     raise UserError(
-        f"{folder}: a student is not trained from this teacher: {why}; expected a teacher that trains (another weight or "
+        f"{folder}: a student is not trained from this teacher: {why}; expected one that trains (another weight or "
         "learning rate, or --teacher), or teacher.accept_floor=true"
     )
 

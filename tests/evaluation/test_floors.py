@@ -44,6 +44,36 @@ def test_majority_is_taken_per_metric_from_training_labels():
     assert single["acc2_non0"] == 50.0  # and negative again where zeros are dropped
 
 
+def test_constants_are_fitted_to_the_labels_by_hand():
+    """Median -1, mean 0.5, the more frequent sign negative; a quarter of one class, three of the other."""
+    scores = np.array([-1.0, -1.0, -1.0, 5.0])
+    found = floors.constant(REGRESSION, scores)
+    assert (found["mae"], found["corr"], found["acc2_non0"]) == (1.5, 0.0, 75.0)
+    assert found["loss"] == pytest.approx((3 * 1.5**2 + 4.5**2) / 4)
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    for classes in (2, 3, 7):
+        assert floors.constant(Task(f"classification-{classes}"), scores)["loss"] == pytest.approx(entropy)
+    emotions = np.eye(4)[[0, 0, 0, 1]]
+    assert floors.constant(Task("emotions-4way"), emotions)["loss"] == pytest.approx(entropy)
+    assert floors.constant(Task("emotions-binary"), emotions)["loss"] == pytest.approx(2 * entropy)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_constant_prediction_gets_past_them(name):
+    task, rng = Task(name), np.random.default_rng(0)
+    scores = np.round(rng.normal(0.3, 1.2, 60) * 3) / 3
+    labels = scores if task.label_kind == "score" else np.eye(4)[rng.choice(4, 60, p=[0.5, 0.2, 0.2, 0.1])]
+    found = floors.constant(task, labels)
+    for _ in range(30):
+        constant = rng.uniform(-3, 3) if task.is_regression else rng.dirichlet(np.ones(task.outputs))
+        if name == "emotions-binary":
+            constant = rng.uniform(0, 1, 4)
+        predictions = np.repeat(np.asarray(constant)[None], 60, axis=0)
+        reached = metrics.compute(task, labels, predictions) | {"loss": metrics.loss(task, labels, predictions)}
+        for key, value in reached.items():
+            assert not metrics.better(key, value, found[key] + (-1e-9 if key in ("mae", "loss") else 1e-9)), key
+
+
 def test_emotion_floor():
     train = np.array([[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]], dtype=np.float32)
     test = np.array([[1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float32)

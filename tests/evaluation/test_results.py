@@ -2,6 +2,7 @@ import copy
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,21 @@ def test_evaluations_must_match():
         assemble("m", "d", "h", TASK, [first, evaluation(2, [60.0] * 7, sweep=(0.0, 0.5))], floors(), None)
     with pytest.raises(ValueError, match="no evaluations"):
         assemble("m", "d", "h", TASK, [], floors(), None)
+
+
+def test_phases_at_the_floor_are_named_and_may_be_unknown(tmp_path):
+    said = [{"teacher": True, "student": False}, {"teacher": None, "student": True}, {"teacher": True, "student": True}]
+    evaluations = [replace(evaluation(i, [60.0] * 7), at_floor=found) for i, found in enumerate(said)]
+    found = assemble("m", "d", "h", TASK, evaluations, floors(), None)
+    assert found["at_floor"] == {"teacher": [True, None, True], "student": [False, True, True]}
+    results.write(tmp_path, found)
+    assert results.read(tmp_path) == found
+    assert "teacher of seeds 0, 2; student of seeds 1, 2." in (tmp_path / "results.md").read_text()
+
+    del found["at_floor"]  # as earlier versions wrote them
+    results.write(tmp_path, found)
+    assert results.read(tmp_path) == found
+    assert "At the floor" not in (tmp_path / "results.md").read_text()
 
 
 @pytest.mark.parametrize("name", TASKS)
