@@ -167,7 +167,7 @@ def adam(config: Config, module: torch.nn.Module, fused: bool, captured: bool = 
 def names(config: Config, device: torch.device) -> list[str]:
     """All contenders that a config and a device allow."""
     cuda = device.type == "cuda"
-    found = [REFERENCE, SDPA, *([PLAIN] if config.method == "umdf" else []), COMPILED]
+    found = [REFERENCE, SDPA, *([PLAIN] if config.method == "umdf" and not config.model.dropout else []), COMPILED]
     return [*found, *([AUTOTUNED] if cuda else []), OURS, *([GRAPHED] if cuda else []), SEEDS]
 
 
@@ -197,4 +197,4 @@ def _plain_loss(module: torch.nn.Module, drawn: Drawn, taught: tuple[Any, ...]) 
 
 def _compiled_loss(module: Any, drawn: Drawn, taught: tuple[Any, ...]) -> torch.Tensor:
     batch = drawn.batch
-    return module(batch.features, batch.masks, batch.targets, *taught)[0]
+    return module(batch.features, batch.masks, batch.targets, *taught, draw=batch.draw)[0]

@@ -60,6 +60,8 @@ class ModelBlock(Block):
     masked_layers: Literal["all", "first"] = "all"
     """Where `attention_mask: missing` masks the missing frames: in all layers, or in the first alone, where they hold
     nothing; from the second on they hold what attention put there (decision)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """After the embedding and on every residual branch, in training (no paper mentions dropout)."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

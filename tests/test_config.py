@@ -97,6 +97,8 @@ EXPECTED = [
     ("loss.lambda_fea", float("inf"), "loss.lambda_fea: expected a finite number, got Infinity"),
     ("eval.sweep", [0.0, 1.1], "eval.sweep: expected ratios between 0 and 1"),
     ("train.device", "gpu", "train.device: expected 'auto', 'cpu' or 'cuda', got \"gpu\""),
+    ("model.dropout", 1, "model.dropout: expected a number less than 1, got 1"),
+    ("model.dropout", -0.1, "model.dropout: expected a number greater than or equal to 0, got -0.1"),
     ("model.heads", 7, "model.heads: 7 does not divide width 40; expected one of [1, 2, 4, 5, 8, 10, 20, 40]"),
     (
         "train.task",
@@ -336,7 +338,7 @@ class TestDistillation:
                 "corrkd",
                 "model.mcim",
                 True,
-                "model.mcim: unknown key; expected one of width, heads, attention_mask, masked_layers, enc",
+                "model.mcim: unknown key; expected one of width, heads, attention_mask, mas",
             ),
             ("hrlf", "model", {"width": 5, "heads": 5}, "model.width: 5; expected an even number, Q_m and U_m have"),
             ("hrlf", "loss.frf_gradient", "z", "loss.frf_gradient: expected 'factors' or 'everything', got \"z\""),

@@ -15,6 +15,7 @@ from fastmmkd.data.missingness import MaskedLayers, Masking, evaluation_drops
 from fastmmkd.data.store import Dataset, Split
 from fastmmkd.modalities import MODALITIES
 from fastmmkd.ops import missing_draw
+from fastmmkd.ops.philox import DrawKeys
 from fastmmkd.tasks import Task
 
 Normalisation = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -39,6 +40,8 @@ class Batch:
     serve every layer, or the first layer's three and the later ones' three (`model.masked_layers`); see `by_layer`."""
     targets: torch.Tensor
     """`[S, B]` or `[S, B, problems]`, see `Task.targets`."""
+    draw: DrawKeys
+    """What the networks draw their dropout from."""
 
 
 def by_layer(masks: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -100,7 +103,8 @@ class ResidentSplit:
         else:
             features = [x[sample].repeat(1, versions, 1, 1) for x in self.features]
             masks = [mask[sample].repeat(1, versions, 1) for mask in self.frame_masks]
-        return Batch(features, self._attention_masks(masks, sample, versions), self.targets[sample])
+        masks = self._attention_masks(masks, sample, versions)
+        return Batch(features, masks, self.targets[sample], DrawKeys(sample, seed, epoch))
 
     def evaluation_batch(
         self,

@@ -114,7 +114,7 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
     return {
         "method": config.method,
         "task": config.train.task,
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.model_dump(mode="json", exclude={"dropout"}),
         "standardise": config.data.standardise,
         "clip": config.data.clip,
         "feature_dims": list(dataset.feature_dims),

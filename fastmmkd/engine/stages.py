@@ -55,7 +55,7 @@ class TrainingStep:
     def loss(self, drawn: Drawn, taught: tuple[Any, ...]) -> Loss:
         """The scalar to minimise and its parts, `[S]` each."""
         batch = drawn.batch
-        return self.module(batch.features, batch.masks, batch.targets, *taught)
+        return self.module(batch.features, batch.masks, batch.targets, *taught, draw=batch.draw)
 
 
 def training_step(

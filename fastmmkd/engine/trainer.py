@@ -186,7 +186,7 @@ class Trainer:
         """Draw a batch and run the models on it by `forward`."""
         phase, split = self.phase, self.session.train
         batch = split.training_batch(rows, self.seeds, epoch, phase.module.versions, phase.missing)
-        return forward(batch.features, batch.masks, batch.targets, *self._taught(rows, epoch))
+        return forward(batch.features, batch.masks, batch.targets, *self._taught(rows, epoch), draw=batch.draw)
 
     @torch.no_grad()
     def _taught(self, rows: torch.Tensor, epoch: torch.Tensor) -> tuple[Any, ...]:

@@ -19,6 +19,7 @@ from fastmmkd.config import CorrkdLoss, CorrkdModel
 from fastmmkd.data.batches import by_layer
 from fastmmkd.distributed import gather_rows, rank, world_size
 from fastmmkd.methods.objective import Losses, objective, weighted
+from fastmmkd.nn.dropout import number_dropouts
 from fastmmkd.nn.embedding import TemporalEmbedding
 from fastmmkd.nn.encoder import ModalityEncoders
 from fastmmkd.nn.grouped import GroupedLinear
@@ -26,6 +27,7 @@ from fastmmkd.nn.pooling import masked_mean
 from fastmmkd.nn.scaling import unit_length
 from fastmmkd.nn.statistics import StatisticsNetwork
 from fastmmkd.ops import pairwise_contrastive, prototype_similarity
+from fastmmkd.ops.philox import DrawKeys
 from fastmmkd.ops.precision import accumulation
 from fastmmkd.tasks import Task
 
@@ -53,17 +55,20 @@ class CorrkdNetwork(nn.Module):
         super().__init__()
         self.task = task
         d, joint = model.width, 3 * model.width
-        self.embedding = TemporalEmbedding(models, feature_dims, d)
-        self.encoders = ModalityEncoders(models, d, model.heads, model.encoder_layers)
+        self.embedding = TemporalEmbedding(models, feature_dims, d, model.dropout)
+        self.encoders = ModalityEncoders(models, d, model.heads, model.encoder_layers, model.dropout)
         self.hidden = GroupedLinear((models,), joint, joint)
         self.head = GroupedLinear((models,), joint, task.outputs)
+        number_dropouts(self)
 
     @property
     def network(self) -> CorrkdNetwork:
         """What is evaluated and exported: everything."""
         return self
 
-    def represent(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> Representation:
+    def represent(
+        self, features: list[torch.Tensor], masks: list[torch.Tensor], draw: DrawKeys | None = None
+    ) -> Representation:
         """`F_m = Conv1d(X_m) + PE`, `E_m = encoder(F_m)`, `H = mean over time of [E_L, E_A, E_V]`, `R = MLP(H)`.
 
         Decision: each modality's mean is over its frames that the last layer may attend to, and 0 where it has none;
@@ -72,22 +77,33 @@ class CorrkdNetwork(nn.Module):
         Args:
             features: per modality `[S, B, T_m, d_m]`, zero where missing.
             masks: `[S, B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
+            draw: what dropout is drawn from; None = no dropout.
         """
-        encoded = self.encoders(self.embedding(features), masks)
+        encoded = self.encoders(self.embedding(features, draw), masks, draw)
         _, later = by_layer(masks)
         joint = torch.cat([masked_mean(e, mask) for e, mask in zip(encoded, later, strict=True)], dim=-1)
         return Representation(joint, self.head(self.hidden(joint).relu()))
 
     def forward(
-        self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor
+        self,
+        features: list[torch.Tensor],
+        masks: list[torch.Tensor],
+        targets: torch.Tensor,
+        draw: DrawKeys | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`L_task` alone; arguments and result as `CorrKD.forward` has them."""
-        total, parts, _ = self.losses(features, masks, targets)
+        total, parts, _ = self.losses(features, masks, targets, draw)
         return objective(total, parts)
 
-    def losses(self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor) -> Losses:
+    def losses(
+        self,
+        features: list[torch.Tensor],
+        masks: list[torch.Tensor],
+        targets: torch.Tensor,
+        draw: DrawKeys | None = None,
+    ) -> Losses:
         """`L_task` as a function of `H [S, B, 3 d]`; arguments as `forward` has them."""
-        joint, logits = self.represent(features, masks)
+        joint, logits = self.represent(features, masks, draw)
         task = self.task.loss(logits, targets)
         return Losses(task, {"task": task}, joint)
 
@@ -118,7 +134,12 @@ class CorrKD(nn.Module):
             self.other_statistics = StatisticsNetwork(groups, others, others, hidden)
 
     def forward(
-        self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor, taught: Representation
+        self,
+        features: list[torch.Tensor],
+        masks: list[torch.Tensor],
+        targets: torch.Tensor,
+        taught: Representation,
+        draw: DrawKeys | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`L = L_task + L_SCD + L_CPD + L_RCD`, each with its weight.
 
@@ -127,18 +148,24 @@ class CorrKD(nn.Module):
             masks: `[S, B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
             targets: `[S, B]` or `[S, B, P]`, see `Task.targets`.
             taught: what the frozen teacher makes of the complete samples, without a graph.
+            draw: what dropout is drawn from; None = no dropout.
 
         Returns:
             The scalar to minimise (summed over the S models, which share nothing) and its parts, detached, `[S]` each.
         """
-        total, parts, _ = self.losses(features, masks, targets, taught)
+        total, parts, _ = self.losses(features, masks, targets, taught, draw)
         return objective(total, parts)
 
     def losses(
-        self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor, taught: Representation
+        self,
+        features: list[torch.Tensor],
+        masks: list[torch.Tensor],
+        targets: torch.Tensor,
+        taught: Representation,
+        draw: DrawKeys | None = None,
     ) -> Losses:
         """The losses as functions of `H [S, B, 3 d]`; arguments as `forward` has them."""
-        joint, logits = self.network.represent(features, masks)
+        joint, logits = self.network.represent(features, masks, draw)
         task = self.task.loss(logits, targets)
         terms = (
             ("scd", self.weights.lambda_scd, lambda: self.contrastive(joint, taught.joint)),

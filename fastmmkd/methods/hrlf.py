@@ -19,11 +19,13 @@ from fastmmkd.config import HrlfLoss, HrlfModel
 from fastmmkd.distributed import gather_rows
 from fastmmkd.methods.objective import Losses, objective, weighted
 from fastmmkd.nn.adversarial import Discriminator
+from fastmmkd.nn.dropout import number_dropouts
 from fastmmkd.nn.embedding import TemporalEmbedding
 from fastmmkd.nn.encoder import ModalityEncoders
 from fastmmkd.nn.factorization import RepresentationFactorization
 from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.nn.statistics import StatisticsNetwork
+from fastmmkd.ops.philox import DrawKeys
 from fastmmkd.tasks import Task
 
 SCALE_WIDTHS = (3, 2, 1)
@@ -64,21 +66,24 @@ class HrlfNetwork(nn.Module):
         self.lambda_frf, self.frf_gradient = loss.lambda_frf, loss.frf_gradient
         self.factorizes = model.frf
         d = model.width
-        self.embedding = TemporalEmbedding(models, feature_dims, d)
-        self.encoders = ModalityEncoders(models, d, model.heads, model.encoder_layers)
+        self.embedding = TemporalEmbedding(models, feature_dims, d, model.dropout)
+        self.encoders = ModalityEncoders(models, d, model.heads, model.encoder_layers, model.dropout)
         if model.frf:
             self.frf = RepresentationFactorization(models, d)
         widths = [3 * d, 2 * d, d, 2 * d, 3 * d]
         self.stack = nn.ModuleList(GroupedLinear((models,), a, b) for a, b in pairwise(widths))
         # Decision: the paper asks for a light head and leaves it open.
         self.head = GroupedLinear((models,), 3 * d, task.outputs)
+        number_dropouts(self)
 
     @property
     def network(self) -> HrlfNetwork:
         """What is evaluated and exported: everything."""
         return self
 
-    def represent(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> Representation:
+    def represent(
+        self, features: list[torch.Tensor], masks: list[torch.Tensor], draw: DrawKeys | None = None
+    ) -> Representation:
         """`Z_m` = last element of the encoder's output, `C_m = [Q_m, U_m]`, `H = [C_L, C_A, C_V]`, then the stack.
 
         Decision: ReLU after each layer of the stack but the last.
@@ -86,8 +91,9 @@ class HrlfNetwork(nn.Module):
         Args:
             features: per modality `[S, B, T_m, d_m]`, zero where missing.
             masks: `[S, B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
+            draw: what dropout is drawn from; None = no dropout.
         """
-        encoded = self.encoders(self.embedding(features), masks)
+        encoded = self.encoders(self.embedding(features, draw), masks, draw)
         z_s3bd = torch.stack([e[:, :, -1] for e in encoded], dim=1)
         joined, factors = z_s3bd, None
         if self.factorizes:
@@ -103,15 +109,25 @@ class HrlfNetwork(nn.Module):
         return Representation(scales, self.head(refined), refined, z_s3bd, factors)
 
     def forward(
-        self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor
+        self,
+        features: list[torch.Tensor],
+        masks: list[torch.Tensor],
+        targets: torch.Tensor,
+        draw: DrawKeys | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`L_task + lambda_frf L_FRF`; arguments and result as `HRLF.forward` has them."""
-        total, parts, _ = self.losses(features, masks, targets)
+        total, parts, _ = self.losses(features, masks, targets, draw)
         return objective(total, parts)
 
-    def losses(self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor) -> Losses:
+    def losses(
+        self,
+        features: list[torch.Tensor],
+        masks: list[torch.Tensor],
+        targets: torch.Tensor,
+        draw: DrawKeys | None = None,
+    ) -> Losses:
         """The losses as functions of `Z [S, 3, B, d]`; arguments as `forward` has them."""
-        found = self.represent(features, masks)
+        found = self.represent(features, masks, draw)
         return Losses(*self.supervised(found, targets), found.last)
 
     def supervised(self, found: Representation, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -152,7 +168,12 @@ class HRLF(nn.Module):
             self.discriminators = nn.ModuleList(Discriminator(models, w, hidden) for w in widths)
 
     def forward(
-        self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor, taught: Representation
+        self,
+        features: list[torch.Tensor],
+        masks: list[torch.Tensor],
+        targets: torch.Tensor,
+        taught: Representation,
+        draw: DrawKeys | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`L = L_task + L_FRF + L_HMI + L_HAL + L_KL`, each with its weight.
 
@@ -161,20 +182,26 @@ class HRLF(nn.Module):
             masks: `[S, B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
             targets: `[S, B]` or `[S, B, problems]`, see `Task.targets`.
             taught: what the frozen teacher makes of the complete samples, without a graph.
+            draw: what dropout is drawn from; None = no dropout.
 
         Returns:
             The scalar to minimise (summed over the S models, which share nothing) and its parts, detached, `[S]` each.
             The part `hal` is the discriminators' cross-entropy, `-L_HAL`: gradient reversal turns it into the student's
             `L_HAL` on the way back (decision: one backward pass and one optimiser for both sides).
         """
-        total, parts, _ = self.losses(features, masks, targets, taught)
+        total, parts, _ = self.losses(features, masks, targets, taught, draw)
         return objective(total, parts)
 
     def losses(
-        self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor, taught: Representation
+        self,
+        features: list[torch.Tensor],
+        masks: list[torch.Tensor],
+        targets: torch.Tensor,
+        taught: Representation,
+        draw: DrawKeys | None = None,
     ) -> Losses:
         """The losses as functions of `Z [S, 3, B, d]`; arguments as `forward` has them."""
-        found = self.network.represent(features, masks)
+        found = self.network.represent(features, masks, draw)
         terms = (
             ("hmi", self.weights.lambda_hmi, lambda: self.mutual_information(found.scales, taught.scales)),
             ("hal", self.weights.lambda_hal, lambda: self.adversarial(found.scales, taught.scales)),

@@ -16,12 +16,14 @@ from fastmmkd.data.batches import by_layer
 from fastmmkd.distributed import gather_rows
 from fastmmkd.methods.objective import Losses, objective, weighted
 from fastmmkd.nn.crossmodal import CrossmodalInteraction
+from fastmmkd.nn.dropout import number_dropouts
 from fastmmkd.nn.embedding import TemporalEmbedding
 from fastmmkd.nn.encoder import TransformerEncoder
 from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.nn.integration import DynamicFeatureIntegration
 from fastmmkd.nn.pooling import masked_adaptive_mean
 from fastmmkd.ops import gaussian_mmd, js_divergence
+from fastmmkd.ops.philox import DrawKeys
 from fastmmkd.ops.precision import accumulation
 from fastmmkd.tasks import Task
 
@@ -39,19 +41,20 @@ class UMDF(nn.Module):
         self.weights = loss
         self.task = task
         d, joint = model.width, 3 * model.width
-        self.embedding = TemporalEmbedding(models, feature_dims, d)
+        self.embedding = TemporalEmbedding(models, feature_dims, d, model.dropout)
         self.mcim = nn.ModuleList(
-            CrossmodalInteraction(models, d, model.heads, model.mcim) for _ in range(model.mcim_layers)
+            CrossmodalInteraction(models, d, model.heads, model.mcim, model.dropout) for _ in range(model.mcim_layers)
         )
-        self.encoder = TransformerEncoder((models,), joint, model.heads, model.encoder_layers)
+        self.encoder = TransformerEncoder((models,), joint, model.heads, model.encoder_layers, model.dropout)
         self.f_y = GroupedLinear((models,), joint, task.outputs)
         if model.dfim:
-            self.dfim = DynamicFeatureIntegration(models, joint, model.heads)
+            self.dfim = DynamicFeatureIntegration(models, joint, model.heads, model.dropout)
             self.hidden = GroupedLinear((models,), joint, joint)
             self.head = GroupedLinear((models,), joint, task.outputs)
         else:
             self.head = GroupedLinear((models,), 2 * joint, task.outputs)
         self.has_dfim = model.dfim
+        number_dropouts(self)
 
     @property
     def network(self) -> UMDF:
@@ -59,7 +62,11 @@ class UMDF(nn.Module):
         return self
 
     def forward(
-        self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor
+        self,
+        features: list[torch.Tensor],
+        masks: list[torch.Tensor],
+        targets: torch.Tensor,
+        draw: DrawKeys | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`L_total = L_task + lambda_1 L_fea + lambda_2 L_logits`.
 
@@ -67,18 +74,25 @@ class UMDF(nn.Module):
             features: per modality `[S, 2 B, T_m, d_m]`, versions a then b; zero where missing.
             masks: `[S, 2 B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
             targets: `[S, B]` or `[S, B, problems]`, see `Task.targets`.
+            draw: what dropout is drawn from; None = no dropout.
 
         Returns:
             The scalar to minimise (summed over the S models, which share nothing) and its parts, detached, `[S]` each.
         """
-        total, parts, _ = self.losses(features, masks, targets)
+        total, parts, _ = self.losses(features, masks, targets, draw)
         return objective(total, parts)
 
-    def losses(self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor) -> Losses:
+    def losses(
+        self,
+        features: list[torch.Tensor],
+        masks: list[torch.Tensor],
+        targets: torch.Tensor,
+        draw: DrawKeys | None = None,
+    ) -> Losses:
         """The losses as functions of `H [S, 2 B, T_L, 3 d]`; arguments as `forward` has them."""
-        h, mask = self.encode(features, masks)
+        h, mask = self.encode(features, masks, draw)
         (h_a, h_b), (mask_a, mask_b) = h.chunk(2, dim=1), mask.chunk(2, dim=1)
-        prediction, _ = self.integrate(h_a, h_b, mask_a, mask_b)
+        prediction, _ = self.integrate(h_a, h_b, mask_a, mask_b, draw)
         task = self.task.loss(prediction, targets)
         last_a, last_b = h_a[:, :, -1], h_b[:, :, -1]
         terms = (
@@ -87,28 +101,35 @@ class UMDF(nn.Module):
         )
         return Losses(*weighted(task, {"task": task}, terms), h)
 
-    def encode(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(
+        self, features: list[torch.Tensor], masks: list[torch.Tensor], draw: DrawKeys | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Embedding, MCIM and encoder: the joint representation `H [S, B, T_L, 3 d]` and its frame mask `[S, B, T_L]`.
 
         A frame of H counts where any modality has it; what follows the first MCIM layer masks as later layers do.
         """
         first, later = by_layer(masks)
-        streams = self.embedding(features)
+        streams = self.embedding(features, draw)
         for i, layer in enumerate(self.mcim):
-            streams = layer(streams, later if i else first)
+            streams = layer(streams, later if i else first, draw)
         steps = streams[0].shape[2]
         resampled = [masked_adaptive_mean(z, mask, steps) for z, mask in zip(streams, later, strict=True)]
         mask = resampled[0][1] | resampled[1][1] | resampled[2][1]
-        return self.encoder(torch.cat([z for z, _ in resampled], dim=-1), mask, mask), mask
+        return self.encoder(torch.cat([z for z, _ in resampled], dim=-1), mask, mask, draw=draw), mask
 
     def integrate(
-        self, h_a: torch.Tensor, h_b: torch.Tensor, mask_a: torch.Tensor, mask_b: torch.Tensor
+        self,
+        h_a: torch.Tensor,
+        h_b: torch.Tensor,
+        mask_a: torch.Tensor,
+        mask_b: torch.Tensor,
+        draw: DrawKeys | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """DFIM and prediction: logits `[S, B, O]` and the representation they are read from `[S, B, 3 d or 6 d]`."""
         if not self.has_dfim:
             joint = torch.cat((h_a[:, :, -1], h_b[:, :, -1]), dim=-1)
             return self.head(joint), joint
-        refined = self.dfim(h_a, h_b, mask_a, mask_b)[:, :, -1]
+        refined = self.dfim(h_a, h_b, mask_a, mask_b, draw)[:, :, -1]
         return self.head(self.hidden(refined).relu()), refined
 
     def logits_loss(self, logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:

@@ -14,8 +14,10 @@ from itertools import product
 import torch
 from torch import nn
 
+from fastmmkd.nn.dropout import Dropout
 from fastmmkd.nn.grouped import FeedForward, GroupedLinear, Part, ResidualNorm, join_groups, linear, projection
 from fastmmkd.ops import cross_attention
+from fastmmkd.ops.philox import DrawKeys
 
 OTHERS = ((1, 2), (0, 2), (0, 1))
 """Per target modality, the other two: the sources of its fine attentions."""
@@ -29,7 +31,7 @@ Use = tuple[int, int, int]
 class CrossmodalInteraction(nn.Module):
     """One MCIM layer. With `crossmodal=False` ("w/o MCIM") every attention is a self-attention of its target."""
 
-    def __init__(self, models: int, d: int, heads: int, crossmodal: bool = True) -> None:
+    def __init__(self, models: int, d: int, heads: int, crossmodal: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
         self.crossmodal = crossmodal
@@ -37,22 +39,23 @@ class CrossmodalInteraction(nn.Module):
         self.query = projection(groups, d, d)
         self.key_value = projection(groups, d, 2 * d, fan_out=d)
         self.out = GroupedLinear(groups, d, d)
+        self.coarse_dropout, self.fine_dropout = Dropout(dropout), Dropout(dropout)
         self.norm = ResidualNorm(groups, d)
-        self.feed_forward = FeedForward((models, 3), d)
+        self.feed_forward = FeedForward((models, 3), d, dropout)
 
-    def forward(self, streams: Streams, masks: Streams) -> Streams:
+    def forward(self, streams: Streams, masks: Streams, draw: DrawKeys | None = None) -> Streams:
         """Per modality `[S, B, T_m, d]` and `[S, B, T_m]` bool -> per modality `[S, B, T_m, d]`."""
         aligned = len({z.shape[2] for z in streams}) == 1
         sources = self._project_sources(streams) if self.crossmodal else {}
         outputs = []
         for targets in [(0, 1, 2)] if aligned else [(0,), (1,), (2,)]:
             z_t = join_groups([streams[t] for t in targets])
-            z_c = self._attend(z_t, targets, (COARSE,), sources, masks)
+            z_c = self._attend(z_t, targets, (COARSE,), sources, masks, draw)
             z_f = torch.zeros_like(z_c)
             for blocks in [(FINE_1, FINE_2)] if aligned else [(FINE_1,), (FINE_2,)]:
-                fine = self._attend(z_c, targets, blocks, sources, masks)
+                fine = self._attend(z_c, targets, blocks, sources, masks, draw)
                 z_f = z_f + fine.unflatten(0, (-1, len(blocks))).sum(1)
-            z_h = self.feed_forward(z_f, (slice(None), _span(targets)))
+            z_h = self.feed_forward(z_f, (slice(None), _span(targets)), draw)
             outputs += z_h.unflatten(0, (-1, len(targets))).unbind(1)
         return outputs
 
@@ -76,8 +79,9 @@ class CrossmodalInteraction(nn.Module):
         blocks: tuple[int, ...],
         sources: dict[Use, torch.Tensor],
         masks: Streams,
+        draw: DrawKeys | None,
     ) -> torch.Tensor:
-        """`LN(CA(sources, z) + z)` for every (target, block): `[S * targets, B, T, d]` -> `[S * n, B, T, d]`."""
+        """`LN(dropout(CA(sources, z)) + z)` for every (target, block): `[S * targets, ...]` -> `[S * n, B, T, d]`."""
         at: Part = (slice(None), _span(targets), _span(blocks))
         z = z.repeat_interleave(len(blocks), dim=0) if len(blocks) > 1 else z
         attentions = list(product(targets, blocks))
@@ -93,7 +97,12 @@ class CrossmodalInteraction(nn.Module):
         keys, values = zip(*(kv.chunk(2, dim=-1) for kv in key_values), strict=True)
         query = linear(z, self.query[at].flatten(0, 2))
         attended = cross_attention(query, keys, values, key_masks, self.heads)
-        return self.norm(self.out(attended, at), z, at)
+        out = self.out(attended, at)
+        if blocks == (COARSE,):
+            out = self.coarse_dropout(out, draw, targets[0])
+        else:
+            out = self.fine_dropout(out, draw, 2 * targets[0] + blocks[0] - FINE_1)
+        return self.norm(out, z, at)
 
 
 def _span(indices: tuple[int, ...]) -> slice:

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastmmkd.nn.dropout import Dropout
 from fastmmkd.nn.grouped import GroupedLinear
+from fastmmkd.ops.philox import DrawKeys
 
 
 def temporal_windows(x: torch.Tensor) -> torch.Tensor:
@@ -30,16 +32,18 @@ def sinusoidal_positions(steps: int, d: int, device: torch.device, dtype: torch.
 
 
 class TemporalEmbedding(nn.Module):
-    """`Z_m = Conv1d(X_m) + positions`; a dropped frame still gets its position, which is known."""
+    """`Z_m = dropout(Conv1d(X_m) + positions)`; a dropped frame still gets its position, which is known."""
 
-    def __init__(self, models: int, feature_dims: tuple[int, ...], d: int) -> None:
+    def __init__(self, models: int, feature_dims: tuple[int, ...], d: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(GroupedLinear((models,), 3 * dim, d) for dim in feature_dims)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+    def forward(self, features: list[torch.Tensor], draw: DrawKeys | None = None) -> list[torch.Tensor]:
         """Per modality `[S, B, T_m, d_m]` -> `[S, B, T_m, d]`."""
         embedded = []
-        for convolution, x in zip(self.convolutions, features, strict=True):
+        for m, (convolution, x) in enumerate(zip(self.convolutions, features, strict=True)):
             z = convolution(temporal_windows(x))
-            embedded.append(z + sinusoidal_positions(z.shape[-2], z.shape[-1], z.device, z.dtype))
+            z = z + sinusoidal_positions(z.shape[-2], z.shape[-1], z.device, z.dtype)
+            embedded.append(self.dropout(z, draw, m))
         return embedded

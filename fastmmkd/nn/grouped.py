@@ -13,11 +13,18 @@ import math
 import torch
 from torch import nn
 
+from fastmmkd.nn.dropout import Dropout
 from fastmmkd.ops import residual_layer_norm
+from fastmmkd.ops.philox import DrawKeys
 
 Part = tuple[slice, ...]
 """Which part of a parameter's group axes a call uses."""
 WHOLE: Part = (slice(None),)
+
+
+def start(at: Part) -> int:
+    """The first of a layer's groups that a part uses."""
+    return at[-1].start or 0
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -69,14 +76,16 @@ class ResidualNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """`LN(x + W_2 relu(W_1 x))` with hidden width 4d (Vaswani et al. 2017)."""
+    """`LN(x + dropout(W_2 relu(W_1 x)))` with hidden width 4d (Vaswani et al. 2017)."""
 
-    def __init__(self, groups: tuple[int, ...], d: int) -> None:
+    def __init__(self, groups: tuple[int, ...], d: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.expand = GroupedLinear(groups, d, 4 * d)
         self.contract = GroupedLinear(groups, 4 * d, d)
+        self.dropout = Dropout(dropout)
         self.norm = ResidualNorm(groups, d)
 
-    def forward(self, x: torch.Tensor, at: Part = WHOLE) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, at: Part = WHOLE, draw: DrawKeys | None = None) -> torch.Tensor:
         """`[G, B, T, d]` -> `[G, B, T, d]`."""
-        return self.norm(self.contract(self.expand(x, at).relu(), at), x, at)
+        out = self.contract(self.expand(x, at).relu(), at)
+        return self.norm(self.dropout(out, draw, start(at)), x, at)

@@ -8,6 +8,7 @@ from torch import nn
 from fastmmkd.nn.embedding import temporal_windows
 from fastmmkd.nn.encoder import TransformerEncoder
 from fastmmkd.nn.grouped import GroupedLinear
+from fastmmkd.ops.philox import DrawKeys
 from fastmmkd.ops.precision import accumulation
 
 
@@ -19,18 +20,25 @@ class DynamicFeatureIntegration(nn.Module):
     frame always counts, dropped or not: it is the one that predictions are read from.
     """
 
-    def __init__(self, models: int, d: int, heads: int) -> None:
+    def __init__(self, models: int, d: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.frame_score = GroupedLinear((models,), d, 1)
         self.gate = GroupedLinear((models,), 3 * 2 * d, d)
-        self.encoder = TransformerEncoder((models,), d, heads, layers=1)
+        self.encoder = TransformerEncoder((models,), d, heads, 1, dropout)
 
-    def forward(self, h_a: torch.Tensor, h_b: torch.Tensor, mask_a: torch.Tensor, mask_b: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        h_a: torch.Tensor,
+        h_b: torch.Tensor,
+        mask_a: torch.Tensor,
+        mask_b: torch.Tensor,
+        draw: DrawKeys | None = None,
+    ) -> torch.Tensor:
         """`[S, B, T, d]` twice and their `[S, B, T]` masks -> the integrated representation `[S, B, T, d]`."""
         h_a, h_b = self.enhance(h_a, mask_a), self.enhance(h_b, mask_b)
         mu = self.gate(temporal_windows(torch.cat((h_a, h_b), dim=-1))).sigmoid()
         mask = mask_a | mask_b
-        return self.encoder(mu * h_a + (1 - mu) * h_b, mask, mask)
+        return self.encoder(mu * h_a + (1 - mu) * h_b, mask, mask, draw=draw)
 
     def enhance(self, h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Weight each frame by its importance, masked frames but the last by 0: `[S, B, T, d]` -> `[S, B, T, d]`."""

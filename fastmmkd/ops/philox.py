@@ -1,8 +1,10 @@
-"""Philox4x32-10 (Salmon et al., SC 2011) on int64 tensors: the counter-based generator behind every missing draw.
+"""Philox4x32-10 (Salmon et al., SC 2011) on int64 tensors: the generator behind missing draws and dropout.
 
 A draw is a pure function of (key, counter), so it does not depend on batch order, batch size, rank or backend; the
 compiled kernels compute the same words.
 """
+
+from typing import NamedTuple
 
 import torch
 
@@ -10,6 +12,17 @@ WORD = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
+
+
+class DrawKeys(NamedTuple):
+    """What the draws of a batch are keyed by, on its device."""
+
+    sample: torch.Tensor
+    """`[S, B]` int64 rows of the training split."""
+    seed: torch.Tensor
+    """`[S]` int64."""
+    epoch: torch.Tensor
+    """0-dimensional int64."""
 
 
 def philox(

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from fastmmkd.config import CorrkdConfig, HrlfConfig, parse_config
 from fastmmkd.distributed import gather_rows
 from fastmmkd.methods import build_student, build_teacher
+from fastmmkd.ops.philox import DrawKeys
 
 WORLD, BATCH, DIMS, STEPS = 2, 8, (5, 4, 3), (6, 5, 4)
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -26,6 +27,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hrlf": ("hrlf", "classification-3", {}),
     "hrlf, regression": ("hrlf", "regression", {}),
     "hrlf, emotions": ("hrlf", "emotions-binary", {}),
+    "corrkd, dropout": ("corrkd", "regression", {}),
+    "hrlf, dropout": ("hrlf", "classification-3", {}),
 }
 """Method, task, and keys of the loss block."""
 OF_THE_BATCH = {"corrkd": {"scd", "cpd", "rcd"}, "hrlf": {"hmi"}}
@@ -37,11 +40,11 @@ Found = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 def losses_and_gradients(case: str, global_batch: bool, rows: slice) -> Found:
     """The parts and every parameter's gradient on some rows of a batch, averaged over processes as the engine does."""
     method, task, loss = CASES[case]
-    margin = {"eta": 8.0} if method == "corrkd" else {}  # so that different samples are within it
+    margin = {"eta": 2.0} if method == "corrkd" else {}  # so that different samples are within it
     raw = {
         "method": method,
         "data": {"path": "none.h5"},
-        "model": {"width": 4, "heads": 2, "encoder_layers": 1},
+        "model": {"width": 4, "heads": 2, "encoder_layers": 1, "dropout": 0.3 if "dropout" in case else 0.0},
         "teacher": {"epochs": 1},
         "loss": {"statistics_width": 8, "global_batch": global_batch} | margin | loss,
         "train": {"task": task, "batch_size": BATCH, "epochs": 1},
@@ -63,7 +66,8 @@ def losses_and_gradients(case: str, global_batch: bool, rows: slice) -> Found:
     with torch.no_grad():
         taught = teacher.represent([x[:, rows] for x in features], [mask[:, rows] for mask in whole])
     missing = [(x * mask.unsqueeze(-1))[:, rows] for x, mask in zip(features, kept, strict=True)]
-    total, parts = student(missing, [mask[:, rows] for mask in kept], targets[:, rows], taught)
+    draw = DrawKeys(torch.arange(10, 10 + BATCH)[None, rows], torch.tensor([5]), torch.tensor(1))
+    total, parts = student(missing, [mask[:, rows] for mask in kept], targets[:, rows], taught, draw)
     total.backward()
     gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
     return averaged(parts), averaged(gradients)

@@ -22,17 +22,21 @@ SIZES = {"width": 8, "heads": 2}
 BATCH = 8
 
 
-def umdf(task, dims):
-    return UMDF(UmdfModel(**SIZES, mcim_layers=1, encoder_layers=1), UmdfLoss(), task, dims, MODELS), None
+def umdf(task, dims, dropout=0.0):
+    return UMDF(
+        UmdfModel(**SIZES, dropout=dropout, mcim_layers=1, encoder_layers=1), UmdfLoss(), task, dims, MODELS
+    ), None
 
 
-def corrkd(task, dims):
-    student, teacher = (CorrkdNetwork(CorrkdModel(**SIZES), task, dims, MODELS) for _ in range(2))
+def corrkd(task, dims, dropout=0.0):
+    student, teacher = (CorrkdNetwork(CorrkdModel(**SIZES, dropout=dropout), task, dims, MODELS) for _ in range(2))
     return CorrKD(student, CorrkdLoss(), MODELS), teacher
 
 
-def hrlf(task, dims):
-    student, teacher = (HrlfNetwork(HrlfModel(**SIZES), HrlfLoss(), task, dims, MODELS) for _ in range(2))
+def hrlf(task, dims, dropout=0.0):
+    student, teacher = (
+        HrlfNetwork(HrlfModel(**SIZES, dropout=dropout), HrlfLoss(), task, dims, MODELS) for _ in range(2)
+    )
     return HRLF(student, HrlfLoss(), SIZES["width"], MODELS), teacher
 
 
@@ -40,7 +44,12 @@ METHODS = {"umdf": umdf, "corrkd": corrkd, "hrlf": hrlf}
 
 
 def build(
-    method: str, task: str, folder: Path, steps: tuple[int, int, int] = (6, 6, 6), device: str = "cpu"
+    method: str,
+    task: str,
+    folder: Path,
+    steps: tuple[int, int, int] = (6, 6, 6),
+    device: str = "cpu",
+    dropout: float = 0.0,
 ) -> tuple[torch.nn.Module, Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]:
     """A method's module and `loss(rows [S, B], epoch [])`: the scalar to minimise, and the parts `[parts, S]`."""
     path = folder / "data.h5"
@@ -49,7 +58,7 @@ def build(
     at = torch.device(device)
     split = ResidentSplit(dataset.splits["train"], dataset.normalisation, kind, 10.0, "missing", at, torch.float32)
     torch.manual_seed(0)
-    module, teacher = METHODS[method](kind, dataset.feature_dims)
+    module, teacher = METHODS[method](kind, dataset.feature_dims, dropout)
     module.to(at)
     if teacher:
         teacher.to(at).requires_grad_(False)
@@ -62,7 +71,7 @@ def build(
             whole = split.training_batch(rows, seeds, epoch, 1, COMPLETE)
             with torch.no_grad():
                 taught = (teacher.represent(whole.features, whole.masks),)
-        total, parts = module(batch.features, batch.masks, batch.targets, *taught)
+        total, parts = module(batch.features, batch.masks, batch.targets, *taught, draw=batch.draw)
         return total, torch.stack(list(parts.values()))
 
     return module, loss

@@ -9,6 +9,7 @@ from literal_umdf import joint_representation, predict
 from fastmmkd.config import UmdfLoss, UmdfModel
 from fastmmkd.methods.umdf import UMDF
 from fastmmkd.ops import gaussian_mmd, js_divergence
+from fastmmkd.ops.philox import DrawKeys
 from fastmmkd.tasks import Task
 
 DIMS, HEADS, BATCH = (5, 4, 3), 2, 3
@@ -112,7 +113,7 @@ def test_only_the_first_layer_masks_missing_frames() -> None:
     assert all(torch.equal(mask, masks[3][:, :BATCH]) for mask in integrated)
 
 
-@pytest.mark.parametrize("model", [{}, {"mcim": False}])
+@pytest.mark.parametrize("model", [{}, {"mcim": False}, {"dropout": 0.3}])
 def test_unaligned_path_equals_the_aligned_one(model) -> None:
     """Masked frames in front of a stream lengthen it but change nothing else."""
     umdf = build(**model)
@@ -125,7 +126,8 @@ def test_unaligned_path_equals_the_aligned_one(model) -> None:
     padded_masks = [
         torch.cat((torch.zeros(1, 2 * BATCH, n, dtype=torch.bool), m), 2) for m, n in zip(masks, longer, strict=True)
     ]
-    aligned, unaligned = umdf.mcim[0](z, masks), umdf.mcim[0](padded, padded_masks)
+    draw = DrawKeys(torch.tensor([[7, 2, 9]]), torch.tensor([3]), torch.tensor(0))
+    aligned, unaligned = umdf.mcim[0](z, masks, draw), umdf.mcim[0](padded, padded_masks, draw)
     for a, u, n in zip(aligned, unaligned, longer, strict=True):
         torch.testing.assert_close(u[:, :, n:], a)
 

@@ -1,0 +1,137 @@
+"""Runs with dropout: resumed, replayed, several seeds at once; and what has none."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from run_records import assert_same, parameters, records, without_timings
+
+from fastmmkd.config import parse_config
+from fastmmkd.data import store
+from fastmmkd.data.batches import ResidentSplit
+from fastmmkd.engine import steps, trainer
+from fastmmkd.engine.phases import identity
+from fastmmkd.errors import Interrupted
+from tests.engine.fake_capture import FakeCapture
+
+Train = Callable[..., Path]
+METHODS = ["umdf", "corrkd", "hrlf"]
+
+
+@pytest.fixture(scope="module")
+def raw_of(
+    tiny_store: Path, tiny_config_of: Callable[[Path], dict], distilled_config_of: Callable[[str, Path], dict]
+) -> Callable[[str], dict]:
+    """`raw_of(method)`: a run of two epochs with dropout."""
+
+    def make(method: str) -> dict:
+        raw = tiny_config_of(tiny_store) if method == "umdf" else distilled_config_of(method, tiny_store)
+        raw["model"]["dropout"] = 0.2
+        raw["train"] |= {"select": "mae", "epochs": 2}
+        raw["deepspeed"]["optimizer"]["params"]["eps"] = 2**-10  # else Adam blows up gradients that are mere rounding
+        return raw
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run_of(train_tiny: Train, raw_of: Callable[[str], dict], tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """`run_of(method)`: that run; shared, so do not change it."""
+    made: dict[str, Path] = {}
+
+    def make(method: str) -> Path:
+        if method not in made:
+            made[method] = train_tiny(raw_of(method), tmp_path_factory.mktemp("dropout") / method)
+        return made[method]
+
+    return make
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_continues_exactly(
+    method: str, train_tiny: Train, raw_of: Callable[[str], dict], run_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        train_tiny(raw_of(method), tmp_path / "run", stop_after=7)
+    found = train_tiny(raw_of(method), tmp_path / "run", resume=True)
+    for phase in ("",) if method == "umdf" else ("teacher", ""):
+        assert_same(parameters(found, 1, phase), parameters(run_of(method), 1, phase))
+        assert without_timings(records(found, 1, phase)) == without_timings(records(run_of(method), 1, phase))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dropout_changes_every_phase(
+    method: str, train_tiny: Train, raw_of: Callable[[str], dict], run_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    raw = raw_of(method)
+    raw["model"]["dropout"] = 0.0
+    plain = train_tiny(raw, tmp_path / "plain")
+    for phase in ("",) if method == "umdf" else ("teacher", ""):
+        assert not torch.equal(
+            parameters(plain, 1, phase)["head.weight"], parameters(run_of(method), 1, phase)["head.weight"]
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_seeds_at_once_are_those_of_separate_runs(
+    method: str, train_tiny: Train, raw_of: Callable[[str], dict], run_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    raw = raw_of(method)
+    raw["train"] |= {"seeds": [2, 1], "together": True}
+    found = train_tiny(raw, tmp_path / "together")
+    for phase in ("",) if method == "umdf" else ("teacher", ""):
+        for a, b in zip(records(found, 1, phase), records(run_of(method), 1, phase), strict=True):
+            assert a["train"] == pytest.approx(b["train"], rel=1e-5, abs=1e-7)
+        ours, theirs = parameters(found, 1, phase), parameters(run_of(method), 1, phase)
+        for name in theirs:
+            torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["fwdbwd", "step"])
+def test_a_replayed_run_is_the_eager_one(
+    mode: str, train_tiny: Train, raw_of: Callable[[str], dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every replay draws anew: rows and epoch are tensors of the graph."""
+    raw = raw_of("umdf")
+    raw["deepspeed"]["zero_optimization"] = {"stage": 0}
+    raw["deepspeed"]["optimizer"]["params"] |= {"fused": True, "lr": 2**-8}
+    expected = train_tiny(raw, tmp_path / "eager")
+    made: list[FakeCapture] = []
+    monkeypatch.setattr(steps._Replayed, "capture", lambda *_: made.append(FakeCapture()) or made[-1])
+    monkeypatch.setattr(trainer, "graph_mode", lambda *_: (mode, None))
+    found = train_tiny(copy.deepcopy(raw), tmp_path / "replayed")
+    assert [capture.replayed for capture in made] == [10 * made[0].captured]
+    torch.testing.assert_close(parameters(found), parameters(expected))
+
+
+def test_the_frozen_teacher_has_none(
+    train_tiny: Train, raw_of: Callable[[str], dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student without keys, whatever its dropout, learns what a student without dropout learns from that teacher."""
+    raw, training_batch = raw_of("corrkd"), ResidentSplit.training_batch
+
+    def without_keys(self, sample, seed, epoch, versions, missing):
+        batch = training_batch(self, sample, seed, epoch, versions, missing)
+        if missing.enabled:  # a student's
+            batch.draw = None
+        return batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResidentSplit, "training_batch", without_keys)
+        found = train_tiny(raw, tmp_path / "found")
+    raw["model"]["dropout"] = 0.0
+    expected = train_tiny(raw, tmp_path / "expected", teacher=found)
+    assert_same(parameters(found), parameters(expected))
+
+
+def test_a_teacher_serves_students_of_any_dropout(raw_of: Callable[[str], dict]) -> None:
+    raw = raw_of("hrlf")
+    dataset, config = store.read(Path(raw["data"]["path"])), parse_config(raw)
+    raw["model"]["dropout"] = 0.0
+    assert identity(parse_config(raw), dataset) == identity(config, dataset)
+    raw["model"]["encoder_layers"] = 2
+    assert identity(parse_config(raw), dataset) != identity(config, dataset)
