@@ -11,9 +11,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fastmmkd.config import UmdfLoss, UmdfModel
 from fastmmkd.engine.clipping import clip_models
-from fastmmkd.methods.umdf import UMDF
+from fastmmkd.methods.umdf import UMDF, UmdfLoss, UmdfModel
 from fastmmkd.nn.models import stack_models
 from fastmmkd.ops import missing_draw
 from fastmmkd.tasks import Task

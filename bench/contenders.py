@@ -17,7 +17,7 @@ from bench.attention import scaled_dot_product
 from bench.plain import PlainUMDF
 from bench.rounds import Clock
 from bench.workload import Keys, keys_of
-from fastmmkd.config import Config
+from fastmmkd.blocks import Config
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.deepspeed_block import without_nulls
 from fastmmkd.engine.clipping import clip_models

@@ -17,7 +17,7 @@ import torch
 
 from bench import entry, records
 from bench.workload import keys_of
-from fastmmkd.config import MissingBlock
+from fastmmkd.blocks import MissingBlock
 from fastmmkd.data import store
 from fastmmkd.data.batches import ResidentSplit
 from fastmmkd.data.synthetic import synthesize

@@ -14,7 +14,7 @@ import torch
 from bench.contenders import Contender
 from bench.rounds import WHOLE, Clock, quantiles, time_all
 from bench.workload import BATCHES, Shape, random_dataset
-from fastmmkd.config import Config
+from fastmmkd.blocks import Config
 from fastmmkd.engine.device import place, start_deepspeed, wrap
 from fastmmkd.engine.stages import TrainingStep, training_step
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastmmkd.config import METHODS, load_config
+from fastmmkd.config import load_config
 from fastmmkd.evaluation import tables
+from fastmmkd.methods import METHODS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SUFFIX = "_literal"

@@ -6,14 +6,16 @@ import shutil
 from itertools import combinations
 from pathlib import Path
 
-from fastmmkd.engine.ablation import ABLATIONS, slug
+from fastmmkd.engine.ablation import slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import report, results, tables
 from fastmmkd.evaluation.report import Run
 from fastmmkd.files import make_directory, read_json
+from fastmmkd.methods import METHODS
 
 RECORDS = Path(__file__).parent / "results" / "quality"
 FILES = ("results.json", "run.json")
+ABLATIONS = {name: method.ablations for name, method in METHODS.items() if method.ablations}
 FULL = {method: next(iter(rows)) for method, rows in ABLATIONS.items()}
 """Method -> its name for people, which is the first row of its ablation table."""
 FRESH = "fresh"

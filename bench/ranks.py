@@ -15,7 +15,7 @@ from bench.contenders import OURS
 from bench.engine_overhead import Engine
 from bench.rounds import WHOLE, quantiles, time_all
 from bench.workload import BATCHES, Shape, random_dataset
-from fastmmkd.config import Config
+from fastmmkd.blocks import Config
 from fastmmkd.engine.device import place, prepare_process, start_deepspeed
 from fastmmkd.engine.stages import training_step
 

@@ -15,10 +15,10 @@ import re
 from pathlib import Path
 
 from bench import entry, literal, quality, speed, speed_plots
+from bench.quality import ABLATIONS
 from bench.status import status_table
-from fastmmkd.config import METHODS
-from fastmmkd.engine.ablation import ABLATIONS
 from fastmmkd.files import write_text
+from fastmmkd.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {

@@ -20,7 +20,7 @@ from bench.contenders import OURS, REFERENCE, WITH_REFERENCE, Contender
 from bench.rounds import WHOLE, quantiles, time_all
 from bench.train_step import add_workload_arguments, set_up, workload
 from bench.workload import BATCHES, Shape, random_dataset, shape_of
-from fastmmkd.config import Config
+from fastmmkd.blocks import Config
 from fastmmkd.engine.stages import training_step
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables

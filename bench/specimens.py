@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastmmkd.config import UmdfModel, load_config
+from fastmmkd.config import load_config
 from fastmmkd.kernels.launch import Launch, recorded
+from fastmmkd.methods.umdf import UmdfModel
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

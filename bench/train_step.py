@@ -21,7 +21,8 @@ from bench.contenders import AUTOTUNED, COMPILED, GRAPHED, SEEDS, Contender
 from bench.engine_overhead import overhead
 from bench.rounds import WHOLE, Clock, quantiles, time_all
 from bench.workload import BATCHES, Shape, random_dataset, shape_of
-from fastmmkd.config import Config, load_config
+from fastmmkd.blocks import Config
+from fastmmkd.config import load_config
 from fastmmkd.engine.device import DTYPES, place, prepare_process
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fastmmkd.config import Config
+from fastmmkd.blocks import Config
 from fastmmkd.data.dataset import EMOTIONS, Dataset, Split
 from fastmmkd.errors import UserError
 from fastmmkd.modalities import MODALITIES

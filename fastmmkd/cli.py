@@ -84,8 +84,8 @@ def _run_eval(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from fastmmkd.data.single_label import single_labelled
-    from fastmmkd.engine.phases import phases_at_floor
     from fastmmkd.engine.run import read_data
+    from fastmmkd.engine.teachers import phases_at_floor
     from fastmmkd.evaluation.run_results import write_run_results
     from fastmmkd.predictor import load_all, read_record, seed_directory
 

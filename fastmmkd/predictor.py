@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastmmkd.config import Config, parse_config
+from fastmmkd.blocks import Config
+from fastmmkd.config import parse_config
 from fastmmkd.data.batches import Normalisation, ResidentSplit
 from fastmmkd.data.store import EMOTIONS, Dataset, Split
 from fastmmkd.engine.checkpoint import import_model
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation.protocol import Evaluator, Scenario
 from fastmmkd.files import read_json, replacing
-from fastmmkd.methods import Network, build_network
+from fastmmkd.methods import METHODS
+from fastmmkd.methods.method import Network
 from fastmmkd.modalities import MODALITIES
 from fastmmkd.tasks import Task
 
@@ -67,16 +69,7 @@ class Predictor:
             found = split.features[modality].shape[-1]
             if found != dim:
                 raise UserError(f"{source}: {modality} has {found} features, the model was trained on {dim}")
-        resident = ResidentSplit(
-            split,
-            self.normalisation,
-            self.task,
-            self.config.data.clip,
-            self.config.model.attention_mask,
-            self.device,
-            torch.float32,
-            self.config.model.masked_layers,
-        )
+        resident = ResidentSplit(split, self.normalisation, self.config, self.device, torch.float32)
         return Evaluator(resident, split.labels, split.present, self.task, self.config.eval)
 
 
@@ -100,7 +93,8 @@ def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predi
     seed = seeds[0] if seed is None else seed
     parameters, normalisation = import_model(seed_directory(run, seed))
     feature_dims = tuple(len(normalisation[modality][0]) for modality in MODALITIES)
-    module = build_network(config, feature_dims, seed)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
+        module = METHODS[config.method].network(config, feature_dims)
     try:
         module.load_state_dict(parameters)
     except RuntimeError:

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmmkd.config import METHODS, Config, TrainBlock, load_config, parse_config
+from fastmmkd.blocks import Config, TrainBlock
+from fastmmkd.config import load_config, parse_config
 from fastmmkd.errors import UserError
+from fastmmkd.methods import METHODS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.json"))
 MINIMAL: dict[str, Any] = {

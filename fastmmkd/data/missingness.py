@@ -6,14 +6,10 @@ Both read the same counter-based generator. Training counts its versions from 0;
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from fastmmkd.ops.reference import dropped_frames
 
-Masking = Literal["missing", "padding", "none"]
-MaskedLayers = Literal["all", "first"]
 EVALUATION_VERSION = 1 << 16
 
 

@@ -6,43 +6,11 @@ import argparse
 import re
 from pathlib import Path
 
-from fastmmkd.config import Config, command_overrides, load_config
+from fastmmkd.blocks import Config
+from fastmmkd.config import command_overrides, load_config
 from fastmmkd.engine.suite import Member, train_and_report
 from fastmmkd.errors import UserError
-
-COMPLETE_TRAINING = {
-    "complete training": ["missing.enabled=false", "train.select_on=complete", "model.attention_mask=padding"],
-    "complete training, masked, selected under missingness": ["missing.enabled=false"],
-}
-"""The same network as a complete-modality method: it first meets missing data in testing, and attends to its zeros. And
-the strongest form of that: missing frames masked, checkpoint selected under missingness, only training complete."""
-
-ABLATIONS: dict[str, dict[str, list[str]]] = {
-    "umdf": {
-        "UMDF": [],
-        "w/o L_fea": ["loss.lambda_fea=0.0"],
-        "w/o L_logits": ["loss.lambda_logits=0.0"],
-        "w/o MCIM": ["model.mcim=false"],
-        "w/o DFIM": ["model.dfim=false"],
-        **COMPLETE_TRAINING,
-    },
-    "corrkd": {
-        "CorrKD": [],
-        "w/o SCD": ["loss.lambda_scd=0.0"],
-        "w/o CPD": ["loss.lambda_cpd=0.0"],
-        "w/o RCD": ["loss.rcd=kl"],
-        "without distillation": ["teacher=null"],
-    },
-    "hrlf": {
-        "HRLF": [],
-        "w/o FRF": ["model.frf=false"],
-        "w/o HMI": ["loss.lambda_hmi=0.0"],
-        "w/o HAL": ["loss.lambda_hal=0.0"],
-        "without distillation": ["teacher=null"],
-    },
-}
-"""Per method, the rows of its ablation table, the full method first, and the overrides that make each: those of the
-papers' ablation tables (CorrKD replaces RCD by the KL divergence) and a baseline of our own."""
+from fastmmkd.methods import METHODS
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,7 +30,11 @@ def run_ablate(args: argparse.Namespace) -> int:
     """Train what is not trained yet (finished seeds are kept), then write the report."""
     common = command_overrides(args.set, args.data, args.seeds, args.together)
     full = load_config(args.config, common)
-    rows = ABLATIONS[full.method]
+    method = METHODS[full.method]
+    rows = method.ablations
+    if not rows:
+        with_rows = ", ".join(m.name for m in METHODS.values() if m.ablations)
+        raise UserError(f"{args.config}: {method.title} has no ablations; expected a config of one of {with_rows}")
     for name in args.only or ():
         if name not in rows:
             raise UserError(f"--only {name}: no such row; expected one of {', '.join(rows)}")
@@ -70,7 +42,7 @@ def run_ablate(args: argparse.Namespace) -> int:
     first, members = folders[next(iter(rows))], []
     for name in rows:
         if not args.only or name in args.only:
-            config = load_config(args.config, common + rows[name])
+            config = load_config(args.config, [*common, *rows[name]])
             shared = folders[name] != first and same_teacher(config, full)
             members.append(Member(name, config, folders[name], first if shared else None))
     train_and_report(members, args.out)

@@ -52,7 +52,7 @@ class SeedBook:
         """Say so, at the end of the phase, where nothing was learnt."""
         if self.is_at_floor:
             key, best, epoch = self.session.select, self.progress.best, self.progress.best_epoch
-            title = self.phase.title(f"seed {self.seed}", self.session.config)
+            title = self.phase.title(f"seed {self.seed}")
             self.session.say(
                 f"AT THE FLOOR: {title} has learnt nothing: its best validation {key}, {best:.4f} of epoch {epoch}, is "
                 f"no better than the {self.floor:.4f} of a constant prediction",
@@ -61,7 +61,7 @@ class SeedBook:
 
     def journal(self, step: int) -> Journal:
         """The seed's records, rewound to the end of its last epoch; `step` steps are done."""
-        title = self.phase.title(f"seed {self.seed}", self.session.config)
+        title = self.phase.title(f"seed {self.seed}")
         journal = Journal(self.directory, title, step, self.session.console, silent=rank() > 0)
         journal.rewind(self.progress.epoch)
         return journal

@@ -17,11 +17,13 @@ from typing import Any
 
 import torch
 
-from fastmmkd.config import Config
+from fastmmkd.blocks import Config
 from fastmmkd.deepspeed_block import without_nulls
 from fastmmkd.distributed import world_size
 from fastmmkd.engine.flat_adam import flat_adam
 from fastmmkd.errors import UserError
+from fastmmkd.methods.method import Trainable
+from fastmmkd.nn.models import models_of
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -153,8 +155,8 @@ def start_deepspeed(placement: Placement, log_file: Path) -> Any:
     return deepspeed
 
 
-def wrap(deepspeed: Any, module: torch.nn.Module, block: dict[str, Any], log_file: Path) -> Any:
-    """DeepSpeed's engine around a module; what it prints goes to `log_file`.
+def wrap(deepspeed: Any, module: Trainable, block: dict[str, Any], log_file: Path) -> Any:
+    """DeepSpeed's engine around what a phase trains; what it prints goes to `log_file`.
 
     Where the block allows it (`flat_adam`) the update is ours: DeepSpeed sees a run in fp32 under ZeRO 0 with an
     optimiser that a client brings, which knows of precision, clipping and averaging; its `step` calls that, moves the
@@ -166,14 +168,15 @@ def wrap(deepspeed: Any, module: torch.nn.Module, block: dict[str, Any], log_fil
     """
     block = copy.deepcopy(block)
     block.setdefault("timers", {"throughput": {"enabled": False}})
-    ours = flat_adam(block)
+    groups = module.parameter_groups()
+    ours = flat_adam(block, models_of(module)) if len(groups) == 1 else None
     if ours is not None:
         del block["optimizer"]
         block.pop("bf16", None)
         block |= {"gradient_clipping": 0.0, "zero_optimization": {"stage": 0}}
     with output_to(log_file):
         engine, *_ = deepspeed.initialize(
-            model=module, model_parameters=module.parameters(), config=block, optimizer=ours
+            model=module, model_parameters=groups if ours is None else groups[0]["params"], config=block, optimizer=ours
         )
     if ours is not None or (world_size() == 1 and engine.zero_optimization_stage() == 0):
         engine.enable_backward_allreduce = False

@@ -43,10 +43,8 @@ class FlatAdam(torch.optim.Optimizer):
         dtype: fp32 or bf16, what the parameters are trained in.
         clip: largest Euclidean norm of all gradients of a model; 0 = none.
         decoupled: weight decay as AdamW has it.
+        models: S; with one model a parameter needs no axis for it.
         lr, betas, eps, weight_decay: as torch's Adam has them.
-
-    Raises:
-        ValueError: the parameters are not those of one number of models.
     """
 
     def __init__(
@@ -55,6 +53,7 @@ class FlatAdam(torch.optim.Optimizer):
         dtype: torch.dtype,
         clip: float,
         decoupled: bool,
+        models: int,
         lr: float = 1e-3,
         betas: Sequence[float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -66,10 +65,7 @@ class FlatAdam(torch.optim.Optimizer):
         super().__init__(own, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
         self.clip, self.adam = clip, torch._fused_adamw_ if decoupled else torch._fused_adam_
         self.parameters: list[torch.nn.Parameter] = own
-        sizes = {tuple(p.shape[:1]) for p in own}
-        if len(sizes) != 1 or sizes == {()}:
-            raise ValueError(f"parameters of {sorted(sizes)} models; expected one number of models as their first axis")
-        (self.models,) = sizes.pop()
+        self.models = models
         self._lay_out(dtype)
 
     @torch.no_grad()
@@ -208,7 +204,7 @@ class FlatAdam(torch.optim.Optimizer):
         self._write_back()
 
 
-def flat_adam(block: dict[str, Any]) -> Callable[[Iterable[torch.nn.Parameter]], FlatAdam] | None:
+def flat_adam(block: dict[str, Any], models: int = 1) -> Callable[[Iterable[torch.nn.Parameter]], FlatAdam] | None:
     """The optimiser that a `deepspeed` block asks for, where it can be `FlatAdam`; None: it is DeepSpeed's to make.
 
     That is torch's Adam or AdamW in fp32 or bf16 where one process owns everything: ZeRO stage 0, or 1 with one
@@ -236,4 +232,4 @@ def flat_adam(block: dict[str, Any]) -> Callable[[Iterable[torch.nn.Parameter]],
         return None
     dtype = torch.bfloat16 if bf16.get("enabled") else torch.float32
     clip = float(block.get("gradient_clipping", 1.0))  # DeepSpeed's default
-    return lambda parameters: FlatAdam(parameters, dtype, clip, decoupled, **given)
+    return lambda parameters: FlatAdam(parameters, dtype, clip, decoupled, models, **given)

@@ -141,6 +141,7 @@ class GraphedStep:
         inputs: Sequence[torch.Tensor],
         capture: Capture,
         buffers: Iterable[torch.Tensor] = (),
+        after: Callable[[], object] = lambda: None,
     ) -> None:
         self.inputs = [x.clone() for x in inputs]
         self.optimizer = optimizer
@@ -155,6 +156,7 @@ class GraphedStep:
                 p.grad = gradient
             clip()
             optimizer.step()
+            after()
             return parts
 
         self._set_rates(self.rates)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastmmkd.config import Config
+from fastmmkd.blocks import Config
 from fastmmkd.distributed import barrier, rank
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, read_json, write_json

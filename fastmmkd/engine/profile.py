@@ -1,7 +1,8 @@
 """`fastmmkd profile`: where the time of a config's training steps goes.
 
-Steps are those of training, under DeepSpeed: the first seed's student with a teacher that has not learnt yet, or the
-network by itself. Modules are timed in the forward pass, through hooks; the backward pass is one range.
+Steps are those of training, under DeepSpeed and replayed where training replays them: the first seed's last phase, with
+a teacher, if there is one, that has not learnt yet. Modules are timed in the forward pass, through hooks; the backward
+pass is one range.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fastmmkd.config import Config, command_overrides, load_config
+from fastmmkd.blocks import Config
+from fastmmkd.config import command_overrides, load_config
 from fastmmkd.data.single_label import single_labelled
 from fastmmkd.engine.device import Placement, output_to, place, prepare_process, start_deepspeed, warnings_to, wrap
 from fastmmkd.engine.floor import Floor, floor
 from fastmmkd.engine.run import read_data
-from fastmmkd.engine.stages import TrainingStep, training_step
-from fastmmkd.engine.trainer import epoch_order
+from fastmmkd.engine.step import REPLAY, STAGES, STEPS, Objective, graph_mode, untrained_objective
 from fastmmkd.environment import titled_table
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, replacing
@@ -33,7 +34,6 @@ from fastmmkd.files import make_directory, replacing
 WARM_UP = 3
 """Steps before those that count."""
 TOP = 15
-STAGES = ("draw", "teacher", "forward", "backward", "optimiser")
 STAGE, MODULE = "stage ", "module "
 OPERATORS = ("aten::", "fastmmkd::")
 
@@ -101,11 +101,12 @@ def profile_steps(config: Config, steps: int, out: Path) -> Profile:
             f"{len(dataset.splits['train'])} training samples; expected at most that"
         )
     with warnings_to(log_file):
-        step = training_step(config, dataset, [seed], placement.device, placement.dtype)
-        loop = Loop(config, step, placement, seed, log_file)
-        least = floor(loop.loss, step.module, placement.device, placement.dtype)
+        stage = lambda name: record_function(STAGE + name)  # noqa: E731
+        objective = untrained_objective(config, dataset, [seed], placement.device, placement.dtype, stage)
+        loop = Loop(config, objective, placement, seed, log_file)
+        least = floor(loop.loss, objective.module, placement.device, placement.dtype)
         loop.start()
-        with labelled(step.module):
+        with labelled(objective.module):
             loop.run(WARM_UP)
             unprofiled = loop.run(steps)
             activities = [ProfilerActivity.CPU]
@@ -122,42 +123,35 @@ def profile_steps(config: Config, steps: int, out: Path) -> Profile:
 class Loop:
     """The training loop with its stages marked, and nothing but steps in it."""
 
-    def __init__(self, config: Config, step: TrainingStep, placement: Placement, seed: int, log_file: Path) -> None:
-        self.step, self.placement, self.log_file = step, placement, log_file
+    def __init__(self, config: Config, objective: Objective, placement: Placement, seed: int, log_file: Path) -> None:
+        self.config, self.objective, self.placement, self.log_file = config, objective, placement, log_file
         self.engine: Any = None
-        self.order = epoch_order(step.split.size, config.train.batch_size, seed, 0).to(placement.device)
-        self.seeds = torch.tensor([seed], device=placement.device)
+        size, batch = objective.split.size, config.train.batch_size
+        order = objective.module.order(torch.arange(size), seed, 0)
+        self.batches = order[: size // batch * batch].view(-1, batch).to(placement.device)
         self.epoch = torch.tensor(0, device=placement.device)
         self.at = 0
 
     def start(self) -> None:
         """Put DeepSpeed's engine around the module."""
         deepspeed = start_deepspeed(self.placement, self.log_file)
-        self.engine = wrap(deepspeed, self.step.module, self.placement.deepspeed, self.log_file)
+        module = self.objective.module
+        self.engine = wrap(deepspeed, module, self.placement.deepspeed, self.log_file)
+        mode, _ = graph_mode(self.config, self.placement, len(module.parameter_groups()))
+        self.step = STEPS[mode](self.engine, self.objective, self.placement.clip_each)
 
     def loss(self) -> torch.Tensor:
         """Of the first step, without the engine."""
-        drawn = self.step.draw(self.order[:1], self.seeds, self.epoch)
-        return self.step.loss(drawn, self.step.teach(drawn))[0]
+        return self.objective.loss(self.objective.draw(self.batches[:1], self.epoch))[0]
 
     def run(self, steps: int) -> float:
         """Seconds of this many steps."""
         self._wait()
         started = time.perf_counter()
         for _ in range(steps):
-            rows = self.order[self.at % len(self.order)][None]
+            rows = self.batches[self.at % len(self.batches)][None]
             self.at += 1
-            with record_function(STAGE + "draw"):
-                drawn = self.step.draw(rows, self.seeds, self.epoch)
-            with record_function(STAGE + "teacher"):
-                taught = self.step.teach(drawn)
-            batch = drawn.batch
-            with record_function(STAGE + "forward"):
-                loss, _ = self.engine(batch.features, batch.masks, batch.targets, *taught)
-            with record_function(STAGE + "backward"):
-                self.engine.backward(loss)
-            with record_function(STAGE + "optimiser"):
-                self.engine.step()
+            self.step(rows, self.epoch, [])
         self._wait()
         return time.perf_counter() - started
 
@@ -227,7 +221,7 @@ def summary(profiler: profile, steps: int, seconds: float, unprofiled: float, le
         steps,
         seconds,
         unprofiled,
-        {stage: scale * ranges[STAGE + stage] for stage in STAGES if STAGE + stage in ranges},
+        {stage: scale * ranges[STAGE + stage] for stage in (*STAGES, REPLAY) if STAGE + stage in ranges},
         {key.removeprefix(MODULE): scale * total for key, total in ranges.most_common() if key.startswith(MODULE)},
         [(key, scale * total, count / steps) for key, total, count in slowest],
         calls / steps,

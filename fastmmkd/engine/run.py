@@ -16,32 +16,24 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from fastmmkd.config import Config
+from fastmmkd.blocks import Config
 from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.data.single_label import single_labelled
 from fastmmkd.distributed import barrier, rank, world_size
+from fastmmkd.engine import teachers
 from fastmmkd.engine.device import Placement, place, prepare_process, start_deepspeed, warnings_to
 from fastmmkd.engine.groups import EVALUATION_FILE, Group, begin, is_evaluated, plan_groups
 from fastmmkd.engine.interruption import InterruptionWatch
-from fastmmkd.engine.phases import (
-    Phase,
-    final_phase,
-    find_teacher,
-    finish_teacher,
-    has_teacher,
-    load_teacher,
-    phases_at_floor,
-    reuse_teacher,
-    teacher_phase,
-)
+from fastmmkd.engine.phases import Phase, begin_phase, phases_of
 from fastmmkd.engine.session import Session
-from fastmmkd.engine.steps import graph_mode
+from fastmmkd.engine.step import graph_mode
 from fastmmkd.engine.trainer import Trainer
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
 from fastmmkd.evaluation.run_results import write_run_results
 from fastmmkd.files import make_directory, read_json, write_json
+from fastmmkd.methods.method import Network
 from fastmmkd.ops import OPERATIONS, explain
 from fastmmkd.predictor import RUN_FILE, load, read_record, seed_directory
 
@@ -64,7 +56,7 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
             that does not fit.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    if teacher and not config.teacher:
+    if teacher and len(phases_of(config)) == 1:
         raise UserError(f"--teacher {teacher}: this run has no teacher phase; expected a config with a teacher block")
     prepare_process(config)
     placement = place(config)
@@ -77,8 +69,8 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
         session = Session(config, placement, deepspeed, dataset, console, watch, log_file)
         if teacher:
             for seed in config.train.seeds:  # before anything is written
-                if not has_teacher(seed_directory(output, seed)):
-                    find_teacher(config, dataset, seed, teacher)
+                if not teachers.has_teachers(config, seed_directory(output, seed)):
+                    teachers.find(config, dataset, seed, teacher)
         _open_run(output, config, placement, dataset, resume)
         for note in (placement.note, graph_mode(config, placement)[1]):
             if note:
@@ -205,8 +197,8 @@ def _reuse_teachers(session: Session, output: Path, source: Path) -> None:
     if rank() == 0:
         for seed in session.config.train.seeds:
             directory = seed_directory(output, seed)
-            if not has_teacher(directory):
-                reuse_teacher(session.config, session.dataset, seed, directory, source)
+            if not teachers.has_teachers(session.config, directory):
+                teachers.reuse(session.config, session.dataset, seed, directory, source)
                 session.say(f"seed {seed}: takes the teacher of {source}")
     barrier()
 
@@ -234,17 +226,18 @@ def _train_group(session: Session, group: Group, output: Path) -> list[tuple[int
 
 def _train_phases(session: Session, group: Group) -> list[int]:
     """Train a group to the end: the epoch of each seed's exported model."""
-    config, dataset = session.config, session.dataset
-    teacher = None
-    if config.teacher:
-        if all(map(has_teacher, group.directories)):
+    config, dataset, placement = session.config, session.dataset, session.placement
+    *before, last = phases_of(config)
+    earlier: dict[str, Network] = {}
+    for spec in before:
+        if all(teachers.is_finished(spec, directory) for directory in group.directories):
             for seed in group.seeds:
-                session.say(f"seed {seed}: its teacher is finished")
+                session.say(f"seed {seed}: its {spec.name} is finished")
         else:
-            _fit(session, teacher_phase(config, dataset, group))
-            finish_teacher(config, dataset, group)
-        teacher = load_teacher(config, dataset, group, session.placement)
-    return _fit(session, final_phase(config, dataset, group, teacher))
+            _fit(session, begin_phase(spec, config, dataset, group, earlier))
+            teachers.finish(spec, config, dataset, group)
+        earlier[spec.name] = teachers.load(spec, config, dataset, group, earlier, placement.device, placement.dtype)
+    return _fit(session, begin_phase(last, config, dataset, group, earlier))
 
 
 def _fit(session: Session, phase: Phase) -> list[int]:
@@ -268,7 +261,7 @@ def _evaluate(session: Session, seed: int, output: Path) -> SeedEvaluation:
     predictor = load(output, seed, str(session.placement.device))
     evaluator = predictor.evaluator(session.dataset.splits["test"], str(session.dataset.path))
     evaluation = evaluator.evaluate(predictor.module.predict, seed)
-    return replace(evaluation, at_floor=phases_at_floor(session.config, seed_directory(output, seed)))
+    return replace(evaluation, at_floor=teachers.phases_at_floor(session.config, seed_directory(output, seed)))
 
 
 def evaluation_to_json(evaluation: SeedEvaluation) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from fastmmkd.config import Config
+from fastmmkd.blocks import Config
 from fastmmkd.data.batches import ResidentSplit, scaling
 from fastmmkd.data.store import Dataset
 from fastmmkd.distributed import world_size
 from fastmmkd.engine.device import Placement
 from fastmmkd.engine.interruption import InterruptionWatch
-from fastmmkd.engine.phases import teacher_rows
+from fastmmkd.engine.phases import phases_of
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.protocol import Evaluator
@@ -42,17 +42,8 @@ class Session:
         self.valid = Evaluator(self._resident("valid"), valid.labels, valid.present, self.config.task, self.config.eval)
 
     def _resident(self, split: str) -> ResidentSplit:
-        config, placement = self.config, self.placement
-        return ResidentSplit(
-            self.dataset.splits[split],
-            self.normalisation,
-            config.task,
-            config.data.clip,
-            config.model.attention_mask,
-            placement.device,
-            placement.dtype,
-            config.model.masked_layers,
-        )
+        device, dtype = self.placement.device, self.placement.dtype
+        return ResidentSplit(self.dataset.splits[split], self.normalisation, self.config, device, dtype)
 
     def say(self, line: str, style: str | None = None) -> None:
         """Print a line as it is: names may hold what looks like markup, and a log file has no width."""
@@ -85,11 +76,13 @@ def check(config: Config, dataset: Dataset) -> None:
         raise UserError(
             f"train.batch_size: {batch_size}, but {path} has {len(train)} training samples; expected at most that"
         )
-    if config.teacher and len(teacher_rows(config, train)) < batch_size:
-        raise UserError(
-            f"train.batch_size: {batch_size}, but {path} has {len(teacher_rows(config, train))} complete training "
-            "samples for the teacher; expected at most that, or teacher.incomplete_samples=true"
-        )
+    for spec in phases_of(config):
+        rows = len(spec.rows(config, train))
+        if rows < batch_size:
+            raise UserError(
+                f"train.batch_size: {batch_size}, but {path} has {rows} complete training samples for the {spec.name}; "
+                "expected at most that, or teacher.incomplete_samples=true"
+            )
     if batch_size % world_size():
         raise UserError(f"train.batch_size: {batch_size} does not divide by {world_size()} processes")
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastmmkd.config import Config, command_overrides, load_config
+from fastmmkd.blocks import Config
+from fastmmkd.config import command_overrides, load_config
 from fastmmkd.errors import UserError
 
 
@@ -96,11 +97,11 @@ def train_and_report(members: Sequence[Member], out: Path) -> None:
 
 def trained_teachers(member: Member) -> Path | None:
     """The run to take a member's teachers from; None where it has to train its own."""
-    from fastmmkd.engine.phases import has_teacher
+    from fastmmkd.engine.teachers import has_teachers
     from fastmmkd.predictor import seed_directory
 
     source = member.teacher
-    if source and all(has_teacher(seed_directory(source, seed)) for seed in member.config.train.seeds):
+    if source and all(has_teachers(member.config, seed_directory(source, seed)) for seed in member.config.train.seeds):
         return source
     return None
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,24 +17,16 @@ from fastmmkd.distributed import rank, world_size
 from fastmmkd.engine.bookkeeping import SeedBook
 from fastmmkd.engine.checkpoint import Progress, furthest, load_checkpoint, read_progress, save_checkpoint
 from fastmmkd.engine.device import output_to, wrap
-from fastmmkd.engine.phases import COMPLETE, Phase
+from fastmmkd.engine.phases import Phase
 from fastmmkd.engine.session import Session
-from fastmmkd.engine.steps import STEPS, graph_mode
+from fastmmkd.engine.step import STEPS, Objective, graph_mode
 from fastmmkd.engine.telemetry import Journal, Telemetry
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation.protocol import mean_over_conditions
 from fastmmkd.evaluation.results import Outcome
+from fastmmkd.methods.method import Trainable
 from fastmmkd.methods.objective import gradient_sizes
 from fastmmkd.nn.models import model_state
-
-Result = TypeVar("Result")
-
-
-def epoch_order(samples: int, batch_size: int, seed: int, epoch: int) -> torch.Tensor:
-    """Batches of one epoch, `[steps, batch_size]` int64: a permutation that depends on (seed, epoch) alone."""
-    generator = torch.Generator().manual_seed((seed << 20) + epoch)
-    steps = samples // batch_size
-    return torch.randperm(samples, generator=generator)[: steps * batch_size].view(steps, batch_size)
 
 
 class Trainer:
@@ -50,6 +41,7 @@ class Trainer:
         self.checkpoints = phase.group.directory / "checkpoints"
         self.engine = self._initialize(phase.module)
         seeds = phase.group.seeds
+        phase.module.prepare(session.train)
         self.progress = [Progress() for _ in seeds]
         found = read_progress(self.checkpoints, len(seeds))
         if found:
@@ -59,12 +51,13 @@ class Trainer:
         constants = dict(zip(phase.scenarios, session.valid.constants(list(phase.scenarios.values())), strict=True))
         floor = mean_over_conditions(constants, session.select)
         self.books = [SeedBook(session, phase, i, progress, floor) for i, progress in enumerate(self.progress)]
-        mode, _ = graph_mode(self.config, session.placement)
-        self.step = STEPS[mode](self.engine, self._loss, session.placement.clip_each, session.say)
-        self.seeds = torch.tensor(seeds, device=session.placement.device)
+        mode, _ = graph_mode(self.config, session.placement, len(phase.module.parameter_groups()))
+        device = session.placement.device
+        self.objective = Objective(phase.module, session.train, phase.spec.views, torch.tensor(seeds, device=device))
+        self.step = STEPS[mode](self.engine, self.objective, session.placement.clip_each, session.say)
         self.steps_per_epoch = len(phase.rows) // self.config.train.batch_size
 
-    def _initialize(self, module: torch.nn.Module) -> Any:
+    def _initialize(self, module: Trainable) -> Any:
         """DeepSpeed's engine; what it objects to in its part of the config becomes one line."""
         log_file = self.session.log_file
         try:
@@ -97,7 +90,7 @@ class Trainer:
             UserError: a loss is no longer finite.
         """
         phase, console = self.phase, self.session.console
-        title = phase.title(phase.group.short_name, self.config)
+        title = phase.title(phase.group.short_name)
         total = phase.epochs * self.steps_per_epoch
         with ExitStack() as stack:
             journals = [stack.enter_context(book.journal(self.global_step)) for book in self.books]
@@ -114,6 +107,7 @@ class Trainer:
     def _epoch(self, bar: Telemetry, journals: list[Journal]) -> None:
         live, step = self.live, (furthest(self.progress).epoch + 1) * self.steps_per_epoch
         last, epoch = self._train_epoch(bar, live)
+        self.phase.module.end_epoch(live[0].progress.epoch)
         gradients = self._gradients(last, epoch) if self.config.train.gradients else None
         self.engine.eval()
         rate = self._samples * self.steps_per_epoch / max(live[0].progress.seconds, 1e-9)
@@ -147,7 +141,7 @@ class Trainer:
 
     def _gradients(self, rows: torch.Tensor, epoch: torch.Tensor) -> list[dict[str, float]]:
         """`train.gradients`, per model, of one batch."""
-        sizes = gradient_sizes(self._loss(self.engine.module.losses, rows, epoch))
+        sizes = gradient_sizes(self.phase.module.losses(self.objective.draw(rows, epoch)))
         weighted = {name: getattr(self.config.loss, f"lambda_{name}", 1.0) * size for name, size in sizes.items()}
         return [{name: size[i].item() for name, size in weighted.items()} for i in range(len(self.books))]
 
@@ -155,9 +149,10 @@ class Trainer:
         """Every step of an epoch; the last one's rows and epoch."""
         session, train, phase = self.session, self.config.train, self.phase
         device, at = session.placement.device, live[0].progress
-        orders = [epoch_order(len(phase.rows), train.batch_size, book.seed, at.epoch) for book in self.books]
+        orders = [phase.module.order(phase.rows, book.seed, at.epoch) for book in self.books]
+        batches = torch.stack(orders)[:, : self.steps_per_epoch * train.batch_size].unflatten(1, (-1, train.batch_size))
         local = train.batch_size // world_size()
-        mine = phase.rows[torch.stack(orders)][..., rank() * local : (rank() + 1) * local].to(device)
+        mine = batches[..., rank() * local : (rank() + 1) * local].to(device)
         epoch = torch.tensor(at.epoch, device=device)
         stopped = [book.index for book in self.books if book not in live]
         sums: torch.Tensor | None = None
@@ -181,20 +176,6 @@ class Trainer:
                 self._save()
                 raise Interrupted
         return mine[:, -1], epoch
-
-    def _loss(self, forward: Callable[..., Result], rows: torch.Tensor, epoch: torch.Tensor) -> Result:
-        """Draw a batch and run the models on it by `forward`."""
-        phase, split = self.phase, self.session.train
-        batch = split.training_batch(rows, self.seeds, epoch, phase.module.versions, phase.missing)
-        return forward(batch.features, batch.masks, batch.targets, *self._taught(rows, epoch), draw=batch.draw)
-
-    @torch.no_grad()
-    def _taught(self, rows: torch.Tensor, epoch: torch.Tensor) -> tuple[Any, ...]:
-        """What the teachers, if there are any, make of the complete samples."""
-        if self.phase.teacher is None:
-            return ()
-        whole = self.session.train.training_batch(rows, self.seeds, epoch, 1, COMPLETE)
-        return (self.phase.teacher.represent(whole.features, whole.masks),)
 
     def _engine_state(self) -> dict[str, float]:
         state = {"lr": float(self.engine.get_lr()[0])}

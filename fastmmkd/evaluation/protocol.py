@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fastmmkd.config import EvalBlock
+from fastmmkd.blocks import EvalBlock
 from fastmmkd.data.batches import ResidentSplit
 from fastmmkd.distributed import rank, world_size
 from fastmmkd.errors import UserError

@@ -10,15 +10,17 @@ O outputs, P problems (4 for the binary IEMOCAP emotions, else 1), C classes of 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from torch import nn
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
-from fastmmkd.config import CorrkdLoss, CorrkdModel
-from fastmmkd.data.batches import by_layer
+from fastmmkd.blocks import AttentionModel, Block, Config
+from fastmmkd.data.batches import Batch, by_layer
 from fastmmkd.distributed import gather_rows, rank, world_size
-from fastmmkd.methods.objective import Losses, objective, weighted
+from fastmmkd.methods.method import Earlier, FeatureDims, Method, Network, Trainable, distillation
+from fastmmkd.methods.objective import Losses, weighted
 from fastmmkd.nn.dropout import number_dropouts
 from fastmmkd.nn.embedding import TemporalEmbedding
 from fastmmkd.nn.encoder import ModalityEncoders
@@ -32,6 +34,50 @@ from fastmmkd.ops.precision import accumulation
 from fastmmkd.tasks import Task
 
 
+class CorrkdModel(AttentionModel):
+    """CorrKD's network, teacher and student alike."""
+
+    encoder_layers: int = Field(default=4, gt=0)
+    """Layers of each modality's transformer encoder (decision; the paper leaves it open)."""
+
+
+class CorrkdLoss(Block):
+    """`L = L_task + lambda_scd L_SCD + lambda_cpd L_CPD + lambda_rcd L_RCD`; 0 leaves a loss out ("w/o")."""
+
+    lambda_scd: float = Field(default=1.0, ge=0)
+    lambda_cpd: float = Field(default=1.0, ge=0)
+    lambda_rcd: float = Field(default=1.0, ge=0)
+    eta: float = Field(default=1.2, gt=0)
+    """Distance beyond which SCD no longer pushes different samples apart; unit vectors are at most 2 apart."""
+    normalise: bool = True
+    """SCD measures distances of H scaled to unit length (decision: raw H is about 10 long, no pair ever is below eta,
+    and SCD's gradient drowns the task's); false: of H as it is (the paper read literally)."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """SCD over pairs of samples: mean (decision), or the paper's sum, which grows with the square of the batch."""
+    rcd: Literal["mutual-information", "kl"] = "mutual-information"
+    """kl: "w/o RCD", KL divergence of the responses in its place (MSE for regression)."""
+    statistics_width: int = Field(default=64, gt=0)
+    """Hidden units of RCD's statistics networks (decision)."""
+    prototypes: Literal[2, 3, 7] = 3
+    """Regression only: classes that CPD bins the scores into."""
+    global_batch: bool = True
+    """SCD, CPD and RCD see the rows of all processes; false: those of their own only."""
+
+    @model_validator(mode="after")
+    def _eta_can_be_passed(self) -> Self:
+        if self.normalise and self.eta > 2:
+            raise ValueError(
+                f"eta: {self.eta:g}, but unit vectors are at most 2 apart; expected at most 2, or normalise=false"
+            )
+        return self
+
+
+class CorrkdConfig(Config):
+    method: Literal["corrkd"]
+    model: CorrkdModel = CorrkdModel()
+    loss: CorrkdLoss = CorrkdLoss()
+
+
 class Representation(NamedTuple):
     """What one network makes of a batch."""
 
@@ -41,15 +87,12 @@ class Representation(NamedTuple):
     """`[S, B, O]`; R is their softmax."""
 
 
-class CorrkdNetwork(nn.Module):
+class CorrkdNetwork(Network):
     """Modality representation fusion and classifier (section 3.3), of teacher and student alike.
 
     Trained by itself it minimises the task loss: that is the teacher, on complete samples, and the student without
     distillation, on missing versions.
     """
-
-    versions = 1
-    """Missing versions of each sample that `forward` expects."""
 
     def __init__(self, model: CorrkdModel, task: Task, feature_dims: tuple[int, ...], models: int = 1) -> None:
         super().__init__()
@@ -61,11 +104,6 @@ class CorrkdNetwork(nn.Module):
         self.head = GroupedLinear((models,), joint, task.outputs)
         number_dropouts(self)
 
-    @property
-    def network(self) -> CorrkdNetwork:
-        """What is evaluated and exported: everything."""
-        return self
-
     def represent(
         self, features: list[torch.Tensor], masks: list[torch.Tensor], draw: DrawKeys | None = None
     ) -> Representation:
@@ -76,7 +114,7 @@ class CorrkdNetwork(nn.Module):
 
         Args:
             features: per modality `[S, B, T_m, d_m]`, zero where missing.
-            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
+            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Inputs.masks` has them.
             draw: what dropout is drawn from; None = no dropout.
         """
         encoded = self.encoders(self.embedding(features, draw), masks, draw)
@@ -84,27 +122,10 @@ class CorrkdNetwork(nn.Module):
         joint = torch.cat([masked_mean(e, mask) for e, mask in zip(encoded, later, strict=True)], dim=-1)
         return Representation(joint, self.head(self.hidden(joint).relu()))
 
-    def forward(
-        self,
-        features: list[torch.Tensor],
-        masks: list[torch.Tensor],
-        targets: torch.Tensor,
-        draw: DrawKeys | None = None,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """`L_task` alone; arguments and result as `CorrKD.forward` has them."""
-        total, parts, _ = self.losses(features, masks, targets, draw)
-        return objective(total, parts)
-
-    def losses(
-        self,
-        features: list[torch.Tensor],
-        masks: list[torch.Tensor],
-        targets: torch.Tensor,
-        draw: DrawKeys | None = None,
-    ) -> Losses:
-        """`L_task` as a function of `H [S, B, 3 d]`; arguments as `forward` has them."""
-        joint, logits = self.represent(features, masks, draw)
-        task = self.task.loss(logits, targets)
+    def losses(self, batch: Batch) -> Losses:
+        """`L_task` as a function of `H [S, B, 3 d]`."""
+        joint, logits = self.represent(*batch.inputs, batch.draw)
+        task = self.task.loss(logits, batch.targets)
         return Losses(task, {"task": task}, joint)
 
     def predict(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,15 +134,21 @@ class CorrkdNetwork(nn.Module):
         return logits, joint
 
 
-class CorrKD(nn.Module):
-    """The student with its distillation losses."""
+class CorrKD(Trainable):
+    """The student with its distillation losses.
 
-    versions = 1
-    """Missing versions of each sample that `forward` expects."""
+    Args:
+        network: the student's.
+        loss: weights and readings.
+        teacher: frozen; no part of this module.
+        models: S.
+    """
 
-    def __init__(self, network: CorrkdNetwork, loss: CorrkdLoss, models: int = 1) -> None:
+    network: CorrkdNetwork
+
+    def __init__(self, network: CorrkdNetwork, loss: CorrkdLoss, teacher: CorrkdNetwork, models: int = 1) -> None:
         super().__init__()
-        self.network = network
+        self.network, self._frozen = network, (teacher,)  # in a tuple, it is no submodule
         self.weights = loss
         self.task = network.task
         self.has_response_bounds = bool(loss.lambda_rcd) and loss.rcd == "mutual-information"
@@ -133,39 +160,16 @@ class CorrKD(nn.Module):
                 self.target_statistics = StatisticsNetwork(groups, 1, 1, hidden)
             self.other_statistics = StatisticsNetwork(groups, others, others, hidden)
 
-    def forward(
-        self,
-        features: list[torch.Tensor],
-        masks: list[torch.Tensor],
-        targets: torch.Tensor,
-        taught: Representation,
-        draw: DrawKeys | None = None,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """`L = L_task + L_SCD + L_CPD + L_RCD`, each with its weight.
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> Representation:
+        """What the frozen teacher makes of the complete samples."""
+        (teacher,) = self._frozen
+        return teacher.represent(*batch.complete)
 
-        Args:
-            features: per modality `[S, B, T_m, d_m]`, the missing version; zero where missing.
-            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
-            targets: `[S, B]` or `[S, B, P]`, see `Task.targets`.
-            taught: what the frozen teacher makes of the complete samples, without a graph.
-            draw: what dropout is drawn from; None = no dropout.
-
-        Returns:
-            The scalar to minimise (summed over the S models, which share nothing) and its parts, detached, `[S]` each.
-        """
-        total, parts, _ = self.losses(features, masks, targets, taught, draw)
-        return objective(total, parts)
-
-    def losses(
-        self,
-        features: list[torch.Tensor],
-        masks: list[torch.Tensor],
-        targets: torch.Tensor,
-        taught: Representation,
-        draw: DrawKeys | None = None,
-    ) -> Losses:
-        """The losses as functions of `H [S, B, 3 d]`; arguments as `forward` has them."""
-        joint, logits = self.network.represent(features, masks, draw)
+    def losses(self, batch: Batch) -> Losses:
+        """`L = L_task + L_SCD + L_CPD + L_RCD`, each with its weight; functions of `H [S, B, 3 d]`."""
+        targets, taught = batch.targets, batch.taught
+        joint, logits = self.network.represent(*batch.inputs, batch.draw)
         task = self.task.loss(logits, targets)
         terms = (
             ("scd", self.weights.lambda_scd, lambda: self.contrastive(joint, taught.joint)),
@@ -235,3 +239,33 @@ class CorrKD(nn.Module):
 
     def _joined(self, x: torch.Tensor) -> torch.Tensor:
         return gather_rows(x) if self.weights.global_batch else x
+
+
+def network(config: Config, feature_dims: FeatureDims) -> CorrkdNetwork:
+    """The network of a config."""
+    assert isinstance(config, CorrkdConfig)
+    return CorrkdNetwork(config.model, config.task, feature_dims)
+
+
+def student(config: Config, feature_dims: FeatureDims, earlier: Earlier) -> CorrKD:
+    """The student of a config, with its frozen teacher."""
+    assert isinstance(config, CorrkdConfig)
+    teacher = earlier["teacher"]
+    assert isinstance(teacher, CorrkdNetwork)
+    return CorrKD(network(config, feature_dims), config.loss, teacher)
+
+
+METHOD = Method(
+    name="corrkd",
+    title="CorrKD",
+    config=CorrkdConfig,
+    network=network,
+    phases=distillation(network, student),
+    ablations={
+        "CorrKD": [],
+        "w/o SCD": ["loss.lambda_scd=0.0"],
+        "w/o CPD": ["loss.lambda_cpd=0.0"],
+        "w/o RCD": ["loss.rcd=kl"],  # the paper replaces it by the KL divergence
+        "without distillation": ["teacher=null"],
+    },
+)

@@ -10,14 +10,18 @@ Shape legend: S models, B samples, T_m frames and d_m features of modality m, d 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
+from typing_extensions import Self
 
-from fastmmkd.config import HrlfLoss, HrlfModel
+from fastmmkd.blocks import AttentionModel, Block, Config
+from fastmmkd.data.batches import Batch
 from fastmmkd.distributed import gather_rows
-from fastmmkd.methods.objective import Losses, objective, weighted
+from fastmmkd.methods.method import Earlier, FeatureDims, Method, Network, Trainable, distillation
+from fastmmkd.methods.objective import Losses, weighted
 from fastmmkd.nn.adversarial import Discriminator
 from fastmmkd.nn.dropout import number_dropouts
 from fastmmkd.nn.embedding import TemporalEmbedding
@@ -30,6 +34,54 @@ from fastmmkd.tasks import Task
 
 SCALE_WIDTHS = (3, 2, 1)
 """Widths of `E_1, E_2, E_3` in units of d."""
+
+
+class HrlfModel(AttentionModel):
+    """HRLF's network, teacher and student alike."""
+
+    encoder_layers: int = Field(default=4, gt=0)
+    """Layers of each modality's transformer encoder (decision; the paper leaves it open)."""
+    frf: bool = True
+    """False: "w/o FRF", the joint representation is that of the modalities themselves, none is factorised."""
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        if self.width % 2:
+            raise ValueError(f"width: {self.width}; expected an even number, Q_m and U_m have width / 2 each")
+        return self
+
+
+class HrlfLoss(Block):
+    """`L = L_task + lambda_frf L_FRF + lambda_hmi L_HMI + lambda_hal L_HAL + lambda_kl L_KL`; 0 leaves a loss out."""
+
+    lambda_frf: float = Field(default=1.0, ge=0)
+    lambda_hmi: float = Field(default=1.0, ge=0)
+    lambda_hal: float = Field(default=1.0, ge=0)
+    lambda_kl: float = Field(default=1.0, ge=0)
+    frf_gradient: Literal["factors", "everything"] = "factors"
+    """What L_FRF trains. factors (deviation): FRF's own MLPs and decoder, on Z as it is. everything: the modalities'
+    encoders too, as the paper has it; L_FRF is least where no Z depends on its sample, and weight 1 ends there."""
+    hmi_negatives: Literal["layer", "joined"] = "layer"
+    """What HMI's marginal pairs are taken from. layer (decision): rows of one layer, H with H, H~ with H~. joined: all
+    rows of a scale; half of the pairs then tell layers apart, and the bound rises on nothing else."""
+    statistics_width: int = Field(default=64, gt=0)
+    """Hidden units of HMI's statistics networks and of HAL's discriminators (decision)."""
+    global_batch: bool = True
+    """HMI sees the rows of all processes; false: those of its own only."""
+
+
+class HrlfConfig(Config):
+    method: Literal["hrlf"]
+    model: HrlfModel = HrlfModel()
+    loss: HrlfLoss = HrlfLoss()
+
+    @model_validator(mode="after")
+    def _factorisation_is_trained(self) -> Self:
+        if self.model.frf and not self.loss.lambda_frf:
+            raise ValueError(
+                "loss.lambda_frf: 0 leaves the decoder untrained; expected a positive weight, or model.frf=false"
+            )
+        return self
 
 
 class Representation(NamedTuple):
@@ -48,15 +100,12 @@ class Representation(NamedTuple):
     """Z `[S, 3, B, d]`, Q and U `[S, 3, B, d / 2]`; None without FRF."""
 
 
-class HrlfNetwork(nn.Module):
+class HrlfNetwork(Network):
     """FRF, the fully-connected stack and the prediction head, of teacher and student alike.
 
     Trained by itself it minimises `L_task + L_FRF`: that is the teacher, on complete samples, and the student without
     distillation, on missing versions.
     """
-
-    versions = 1
-    """Missing versions of each sample that `forward` expects."""
 
     def __init__(
         self, model: HrlfModel, loss: HrlfLoss, task: Task, feature_dims: tuple[int, ...], models: int = 1
@@ -76,11 +125,6 @@ class HrlfNetwork(nn.Module):
         self.head = GroupedLinear((models,), 3 * d, task.outputs)
         number_dropouts(self)
 
-    @property
-    def network(self) -> HrlfNetwork:
-        """What is evaluated and exported: everything."""
-        return self
-
     def represent(
         self, features: list[torch.Tensor], masks: list[torch.Tensor], draw: DrawKeys | None = None
     ) -> Representation:
@@ -90,7 +134,7 @@ class HrlfNetwork(nn.Module):
 
         Args:
             features: per modality `[S, B, T_m, d_m]`, zero where missing.
-            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
+            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Inputs.masks` has them.
             draw: what dropout is drawn from; None = no dropout.
         """
         encoded = self.encoders(self.embedding(features, draw), masks, draw)
@@ -108,27 +152,10 @@ class HrlfNetwork(nn.Module):
         scales = (torch.stack((h, refined), dim=1), torch.stack((i1, i3), dim=1), i2.unsqueeze(1))
         return Representation(scales, self.head(refined), refined, z_s3bd, factors)
 
-    def forward(
-        self,
-        features: list[torch.Tensor],
-        masks: list[torch.Tensor],
-        targets: torch.Tensor,
-        draw: DrawKeys | None = None,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """`L_task + lambda_frf L_FRF`; arguments and result as `HRLF.forward` has them."""
-        total, parts, _ = self.losses(features, masks, targets, draw)
-        return objective(total, parts)
-
-    def losses(
-        self,
-        features: list[torch.Tensor],
-        masks: list[torch.Tensor],
-        targets: torch.Tensor,
-        draw: DrawKeys | None = None,
-    ) -> Losses:
-        """The losses as functions of `Z [S, 3, B, d]`; arguments as `forward` has them."""
-        found = self.represent(features, masks, draw)
-        return Losses(*self.supervised(found, targets), found.last)
+    def losses(self, batch: Batch) -> Losses:
+        """`L_task + lambda_frf L_FRF` as functions of `Z [S, 3, B, d]`."""
+        found = self.represent(*batch.inputs, batch.draw)
+        return Losses(*self.supervised(found, batch.targets), found.last)
 
     def supervised(self, found: Representation, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The losses that need no teacher: their weighted sum `[S]` and the parts `[S]`."""
@@ -150,15 +177,22 @@ class HrlfNetwork(nn.Module):
         return found.logits, found.refined
 
 
-class HRLF(nn.Module):
-    """The student with its distillation losses."""
+class HRLF(Trainable):
+    """The student with its distillation losses.
 
-    versions = 1
-    """Missing versions of each sample that `forward` expects."""
+    Args:
+        network: the student's.
+        loss: weights and readings.
+        width: d.
+        teacher: frozen; no part of this module.
+        models: S.
+    """
 
-    def __init__(self, network: HrlfNetwork, loss: HrlfLoss, width: int, models: int = 1) -> None:
+    network: HrlfNetwork
+
+    def __init__(self, network: HrlfNetwork, loss: HrlfLoss, width: int, teacher: HrlfNetwork, models: int = 1) -> None:
         super().__init__()
-        self.network = network
+        self.network, self._frozen = network, (teacher,)  # in a tuple, it is no submodule
         self.weights = loss
         self.task = network.task
         hidden, widths = loss.statistics_width, [scale * width for scale in SCALE_WIDTHS]
@@ -167,47 +201,25 @@ class HRLF(nn.Module):
         if loss.lambda_hal:
             self.discriminators = nn.ModuleList(Discriminator(models, w, hidden) for w in widths)
 
-    def forward(
-        self,
-        features: list[torch.Tensor],
-        masks: list[torch.Tensor],
-        targets: torch.Tensor,
-        taught: Representation,
-        draw: DrawKeys | None = None,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """`L = L_task + L_FRF + L_HMI + L_HAL + L_KL`, each with its weight.
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> Representation:
+        """What the frozen teacher makes of the complete samples."""
+        (teacher,) = self._frozen
+        return teacher.represent(*batch.complete)
 
-        Args:
-            features: per modality `[S, B, T_m, d_m]`, the missing version; zero where missing.
-            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
-            targets: `[S, B]` or `[S, B, problems]`, see `Task.targets`.
-            taught: what the frozen teacher makes of the complete samples, without a graph.
-            draw: what dropout is drawn from; None = no dropout.
+    def losses(self, batch: Batch) -> Losses:
+        """`L = L_task + L_FRF + L_HMI + L_HAL + L_KL`, each with its weight; functions of `Z [S, 3, B, d]`.
 
-        Returns:
-            The scalar to minimise (summed over the S models, which share nothing) and its parts, detached, `[S]` each.
-            The part `hal` is the discriminators' cross-entropy, `-L_HAL`: gradient reversal turns it into the student's
-            `L_HAL` on the way back (decision: one backward pass and one optimiser for both sides).
+        The part `hal` is the discriminators' cross-entropy, `-L_HAL`: gradient reversal turns it into the student's
+        `L_HAL` on the way back (decision: one backward pass and one optimiser for both sides).
         """
-        total, parts, _ = self.losses(features, masks, targets, taught, draw)
-        return objective(total, parts)
-
-    def losses(
-        self,
-        features: list[torch.Tensor],
-        masks: list[torch.Tensor],
-        targets: torch.Tensor,
-        taught: Representation,
-        draw: DrawKeys | None = None,
-    ) -> Losses:
-        """The losses as functions of `Z [S, 3, B, d]`; arguments as `forward` has them."""
-        found = self.network.represent(features, masks, draw)
+        found, taught = self.network.represent(*batch.inputs, batch.draw), batch.taught
         terms = (
             ("hmi", self.weights.lambda_hmi, lambda: self.mutual_information(found.scales, taught.scales)),
             ("hal", self.weights.lambda_hal, lambda: self.adversarial(found.scales, taught.scales)),
             ("kl", self.weights.lambda_kl, lambda: self.task.divergence(taught.logits, found.logits)),
         )
-        return Losses(*weighted(*self.network.supervised(found, targets), terms), found.last)
+        return Losses(*weighted(*self.network.supervised(found, batch.targets), terms), found.last)
 
     def mutual_information(self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """`L_HMI = - sum_i MI(E^t_i, E^s_i)`: three scales each, `[S, layers, B, width]` -> `[S]`.
@@ -231,3 +243,33 @@ class HRLF(nn.Module):
         """`-L_HAL`, summed over three scales: each discriminator against the student -> `[S]`."""
         scales = zip(self.discriminators, teacher, student, strict=True)
         return torch.stack([judge(e_t.flatten(1, 2), e_s.flatten(1, 2)) for judge, e_t, e_s in scales]).sum(0)
+
+
+def network(config: Config, feature_dims: FeatureDims) -> HrlfNetwork:
+    """The network of a config."""
+    assert isinstance(config, HrlfConfig)
+    return HrlfNetwork(config.model, config.loss, config.task, feature_dims)
+
+
+def student(config: Config, feature_dims: FeatureDims, earlier: Earlier) -> HRLF:
+    """The student of a config, with its frozen teacher."""
+    assert isinstance(config, HrlfConfig)
+    teacher = earlier["teacher"]
+    assert isinstance(teacher, HrlfNetwork)
+    return HRLF(network(config, feature_dims), config.loss, config.model.width, teacher)
+
+
+METHOD = Method(
+    name="hrlf",
+    title="HRLF",
+    config=HrlfConfig,
+    network=network,
+    phases=distillation(network, student),
+    ablations={
+        "HRLF": [],
+        "w/o FRF": ["model.frf=false"],
+        "w/o HMI": ["loss.lambda_hmi=0.0"],
+        "w/o HAL": ["loss.lambda_hal=0.0"],
+        "without distillation": ["teacher=null"],
+    },
+)

@@ -8,13 +8,17 @@ Shape legend: S models, B samples, T_m frames and d_m features of modality m, d 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import nn
 
-from fastmmkd.config import UmdfLoss, UmdfModel
-from fastmmkd.data.batches import by_layer
+from fastmmkd.blocks import AttentionModel, Block, Config
+from fastmmkd.data.batches import Batch, View, by_layer
 from fastmmkd.distributed import gather_rows
-from fastmmkd.methods.objective import Losses, objective, weighted
+from fastmmkd.methods.method import Method, Network, PhaseSpec
+from fastmmkd.methods.objective import Losses, weighted
 from fastmmkd.nn.crossmodal import CrossmodalInteraction
 from fastmmkd.nn.dropout import number_dropouts
 from fastmmkd.nn.embedding import TemporalEmbedding
@@ -28,11 +32,36 @@ from fastmmkd.ops.precision import accumulation
 from fastmmkd.tasks import Task
 
 
-class UMDF(nn.Module):
-    """The network and its training loss."""
+class UmdfModel(AttentionModel):
+    """UMDF's network."""
 
-    versions = 2
-    """Missing versions of each sample that `forward` expects, version-major on the batch axis."""
+    mcim_layers: int = Field(default=4, gt=0)
+    encoder_layers: int = Field(default=2, gt=0)
+    """Layers of the transformer encoder after MCIM (decision; the paper leaves it open)."""
+    mcim: bool = True
+    """False: "w/o MCIM", self-attention in place of every crossmodal attention."""
+    dfim: bool = True
+    """False: "w/o DFIM", plain concatenation of the two streams."""
+
+
+class UmdfLoss(Block):
+    """Weights of `L_total = L_task + lambda_fea L_fea + lambda_logits L_logits`; 0 leaves a loss out ("w/o")."""
+
+    lambda_fea: float = Field(default=1.0, ge=0)
+    lambda_logits: float = Field(default=1.0, ge=0)
+
+
+class UmdfConfig(Config):
+    """Self-distillation: there is no teacher."""
+
+    method: Literal["umdf"]
+    model: UmdfModel = UmdfModel()
+    teacher: None = None
+    loss: UmdfLoss = UmdfLoss()
+
+
+class UMDF(Network):
+    """The network and its training loss."""
 
     def __init__(
         self, model: UmdfModel, loss: UmdfLoss, task: Task, feature_dims: tuple[int, ...], models: int = 1
@@ -56,44 +85,12 @@ class UMDF(nn.Module):
         self.has_dfim = model.dfim
         number_dropouts(self)
 
-    @property
-    def network(self) -> UMDF:
-        """What is evaluated and exported: everything."""
-        return self
-
-    def forward(
-        self,
-        features: list[torch.Tensor],
-        masks: list[torch.Tensor],
-        targets: torch.Tensor,
-        draw: DrawKeys | None = None,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """`L_total = L_task + lambda_1 L_fea + lambda_2 L_logits`.
-
-        Args:
-            features: per modality `[S, 2 B, T_m, d_m]`, versions a then b; zero where missing.
-            masks: `[S, 2 B, T_m]` bool, frames that may be attended to, as `Batch.masks` has them.
-            targets: `[S, B]` or `[S, B, problems]`, see `Task.targets`.
-            draw: what dropout is drawn from; None = no dropout.
-
-        Returns:
-            The scalar to minimise (summed over the S models, which share nothing) and its parts, detached, `[S]` each.
-        """
-        total, parts, _ = self.losses(features, masks, targets, draw)
-        return objective(total, parts)
-
-    def losses(
-        self,
-        features: list[torch.Tensor],
-        masks: list[torch.Tensor],
-        targets: torch.Tensor,
-        draw: DrawKeys | None = None,
-    ) -> Losses:
-        """The losses as functions of `H [S, 2 B, T_L, 3 d]`; arguments as `forward` has them."""
-        h, mask = self.encode(features, masks, draw)
+    def losses(self, batch: Batch) -> Losses:
+        """`L_total = L_task + lambda_1 L_fea + lambda_2 L_logits` as functions of `H [S, 2 B, T_L, 3 d]`, a then b."""
+        h, mask = self.encode(*batch.inputs, batch.draw)
         (h_a, h_b), (mask_a, mask_b) = h.chunk(2, dim=1), mask.chunk(2, dim=1)
-        prediction, _ = self.integrate(h_a, h_b, mask_a, mask_b, draw)
-        task = self.task.loss(prediction, targets)
+        prediction, _ = self.integrate(h_a, h_b, mask_a, mask_b, batch.draw)
+        task = self.task.loss(prediction, batch.targets)
         last_a, last_b = h_a[:, :, -1], h_b[:, :, -1]
         terms = (
             ("fea", self.weights.lambda_fea, lambda: gaussian_mmd(gather_rows(last_a), gather_rows(last_b))),  # eq. 3
@@ -144,10 +141,36 @@ class UMDF(nn.Module):
 
         Args:
             features: per modality `[S, B, T_m, d_m]`.
-            masks: `[S, B, T_m]` bool, as `Batch.masks` has them.
+            masks: `[S, B, T_m]` bool, as `Inputs.masks` has them.
 
         Returns:
             Logits `[S, B, O]` and joint representations `[S, B, D]`.
         """
         h, mask = self.encode(features, masks)
         return self.integrate(h, h, mask, mask)
+
+
+def network(config: Config, feature_dims: tuple[int, ...]) -> UMDF:
+    """The network of a config."""
+    assert isinstance(config, UmdfConfig)
+    return UMDF(config.model, config.loss, config.task, feature_dims)
+
+
+METHOD = Method(
+    name="umdf",
+    title="UMDF",
+    config=UmdfConfig,
+    network=network,
+    phases=(PhaseSpec("network", lambda config, dims, _: network(config, dims), (View.MISSING, View.MISSING_2)),),
+    ablations={
+        "UMDF": [],
+        "w/o L_fea": ["loss.lambda_fea=0.0"],
+        "w/o L_logits": ["loss.lambda_logits=0.0"],
+        "w/o MCIM": ["model.mcim=false"],
+        "w/o DFIM": ["model.dfim=false"],
+        # As a complete-modality method: it first meets missing data in testing, and attends to its zeros.
+        "complete training": ["missing.enabled=false", "train.select_on=complete", "model.attention_mask=padding"],
+        # The strongest form of that: missing frames masked, selected under missingness, only training complete.
+        "complete training, masked, selected under missingness": ["missing.enabled=false"],
+    },
+)

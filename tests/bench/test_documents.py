@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench import quality, records, report
-from fastmmkd.engine.ablation import ABLATIONS, slug
+from bench.quality import ABLATIONS
+from fastmmkd.engine.ablation import slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import results
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from bench import literal, report
-from fastmmkd.config import METHODS, TeacherBlock
+from fastmmkd.blocks import TeacherBlock
+from fastmmkd.methods import METHODS
 
 FIDELITY = (report.ROOT / "docs" / "fidelity.md").read_text(encoding="utf-8")
 DECISIONS = [cells for line in FIDELITY.splitlines() if len(cells := line.split(" | ")) == 5]

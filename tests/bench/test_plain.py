@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from bench.plain import PlainUMDF
-from fastmmkd.config import UmdfLoss, UmdfModel
-from fastmmkd.methods.umdf import UMDF
+from fastmmkd.methods.umdf import UMDF, UmdfLoss, UmdfModel
 from fastmmkd.tasks import Task
 
 DIMS, BATCH, STEPS = (5, 4, 3), 3, 7

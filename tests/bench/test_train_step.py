@@ -13,7 +13,8 @@ import torch
 from bench import contenders, observe, records, report, rounds, scaling, speed_plots, train_step
 from bench.agreement import assert_agreement
 from bench.workload import Shape, random_dataset, shape_of
-from fastmmkd.config import Config, parse_config
+from fastmmkd.blocks import Config
+from fastmmkd.config import parse_config
 from fastmmkd.errors import UserError
 from tests.engine.fake_capture import FakeCapture
 

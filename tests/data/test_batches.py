@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastmmkd.config import DataBlock, MissingBlock
+from fastmmkd.blocks import DataBlock, MissingBlock
 from fastmmkd.data.batches import Batch, ResidentSplit, by_layer, real_mask, scaling, standardise
 from fastmmkd.data.dataset import Dataset, Split
 from fastmmkd.data.missingness import evaluation_drops

@@ -8,22 +8,23 @@ from typing import Any
 
 import pytest
 
+from fastmmkd.blocks import Config
 from fastmmkd.cli import main
-from fastmmkd.config import Config, load_config
+from fastmmkd.config import load_config
 from fastmmkd.engine import phases, run
-from fastmmkd.engine.ablation import ABLATIONS, slug
+from fastmmkd.engine.ablation import slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import plots, results, run_results
+from fastmmkd.methods import METHODS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("method", ABLATIONS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_row_is_a_config_of_its_own(method: str) -> None:
-    first, *others = ABLATIONS[method]
-    configs = {
-        name: load_config(CONFIGS / f"{method}_mosi.json", ABLATIONS[method][name]) for name in ABLATIONS[method]
-    }
+    rows = METHODS[method].ablations
+    first, *others = rows
+    configs = {name: load_config(CONFIGS / f"{method}_mosi.json", list(rows[name])) for name in rows}
     assert configs[first] == load_config(CONFIGS / f"{method}_mosi.json")
     assert configs[first].method == method
     for i, name in enumerate(others):

@@ -13,7 +13,7 @@ from fastmmkd.cli import main
 from fastmmkd.engine.bookkeeping import SeedBook
 from fastmmkd.engine.checkpoint import Progress
 from fastmmkd.engine.groups import alone
-from fastmmkd.engine.phases import phases_at_floor
+from fastmmkd.engine.teachers import phases_at_floor
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import results
 from fastmmkd.predictor import load

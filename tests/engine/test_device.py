@@ -16,6 +16,7 @@ from fastmmkd.config import parse_config
 from fastmmkd.engine.device import Placement, output_to, place, prepare_process, start_deepspeed, warnings_to, wrap
 from fastmmkd.engine.interruption import InterruptionWatch
 from fastmmkd.errors import UserError
+from fastmmkd.methods.method import Trainable
 
 FP16 = {"fp16": {"enabled": True, "initial_scale_power": 8}, "zero_optimization": {"stage": 1}}
 BF16 = {"bf16": {"enabled": True}}
@@ -151,6 +152,10 @@ class TestInterruptionWatch:
                 signal.raise_signal(signal.SIGINT)
 
 
+class Layer(torch.nn.Linear, Trainable):
+    """Every output is a model of its own, with a row of the weights and a bias."""
+
+
 @pytest.fixture
 def engine_of(tiny_config: dict, tmp_path: Path, process_state: None) -> Any:
     """`engine_of(block)`: DeepSpeed's engine on the CPU around a layer; the block's keys in place of the config's."""
@@ -161,7 +166,7 @@ def engine_of(tiny_config: dict, tmp_path: Path, process_state: None) -> Any:
 
     def make(block: dict) -> Any:
         torch.manual_seed(0)
-        return wrap(deepspeed, torch.nn.Linear(4, 3), placement.deepspeed | block, log_file)
+        return wrap(deepspeed, Layer(4, 3), placement.deepspeed | block, log_file)
 
     return make
 

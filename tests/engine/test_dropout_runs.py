@@ -13,8 +13,8 @@ from run_records import assert_same, parameters, records, without_timings
 from fastmmkd.config import parse_config
 from fastmmkd.data import store
 from fastmmkd.data.batches import ResidentSplit
-from fastmmkd.engine import steps, trainer
-from fastmmkd.engine.phases import identity
+from fastmmkd.engine import step, trainer
+from fastmmkd.engine.teachers import identity
 from fastmmkd.errors import Interrupted
 from tests.engine.fake_capture import FakeCapture
 
@@ -101,7 +101,7 @@ def test_a_replayed_run_is_the_eager_one(
     raw["deepspeed"]["optimizer"]["params"] |= {"fused": True, "lr": 2**-8}
     expected = train_tiny(raw, tmp_path / "eager")
     made: list[FakeCapture] = []
-    monkeypatch.setattr(steps._Replayed, "capture", lambda *_: made.append(FakeCapture()) or made[-1])
+    monkeypatch.setattr(step._Replayed, "capture", lambda *_: made.append(FakeCapture()) or made[-1])
     monkeypatch.setattr(trainer, "graph_mode", lambda *_: (mode, None))
     found = train_tiny(copy.deepcopy(raw), tmp_path / "replayed")
     assert [capture.replayed for capture in made] == [10 * made[0].captured]

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastmmkd.config import UmdfLoss, UmdfModel, load_config, parse_config
+from fastmmkd.config import load_config, parse_config
 from fastmmkd.engine import flat_adam as flat
 from fastmmkd.engine.device import place, prepare_process, start_deepspeed, wrap
 from fastmmkd.engine.flat_adam import FlatAdam, flat_adam
 from fastmmkd.engine.graphs import GraphedStep
 from fastmmkd.errors import UserError
-from fastmmkd.methods.umdf import UMDF
+from fastmmkd.methods.umdf import UMDF, UmdfLoss, UmdfModel
 from fastmmkd.tasks import Task
 from tests.engine.fake_capture import FakeCapture, NoHostSync
 from tests.engine.tiny_methods import BATCH, build

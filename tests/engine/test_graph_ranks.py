@@ -15,7 +15,8 @@ import torch.multiprocessing as mp
 from fastmmkd.config import parse_config
 from fastmmkd.distributed import gather_rows, rank, world_size
 from fastmmkd.engine.device import place, prepare_process, start_deepspeed, wrap
-from fastmmkd.engine.steps import STEPS, EagerSteps
+from fastmmkd.engine.step import STEPS, EagerSteps, Objective, unmarked
+from fastmmkd.methods.method import Trainable
 from tests.conftest import make_config
 from tests.engine.fake_capture import FakeCapture
 
@@ -35,7 +36,7 @@ CASES: dict[str, tuple[int, str]] = {
 """ZeRO stage and `STEPS`."""
 
 
-class Toy(torch.nn.Module):
+class Toy(Trainable):
     """A loss over the whole batch, as the methods have them."""
 
     def __init__(self) -> None:
@@ -61,13 +62,19 @@ class Refusing(FakeCapture):
         return found
 
 
-def compute(
-    forward: Callable[..., Any], rows: torch.Tensor, epoch: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    mine = rank() == world_size() - 1
-    poison = torch.where((epoch == INFINITE) & mine, torch.inf, torch.zeros(MODELS, 1, 1))
-    poison = torch.stack([torch.zeros(1, 1), poison[1], torch.zeros(1, 1)])
-    return forward(DATA[rows], poison)
+class ToyObjective(Objective):
+    """What `Objective` does, on data of its own."""
+
+    def __init__(self, module: Toy) -> None:
+        self.module, self.stage = module, unmarked
+
+    def draw(self, rows: torch.Tensor, epoch: torch.Tensor) -> Any:
+        mine = rank() == world_size() - 1
+        poison = torch.where((epoch == INFINITE) & mine, torch.inf, torch.zeros(MODELS, 1, 1))
+        return DATA[rows], torch.stack([torch.zeros(1, 1), poison[1], torch.zeros(1, 1)])
+
+    def loss(self, batch: Any, forward: Any = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return forward(*batch)
 
 
 def trained(deepspeed: Any, block: dict[str, Any], log: Path, case: str) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def trained(deepspeed: Any, block: dict[str, Any], log: Path, case: str) -> dict
     stage, mode = CASES[case]
     engine = wrap(deepspeed, Toy(), block | {"zero_optimization": {"stage": stage}}, log)
     said: list[str] = []
-    step: EagerSteps = STEPS[mode](engine, compute, None, said.append)
+    step: EagerSteps = STEPS[mode](engine, ToyObjective(engine.module), None, said.append)
     step.capture = Refusing if "refused" in case else FakeCapture  # type: ignore[attr-defined]
     half = BATCH // world_size()
     losses = []

@@ -5,10 +5,10 @@ import torch
 from run_records import parameters, records, without_timings
 
 from fastmmkd.config import parse_config
-from fastmmkd.engine import flat_adam, steps, trainer
+from fastmmkd.engine import flat_adam, step, trainer
 from fastmmkd.engine.device import Placement
 from fastmmkd.engine.flat_adam import FlatAdam
-from fastmmkd.engine.steps import graph_mode
+from fastmmkd.engine.step import graph_mode
 from tests.engine.fake_capture import FakeCapture
 
 RATE = 2**-8
@@ -24,7 +24,7 @@ def captures(monkeypatch) -> list[FakeCapture]:
         made.append(FakeCapture())
         return made[-1]
 
-    monkeypatch.setattr(steps._Replayed, "capture", make)
+    monkeypatch.setattr(step._Replayed, "capture", make)
     return made
 
 
@@ -192,7 +192,7 @@ def test_optimisers_and_schedules(changed, wanted, expected, tiny_config) -> Non
 
 @pytest.mark.parametrize(("stage", "expected"), [(0, "step"), (1, "fwdbwd"), (2, "fwdbwd")])
 def test_several_processes(stage, expected, tiny_config, monkeypatch) -> None:
-    monkeypatch.setattr(steps, "world_size", lambda: 2)
+    monkeypatch.setattr(step, "world_size", lambda: 2)
     monkeypatch.setattr(flat_adam, "world_size", lambda: 2)
     block = tiny_config["deepspeed"] | {"bf16": {"enabled": True}, "zero_optimization": {"stage": stage}}
     placement = Placement(torch.device("cuda"), "bf16", block, None)

@@ -27,8 +27,8 @@ from run_records import (
 )
 
 from fastmmkd.cli import train_main
-from fastmmkd.config import METHODS
 from fastmmkd.engine import session
+from fastmmkd.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 180

@@ -16,20 +16,23 @@ from run_records import assert_same, assert_same_phase, assert_same_run, paramet
 from safetensors.torch import load_file, save_file
 
 import fastmmkd
+from fastmmkd.blocks import LARGEST_SEED
 from fastmmkd.cli import main, train_main
-from fastmmkd.config import LARGEST_SEED, parse_config
+from fastmmkd.config import parse_config
 from fastmmkd.data import store
 from fastmmkd.data.batches import ResidentSplit
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine import run as engine_run
+from fastmmkd.engine import teachers
 from fastmmkd.engine.groups import alone
-from fastmmkd.engine.phases import teacher_phase
+from fastmmkd.engine.phases import Phase, begin_phase, phases_of
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation import plots, run_results
 from fastmmkd.evaluation.protocol import Evaluator
-from fastmmkd.methods import Teacher, build_network, build_student
 from fastmmkd.methods.corrkd import CorrKD
 from fastmmkd.methods.hrlf import HRLF
+from fastmmkd.methods.method import Network, PhaseSpec
+from tests.handmade import network_of, student_of
 
 Train = Callable[..., Path]
 STUDENTS = {"corrkd": CorrKD, "hrlf": HRLF}
@@ -117,7 +120,7 @@ class TestARun:
 
     def test_what_it_exports_is_the_network_alone(self, distilled: Path, raw: dict) -> None:
         """No statistics network, no discriminator."""
-        wanted = build_network(parse_config(raw), (5, 4, 3), seed=1).state_dict()
+        wanted = network_of(parse_config(raw), (5, 4, 3), seed=1).state_dict()
         normalisation = {f"normalisation.{m}.{s}" for m in ("language", "audio", "visual") for s in ("mean", "std")}
         for phase in ("teacher", ""):
             assert set(parameters(distilled, phase=phase)) == set(wanted) | normalisation
@@ -203,15 +206,15 @@ class TeacherWatch:
     """Keeps the teacher of a run, what it was asked, and what the student's graph holds on to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, student: type) -> None:
-        self.teacher: Teacher | None = None
+        self.teacher: Network | None = None
         self.before: dict[str, torch.Tensor] = {}
         self.with_gradients: list[bool] = []
         self.taught: list[torch.Tensor] = []
         self.saved: set[int] = set()
         """Storages that autograd saved since the teacher was loaded."""
-        load, forward = engine_run.load_teacher, student.forward
+        load, forward = teachers.load, student.forward
 
-        def loading(*arguments: Any) -> Teacher:
+        def loading(*arguments: Any) -> Network:
             self.teacher = teacher = load(*arguments)
             self.before = {name: value.clone() for name, value in teacher.state_dict().items()}
             represent = teacher.represent
@@ -223,11 +226,11 @@ class TeacherWatch:
             monkeypatch.setattr(teacher, "represent", representing)
             return teacher
 
-        def forwarding(module: Any, features: Any, masks: Any, targets: Any, taught: Any) -> Any:
-            self.taught += tensors(taught)
-            return forward(module, features, masks, targets, taught)
+        def forwarding(module: Any, batch: Any) -> Any:
+            self.taught += tensors(batch.taught)
+            return forward(module, batch)
 
-        monkeypatch.setattr(engine_run, "load_teacher", loading)
+        monkeypatch.setattr(teachers, "load", loading)
         monkeypatch.setattr(student, "forward", forwarding)
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -291,7 +294,7 @@ class TestResumption:
         assert_same_phase(run, distilled, phase="teacher")
         assert_same_run(run, distilled)
 
-    @pytest.mark.parametrize("step", ["finish_teacher", "load_teacher", "final_phase"])
+    @pytest.mark.parametrize("step", ["finish", "load", "begin the student"])
     def test_a_run_killed_between_its_phases_continues_exactly(
         self,
         train_tiny: Train,
@@ -307,13 +310,19 @@ class TestResumption:
         def kill(*arguments: Any) -> None:
             raise Killed
 
+        def begin(spec: PhaseSpec, *arguments: Any) -> Phase:
+            return kill() if spec.name == "student" else begin_phase(spec, *arguments)
+
         run = tmp_path / "run"
         with monkeypatch.context() as patch:
-            patch.setattr(engine_run, step, kill)
+            if step == "begin the student":
+                patch.setattr(engine_run, "begin_phase", begin)
+            else:
+                patch.setattr(teachers, step, kill)
             with pytest.raises(Killed):
                 train_tiny(raw, run)
         assert progress(run, phase="teacher")["finished"]
-        assert (run / "seed_1" / "teacher" / "teacher.json").exists() == (step != "finish_teacher")
+        assert (run / "seed_1" / "teacher" / "teacher.json").exists() == (step != "finish")
         assert not (run / "seed_1" / "checkpoints").exists()
         train_tiny(raw, run, resume=True)
         assert_same_phase(run, distilled, phase="teacher")
@@ -623,8 +632,9 @@ class TestInitialisation:
     @pytest.mark.parametrize("seed", [0, 1, LARGEST_SEED])
     def test_at_every_seed(self, raw: dict, tiny_dataset: Callable[..., Dataset], seed: int) -> None:
         config, dataset = parse_config(raw), tiny_dataset()
-        teacher = teacher_phase(config, dataset, alone(seed, Path("none"))).module.network
-        student = build_student(config, dataset.feature_dims, seed).network
+        first, _ = phases_of(config)
+        teacher = begin_phase(first, config, dataset, alone(seed, Path("none")), {}).module.network
+        student = student_of(config, dataset.feature_dims, seed).network
         assert not torch.equal(teacher.head.weight, student.head.weight)
 
     def test_a_network_alone_learns_without_distillation(

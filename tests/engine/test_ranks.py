@@ -11,10 +11,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from fastmmkd.config import CorrkdConfig, HrlfConfig, parse_config
+from fastmmkd.config import parse_config
 from fastmmkd.distributed import gather_rows
-from fastmmkd.methods import build_student, build_teacher
+from fastmmkd.methods.corrkd import CorrkdConfig
+from fastmmkd.methods.hrlf import HrlfConfig
 from fastmmkd.ops.philox import DrawKeys
+from tests.handmade import batch_of, network_of, student_of
 
 WORLD, BATCH, DIMS, STEPS = 2, 8, (5, 4, 3), (6, 5, 4)
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -52,7 +54,8 @@ def losses_and_gradients(case: str, global_batch: bool, rows: slice) -> Found:
     }
     config = parse_config(raw)
     assert isinstance(config, (CorrkdConfig, HrlfConfig))
-    student, teacher = build_student(config, DIMS, seed=1).double(), build_teacher(config, DIMS, seed=2).double()
+    teacher = network_of(config, DIMS, seed=2).double()
+    student = student_of(config, DIMS, seed=1).double()
     generator = torch.Generator().manual_seed(3)
     features = [
         torch.randn(1, BATCH, t, d, dtype=torch.float64, generator=generator) for t, d in zip(STEPS, DIMS, strict=True)
@@ -67,7 +70,7 @@ def losses_and_gradients(case: str, global_batch: bool, rows: slice) -> Found:
         taught = teacher.represent([x[:, rows] for x in features], [mask[:, rows] for mask in whole])
     missing = [(x * mask.unsqueeze(-1))[:, rows] for x, mask in zip(features, kept, strict=True)]
     draw = DrawKeys(torch.arange(10, 10 + BATCH)[None, rows], torch.tensor([5]), torch.tensor(1))
-    total, parts = student(missing, [mask[:, rows] for mask in kept], targets[:, rows], taught, draw)
+    total, parts = student(batch_of(missing, [mask[:, rows] for mask in kept], targets[:, rows], taught, draw))
     total.backward()
     gradients = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
     return averaged(parts), averaged(gradients)

@@ -1,4 +1,4 @@
-"""Every shipped config leaves the floor within a fifth of its epochs, on synthetic data of a quarter of the real size."""
+"""Every shipped config leaves the floor within a fifth of its epochs, on synthetic data a quarter of the real size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from run_records import records
 from fastmmkd.config import load_config
 from fastmmkd.data import store
 from fastmmkd.data.synthetic import synthesize
-from fastmmkd.engine.phases import phases_at_floor
+from fastmmkd.engine.teachers import phases_at_floor
 
 CONFIGS = ("hrlf_mosi", "hrlf_mosei", "hrlf_iemocap")
 FRACTION, SEED = 0.25, 1

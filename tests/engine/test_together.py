@@ -13,18 +13,20 @@ import torch
 from run_records import assert_same, parameters, records, without_timings
 
 import fastmmkd
+from fastmmkd.blocks import Config
 from fastmmkd.cli import main
-from fastmmkd.config import Config, parse_config
+from fastmmkd.config import parse_config
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine import device, run, trainer
 from fastmmkd.engine.clipping import clip_models
 from fastmmkd.engine.flat_adam import FlatAdam
 from fastmmkd.engine.groups import together
-from fastmmkd.engine.phases import TEACHER_SEEDS, final_phase, teacher_phase
+from fastmmkd.engine.phases import begin_phase, phases_of
 from fastmmkd.errors import Interrupted, UserError
-from fastmmkd.methods import build_network, build_student, build_teacher
+from fastmmkd.methods.method import TEACHER_SEEDS
 from fastmmkd.nn.models import model_state, stack_models
 from tests.engine.fake_capture import NoHostSync
+from tests.handmade import network_of, student_of
 
 Train = Callable[..., Path]
 SEEDS = [3, 1, 2]
@@ -142,13 +144,12 @@ def test_each_model_starts_from_the_bits_of_its_seed(
     config, dataset, group = parse_config(raw_of(method)), tiny_dataset(), together((5, 0), Path("none"))
     dims = dataset.feature_dims
     for i, seed in enumerate((5, 0)):
-        if method != "umdf":
-            stack = teacher_phase(config, dataset, group).module
-            assert_same(model_state(stack, i), dict(build_teacher(config, dims, TEACHER_SEEDS + seed).state_dict()))
-            student = final_phase(config, dataset, group, build_teacher(config, dims, 1)).module
-            assert_same(model_state(student, i), dict(build_student(config, dims, seed).state_dict()))
-        stack = final_phase(config, dataset, group, None).module
-        assert_same(model_state(stack, i), dict(build_network(config, dims, seed).state_dict()))
+        for spec in phases_of(config):
+            earlier = {"teacher": network_of(config, dims, seed=1)}
+            stack = begin_phase(spec, config, dataset, group, earlier).module
+            own = TEACHER_SEEDS + seed if spec.name == "teacher" else seed
+            make = student_of if spec.name == "student" else network_of
+            assert_same(model_state(stack, i), dict(make(config, dims, own).state_dict()))
 
 
 class TestResumption:

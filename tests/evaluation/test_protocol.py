@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastmmkd.config import EvalBlock
+from fastmmkd.blocks import EvalBlock
 from fastmmkd.data import store
 from fastmmkd.data.batches import ResidentSplit
 from fastmmkd.data.dataset import Dataset

@@ -9,12 +9,11 @@ import pytest
 import torch
 from literal_corrkd import losses
 
-from fastmmkd.config import CorrkdLoss, CorrkdModel, load_config
-from fastmmkd.engine.ablation import ABLATIONS
-from fastmmkd.methods import build_network, build_student
-from fastmmkd.methods.corrkd import CorrKD, CorrkdNetwork, Representation
+from fastmmkd.config import load_config
+from fastmmkd.methods.corrkd import METHOD, CorrKD, CorrkdLoss, CorrkdModel, CorrkdNetwork, Representation
 from fastmmkd.nn.scaling import unit_length
 from fastmmkd.tasks import TASKS, Task
+from tests.handmade import batch_of, network_of, student_of
 
 DIMS, HEADS, BATCH, WIDTH = (5, 4, 3), 2, 3, 8
 LABELS = {
@@ -35,7 +34,8 @@ def network(task="classification-3", seed=0, models=1, layers=2) -> CorrkdNetwor
 
 
 def build(task="classification-3", seed=0, models=1, layers=2, **loss) -> CorrKD:
-    return CorrKD(network(task, seed, models, layers), CorrkdLoss(statistics_width=5, **loss), models).double()
+    own = network(task, seed, models, layers)
+    return CorrKD(own, CorrkdLoss(statistics_width=5, **loss), own, models).double()
 
 
 def frozen_teacher(task="classification-3", seed=7) -> CorrkdNetwork:
@@ -77,7 +77,7 @@ def step(model, teacher, missing, complete, targets):
     """Loss and parts; the gradients are left in the parameters."""
     with torch.no_grad():
         taught = teacher.represent(*complete)
-    loss, parts = model(*missing, targets, taught)
+    loss, parts = model(batch_of(*missing, targets, taught))
     model.zero_grad()
     loss.backward()
     return loss, parts
@@ -126,7 +126,7 @@ def test_the_bins_of_a_regression_matter() -> None:
 def test_a_network_by_itself_minimises_the_task_loss(task) -> None:
     model = network(task)
     complete = inputs(complete=True)
-    loss, parts = model(*complete, targets_of(task))
+    loss, parts = model(batch_of(*complete, targets_of(task)))
     assert set(parts) == {"loss", "task"}
     taught = model.represent(*complete)
     torch.testing.assert_close(loss, model.task.loss(taught.logits, targets_of(task)).sum())
@@ -150,20 +150,20 @@ def test_ablated_losses_are_left_out_with_their_parameters(task) -> None:
 
 
 @pytest.mark.parametrize("data", ["mosi", "mosei", "iemocap", "ict_mmmo"])
-@pytest.mark.parametrize("row", ABLATIONS["corrkd"])
+@pytest.mark.parametrize("row", METHOD.ablations)
 def test_every_row_of_the_shipped_configs_trains_all_it_has(row, data) -> None:
     small = ["model.width=8", "model.heads=2", "model.encoder_layers=1", "loss.statistics_width=4"]
-    config = load_config(f"configs/corrkd_{data}.json", [*ABLATIONS["corrkd"][row], *small])
+    config = load_config(f"configs/corrkd_{data}.json", [*METHOD.ablations[row], *small])
     features, masks = inputs()
     batch = [x.float() for x in features], masks, targets_of(config.train.task)
     if config.teacher is None:
-        model = build_network(config, DIMS, seed=0)
-        loss, _ = model(*batch)
+        model = network_of(config, DIMS, seed=0)
+        loss, _ = model(batch_of(*batch))
     else:
-        model = build_student(config, DIMS, seed=0)
+        model = student_of(config, DIMS, seed=0)
         with torch.no_grad():
-            taught = build_network(config, DIMS, seed=1).represent(*batch[:2])
-        loss, _ = model(*batch, taught)
+            taught = network_of(config, DIMS, seed=1).represent(*batch[:2])
+        loss, _ = model(batch_of(*batch, taught))
     loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 

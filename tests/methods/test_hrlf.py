@@ -9,11 +9,10 @@ import pytest
 import torch
 from literal_hrlf import adversarial, losses
 
-from fastmmkd.config import HrlfLoss, HrlfModel, load_config
-from fastmmkd.engine.ablation import ABLATIONS
-from fastmmkd.methods import build_network, build_student
-from fastmmkd.methods.hrlf import HRLF, HrlfNetwork
+from fastmmkd.config import load_config
+from fastmmkd.methods.hrlf import HRLF, METHOD, HrlfLoss, HrlfModel, HrlfNetwork
 from fastmmkd.tasks import TASKS, Task
+from tests.handmade import batch_of, network_of, student_of
 
 DIMS, HEADS, BATCH, WIDTH = (5, 4, 3), 2, 3, 8
 LABELS = {
@@ -34,7 +33,7 @@ def network(task="regression", seed=0, models=1, layers=2, frf=True, **loss) -> 
 
 def build(task="regression", seed=0, models=1, layers=2, frf=True, **loss) -> HRLF:
     own = network(task, seed, models, layers, frf, **loss)
-    return HRLF(own, HrlfLoss(statistics_width=5, **loss), WIDTH, models).double()
+    return HRLF(own, HrlfLoss(statistics_width=5, **loss), WIDTH, own, models).double()
 
 
 def frozen_teacher(task="regression", seed=7, frf=True) -> HrlfNetwork:
@@ -81,7 +80,7 @@ def step(model, teacher, missing, complete, targets):
     """Loss and parts; the gradients are left in the parameters."""
     with torch.no_grad():
         taught = teacher.represent(*complete)
-    loss, parts = model(*missing, targets, taught)
+    loss, parts = model(batch_of(*missing, targets, taught))
     model.zero_grad()
     loss.backward()
     return loss, parts
@@ -176,7 +175,7 @@ def test_widths_of_the_scales() -> None:
 @pytest.mark.parametrize("frf", [True, False])
 def test_a_network_by_itself_minimises_task_and_factorization(task, frf) -> None:
     model = network(task, frf=frf, lambda_frf=0.5)
-    loss, parts = model(*inputs(complete=True), targets_of(task))
+    loss, parts = model(batch_of(*inputs(complete=True), targets_of(task)))
     assert set(parts) == ({"loss", "task", "frf"} if frf else {"loss", "task"})
     torch.testing.assert_close(loss.view(1), parts["task"] + (0.5 * parts["frf"] if frf else 0.0))
     loss.backward()
@@ -201,20 +200,20 @@ def test_ablated_losses_are_left_out_with_their_parameters(task, frf, lambda_frf
 
 
 @pytest.mark.parametrize("data", ["mosi", "mosei", "iemocap", "ict_mmmo"])
-@pytest.mark.parametrize("row", ABLATIONS["hrlf"])
+@pytest.mark.parametrize("row", METHOD.ablations)
 def test_every_row_of_the_shipped_configs_trains_all_it_has(row, data) -> None:
     small = ["model.width=8", "model.heads=2", "model.encoder_layers=1", "loss.statistics_width=4"]
-    config = load_config(f"configs/hrlf_{data}.json", [*ABLATIONS["hrlf"][row], *small])
+    config = load_config(f"configs/hrlf_{data}.json", [*METHOD.ablations[row], *small])
     features, masks = inputs()
     batch = [x.float() for x in features], masks, targets_of(config.train.task)
     if config.teacher is None:
-        model = build_network(config, DIMS, seed=0)
-        loss, _ = model(*batch)
+        model = network_of(config, DIMS, seed=0)
+        loss, _ = model(batch_of(*batch))
     else:
-        model = build_student(config, DIMS, seed=0)
+        model = student_of(config, DIMS, seed=0)
         with torch.no_grad():
-            taught = build_network(config, DIMS, seed=1).represent(*batch[:2])
-        loss, _ = model(*batch, taught)
+            taught = network_of(config, DIMS, seed=1).represent(*batch[:2])
+        loss, _ = model(batch_of(*batch, taught))
     loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 

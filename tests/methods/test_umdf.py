@@ -6,11 +6,11 @@ import pytest
 import torch
 from literal_umdf import joint_representation, predict
 
-from fastmmkd.config import UmdfLoss, UmdfModel
-from fastmmkd.methods.umdf import UMDF
+from fastmmkd.methods.umdf import UMDF, UmdfLoss, UmdfModel
 from fastmmkd.ops import gaussian_mmd, js_divergence
 from fastmmkd.ops.philox import DrawKeys
 from fastmmkd.tasks import Task
+from tests.handmade import batch_of
 
 DIMS, HEADS, BATCH = (5, 4, 3), 2, 3
 
@@ -46,7 +46,7 @@ def test_losses_equal_the_literal_twin(model, task, masked_layers) -> None:
     problems = umdf.task.problems
     labels = torch.tensor([0.4, -1.2, 2.0], dtype=torch.float64)
     targets = labels[None] if task == "regression" else torch.tensor([[[0] * problems, [1] * problems, [0] * problems]])
-    loss, parts = umdf(features, masks, targets)
+    loss, parts = umdf(batch_of(features, masks, targets))
 
     h = [
         joint_representation(umdf, [x[0, i] for x in features], [m[0, i] for m in masks], HEADS)
@@ -104,7 +104,7 @@ def test_only_the_first_layer_masks_missing_frames() -> None:
         layer.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[1])))
     for encoder in (umdf.encoder, umdf.dfim.encoder):
         encoder.register_forward_pre_hook(lambda _, given: seen.append(given[1:]))
-    umdf(features, masks, torch.zeros(1, BATCH))
+    umdf(batch_of(features, masks, torch.zeros(1, BATCH)))
     first, second, third, after, integrated = seen
     assert all(torch.equal(a, b) for a, b in zip(first, masks[:3], strict=True))
     for later in (second, third):
@@ -136,7 +136,7 @@ def test_unaligned_path_equals_the_aligned_one(model) -> None:
 def test_trains_on_unaligned_input_and_with_everything_missing(masked_layers) -> None:
     umdf = build()
     features, masks = inputs(steps=(5, 11, 8), masked_layers=masked_layers)
-    loss, _ = umdf(features, masks, torch.zeros(1, BATCH))
+    loss, _ = umdf(batch_of(features, masks, torch.zeros(1, BATCH)))
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in umdf.parameters())
     nothing = [torch.zeros_like(x) for x in features], [torch.zeros_like(m) for m in masks[:3]] + masks[3:]
@@ -149,7 +149,7 @@ def test_ablated_losses_are_left_out() -> None:
     features, masks = inputs()
     targets = torch.zeros(1, BATCH)
     for name, loss in (("fea", UmdfLoss(lambda_fea=0.0)), ("logits", UmdfLoss(lambda_logits=0.0))):
-        total, parts = build(loss=loss)(features, masks, targets)
+        total, parts = build(loss=loss)(batch_of(features, masks, targets))
         assert name not in parts
         others = sum(part for key, part in parts.items() if key != "loss")
         torch.testing.assert_close(total.view(1), others)
@@ -188,10 +188,10 @@ def test_models_in_one_process_equal_models_alone(steps, masked_layers) -> None:
     data = [inputs(steps, seed=s, masked_layers=masked_layers) for s in (3, 4)]
     features, masks = ([torch.cat(pair) for pair in zip(*part, strict=True)] for part in zip(*data, strict=True))
     targets = torch.tensor([[[0], [1], [1]], [[1], [1], [0]]])
-    total, parts = together(features, masks, targets)
+    total, parts = together(batch_of(features, masks, targets))
     total.backward()
     for s, model in enumerate(singles):
-        loss, alone = model(*data[s], targets[s : s + 1])
+        loss, alone = model(batch_of(*data[s], targets[s : s + 1]))
         loss.backward()
         for name, part in alone.items():
             torch.testing.assert_close(parts[name][s : s + 1], part)

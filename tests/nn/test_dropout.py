@@ -12,10 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmmkd.config import parse_config
 from fastmmkd.data.missingness import EVALUATION_VERSION
-from fastmmkd.methods import build_network
+from fastmmkd.methods.umdf import UMDF
 from fastmmkd.nn.dropout import LEVELS, STREAMS, Dropout, kept_elements, number_dropouts
 from fastmmkd.nn.encoder import EncoderLayer, ModalityEncoders
 from fastmmkd.ops.philox import DrawKeys
+from tests.handmade import batch_of, network_of
 
 DIMS, STEPS = (5, 4, 3), (6, 6, 6)
 METHODS = ("umdf", "corrkd", "hrlf")
@@ -175,8 +176,12 @@ def config_of(method: str, rate: float, **model: Any):
     )
 
 
+def versions_of(network: Any) -> int:
+    return 2 if isinstance(network, UMDF) else 1
+
+
 def inputs(network: Any, steps: tuple[int, int, int] = STEPS, samples: int = 3):
-    rows = network.versions * samples
+    rows = versions_of(network) * samples
     generator = torch.Generator().manual_seed(0)
     masks = [torch.rand(1, rows, t, generator=generator) < 0.7 for t in steps]
     features = [
@@ -193,12 +198,12 @@ class TestNetworks:
         return request.param
 
     def test_a_rate_of_0_costs_no_operation(self, method: str) -> None:
-        network = build_network(config_of(method, 0.0), DIMS, seed=1).double()
+        network = network_of(config_of(method, 0.0), DIMS, seed=1).double()
         *batch, draw = inputs(network)
         calls = []
         for keyed in (None, draw):
             with Counting() as counting:
-                network(*batch, draw=keyed)
+                network(batch_of(*batch, draw=keyed))
             calls.append(counting.calls)
         assert calls[0] == calls[1]
         x = torch.ones(1)
@@ -206,35 +211,35 @@ class TestNetworks:
         assert dropout(0.5)(x, None) is x
 
     def test_evaluation_has_none(self, method: str) -> None:
-        networks = [build_network(config_of(method, rate), DIMS, seed=1).double() for rate in (0.0, 0.5)]
+        networks = [network_of(config_of(method, rate), DIMS, seed=1).double() for rate in (0.0, 0.5)]
         *batch, draw = inputs(networks[0])
         (logits, joint), others = (network.predict(*batch[:2]) for network in networks)
         assert torch.equal(logits, others[0])
         assert torch.equal(joint, others[1])
-        plain, dropped = (network(*batch, draw=draw)[1]["task"] for network in networks)
+        plain, dropped = (network(batch_of(*batch, draw=draw))[1]["task"] for network in networks)
         assert not torch.equal(plain, dropped)
 
     def test_every_dropout_is_in_use_and_has_its_own_place(self, method: str) -> None:
-        network = build_network(config_of(method, 0.5), DIMS, seed=1).double()
+        network = network_of(config_of(method, 0.5), DIMS, seed=1).double()
         found = [module for module in network.modules() if isinstance(module, Dropout)]
         assert [module.place for module in found] == list(range(len(found)))
         used = set()
         for module in found:
             module.register_forward_hook(lambda module, given, y: used.add(module.place) if y is not given[0] else None)
         *batch, draw = inputs(network)
-        network(*batch, draw=draw)
+        network(batch_of(*batch, draw=draw))
         assert used == set(range(len(found)))
 
     @pytest.mark.parametrize("steps", [STEPS, (6, 9, 4)], ids=["aligned", "unaligned"])
     def test_order_and_size_of_a_batch_do_not_matter(self, method: str, steps: tuple[int, int, int]) -> None:
-        network = build_network(config_of(method, 0.3), DIMS, seed=1).double()
+        network = network_of(config_of(method, 0.3), DIMS, seed=1).double()
         features, masks, targets, draw = inputs(network, steps)
 
         def task_losses(order: list[int]) -> torch.Tensor:
-            rows = [version * 3 + i for version in range(network.versions) for i in order]
+            rows = [version * 3 + i for version in range(versions_of(network)) for i in order]
             some = DrawKeys(draw.sample[:, order], draw.seed, draw.epoch)
             batch = [x[:, rows] for x in features], [mask[:, rows] for mask in masks], targets[:, order]
-            return network(*batch, draw=some)[1]["task"]
+            return network(batch_of(*batch, draw=some))[1]["task"]
 
         whole = task_losses([0, 1, 2])
         torch.testing.assert_close(task_losses([2, 0, 1]), whole)

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fastmmkd.config import CorrkdLoss, CorrkdModel, HrlfLoss, HrlfModel, UmdfLoss, UmdfModel
-from fastmmkd.methods.corrkd import CorrKD, CorrkdNetwork
-from fastmmkd.methods.hrlf import HRLF, HrlfNetwork
-from fastmmkd.methods.umdf import UMDF
+from fastmmkd.methods.corrkd import CorrKD, CorrkdLoss, CorrkdModel, CorrkdNetwork
+from fastmmkd.methods.hrlf import HRLF, HrlfLoss, HrlfModel, HrlfNetwork
+from fastmmkd.methods.umdf import UMDF, UmdfLoss, UmdfModel
 from fastmmkd.ops import missing_draw, use_provider
 from fastmmkd.ops.providers import INTERPRETED
 from fastmmkd.tasks import Task
+from tests.handmade import batch_of
 from tests.parity.parity import DEVICE, PROVIDER, needs
 
 pytestmark = needs("gaussian_mmd")  # who has that has them all
@@ -43,7 +43,7 @@ def umdf(dtype: torch.dtype, first_layer_alone: bool = False) -> tuple[torch.nn.
     (features, masks), targets = batch(2, dtype), torch.linspace(-3, 3, BATCH, device=DEVICE)[None]
     if first_layer_alone:
         masks += [torch.ones_like(mask) for mask in masks]
-    return module, lambda module: module(features, masks, targets)
+    return module, lambda module: module(batch_of(features, masks, targets))
 
 
 def student(method: str, task: str, dtype: torch.dtype) -> tuple[torch.nn.Module, Step]:
@@ -53,11 +53,11 @@ def student(method: str, task: str, dtype: torch.dtype) -> tuple[torch.nn.Module
     kind, layers = Task(task), {"width": WIDTH, "heads": HEADS, "encoder_layers": LAYERS}
     if method == "corrkd":
         teacher, network = (CorrkdNetwork(CorrkdModel(**layers), kind, DIMS) for _ in range(2))
-        module: torch.nn.Module = CorrKD(network, CorrkdLoss()).to(DEVICE, dtype)
+        module: torch.nn.Module = CorrKD(network, CorrkdLoss(), teacher).to(DEVICE, dtype)
     else:
         loss = HrlfLoss(lambda_hal=0.1)
         teacher, network = (HrlfNetwork(HrlfModel(**layers), loss, kind, DIMS) for _ in range(2))
-        module = HRLF(network, loss, WIDTH).to(DEVICE, dtype)
+        module = HRLF(network, loss, WIDTH, teacher).to(DEVICE, dtype)
     teacher = teacher.to(DEVICE, dtype).requires_grad_(False)
     targets = torch.arange(BATCH, device=DEVICE)[None, :, None] % 2
     if kind.is_regression:
@@ -66,7 +66,8 @@ def student(method: str, task: str, dtype: torch.dtype) -> tuple[torch.nn.Module
     def step(module: torch.nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with torch.no_grad():
             taught = teacher.represent(features, complete)
-        return module(features, masks, targets.expand(-1, -1, kind.problems) if targets.dim() == 3 else targets, taught)
+        own = targets.expand(-1, -1, kind.problems) if targets.dim() == 3 else targets
+        return module(batch_of(features, masks, own, taught))
 
     return module, step
 

@@ -1,4 +1,7 @@
-"""How a training step is taken: eagerly, or replayed from CUDA graphs; see `train.graph`.
+"""The one training step: draw, teach, loss, backward, update. What trains is what is timed, profiled and tested.
+
+`Objective` makes the loss of a batch; the classes after it take whole steps with it, eagerly or replayed from CUDA
+graphs (`train.graph`).
 
 Shape legend: S models, B rows of a batch, P parts of the loss.
 """
@@ -6,30 +9,108 @@ Shape legend: S models, B rows of a batch, P parts of the loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 
-from fastmmkd.config import Config
+from fastmmkd.blocks import Config
+from fastmmkd.data.batches import Batch, ResidentSplit, View, scaling
+from fastmmkd.data.dataset import Dataset
 from fastmmkd.distributed import everywhere, world_size
 from fastmmkd.engine.clipping import clip_models
 from fastmmkd.engine.device import Placement
 from fastmmkd.engine.flat_adam import FlatAdam, flat_adam
 from fastmmkd.engine.graphs import Capture, CudaCapture, GraphedLoss, GraphedStep
+from fastmmkd.engine.phases import untrained
+from fastmmkd.methods.method import Trainable
 from fastmmkd.methods.objective import Parts
+from fastmmkd.nn.models import models_of
 
-Compute = Callable[[Callable[..., Any], torch.Tensor, torch.Tensor], tuple[torch.Tensor, Parts]]
-"""`compute(forward, rows, epoch)`: draws a batch and has `forward` make the scalar to minimise and its parts of it."""
+Stage = Callable[[str], AbstractContextManager[Any]]
+"""What each of `STAGES` runs in, by its name: for whoever wants to know how long it takes."""
+STAGES = ("draw", "teach", "loss", "backward", "update")
+REPLAY = "replay"
+"""In place of the stages that a graph holds."""
 
+Forward = Callable[[Batch], tuple[torch.Tensor, Parts]]
 Graphed = TypeVar("Graphed", GraphedLoss, GraphedStep)
+
+
+def unmarked(name: str) -> AbstractContextManager[Any]:
+    """A stage that nobody times."""
+    return nullcontext()
+
+
+class Objective:
+    """The loss of a phase's next batch.
+
+    Args:
+        module: what is trained.
+        split: the training samples.
+        views: what the phase sees of them.
+        seeds: `[S]` int64, on the device.
+        stage: see `Stage`.
+    """
+
+    def __init__(
+        self,
+        module: Trainable,
+        split: ResidentSplit,
+        views: Sequence[View],
+        seeds: torch.Tensor,
+        stage: Stage = unmarked,
+    ) -> None:
+        self.module, self.split, self.views, self.seeds, self.stage = module, split, views, seeds, stage
+
+    def draw(self, rows: torch.Tensor, epoch: torch.Tensor) -> Batch:
+        """A batch as the phase sees it, and what frozen networks make of it.
+
+        Args:
+            rows: `[S, B]` int64 training samples, on the device.
+            epoch: 0-dimensional int64, on the device.
+        """
+        with self.stage("draw"):
+            batch = self.split.training_batch(rows, self.seeds, epoch, self.views)
+        with self.stage("teach"), torch.no_grad():
+            batch.taught = self.module.teach(batch)
+        return batch
+
+    def loss(self, batch: Batch, forward: Forward | None = None) -> tuple[torch.Tensor, Parts]:
+        """The scalar to minimise, and its parts `[S]`; `forward` computes them in place of the module."""
+        with self.stage("loss"):
+            return (forward or self.module)(batch)
+
+
+def untrained_objective(
+    config: Config,
+    dataset: Dataset,
+    seeds: Sequence[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    stage: Stage = unmarked,
+) -> Objective:
+    """That of a run's last phase, whose networks, a teacher's too, have not learnt yet: for whoever measures steps.
+
+    Args:
+        config: the run.
+        dataset: with the split `train`, and its normalisation.
+        seeds: one model each.
+        device, dtype: where and in which precision the features and the models are held.
+        stage: see `Stage`.
+    """
+    spec, module = untrained(config, dataset, tuple(seeds), device, dtype)
+    split = ResidentSplit(dataset.splits["train"], scaling(config.data, dataset), config, device, dtype)
+    module.prepare(split)
+    return Objective(module, split, spec.views, torch.tensor(list(seeds), device=device), stage)
 
 
 class EagerSteps:
     """Forward, backward and update, operation by operation.
 
     Args:
-        engine: DeepSpeed's.
-        compute: see `Compute`.
+        engine: DeepSpeed's, around the module of the objective.
+        objective: the loss of the next batch.
         clip_each: largest norm of one model's gradients, in place of DeepSpeed's clipping; None = that is all there is.
         say: tells people a line.
 
@@ -38,14 +119,18 @@ class EagerSteps:
     """
 
     def __init__(
-        self, engine: Any, compute: Compute, clip_each: float | None, say: Callable[[str], None] = print
+        self, engine: Any, objective: Objective, clip_each: float | None, say: Callable[[str], None] = print
     ) -> None:
-        self.engine, self.compute, self.clip_each, self.say = engine, compute, clip_each, say
+        self.engine, self.objective, self.clip_each, self.say = engine, objective, clip_each, say
+        self.module, self.stage = objective.module, objective.stage
+        self.models = models_of(self.module)
         self.flat: FlatAdam | None = engine.optimizer if isinstance(engine.optimizer, FlatAdam) else None
         if self.flat is not None and clip_each is not None:
             self.flat.clip = clip_each
         self.names: tuple[str, ...] = ()
         """Of the parts of the loss, once a step was taken."""
+        self.batch: Batch | None = None
+        """The last one; of a replayed step the one whose tensors every replay fills."""
 
     def __call__(self, rows: torch.Tensor, epoch: torch.Tensor, stopped: Sequence[int]) -> torch.Tensor:
         """One step of every model. The host reads nothing of it.
@@ -59,13 +144,22 @@ class EagerSteps:
             The parts of the loss `[P, S]`, float64; overwritten by the next step.
         """
         loss, parts = self.loss(rows, epoch)
-        self.engine.backward(loss)
-        if self.flat is not None:
-            self.flat.stop(stopped)
-        elif self.clip_each is not None:
-            clip_models(self.engine.module.parameters(), self.clip_each, stopped)
-        self.engine.step()
+        with self.stage("backward"):
+            self.engine.backward(loss)
+        with self.stage("update"):
+            if self.flat is not None:
+                self.flat.stop(stopped)
+            elif self.clip_each is not None:
+                clip_models(self.module.parameters(), self.clip_each, self.models, stopped)
+            self.engine.step()
+            self.after()
         return parts
+
+    @torch.no_grad()
+    def after(self) -> None:
+        """What the method does after the update."""
+        assert self.batch is not None
+        self.module.after_step(self.batch)
 
     def skipped(self, models: int) -> list[float]:
         """How many steps each model has skipped because of a gradient that was not finite; the host waits for it."""
@@ -77,11 +171,10 @@ class EagerSteps:
         """The scalar to minimise, and its parts."""
         return self.by(self.engine, rows, epoch)
 
-    def by(
-        self, forward: Callable[..., Any], rows: torch.Tensor, epoch: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss as `forward` makes it; notes the names of its parts."""
-        loss, parts = self.compute(forward, rows, epoch)
+    def by(self, forward: Forward, rows: torch.Tensor, epoch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss as `forward` makes it; notes the batch, and the names of the parts."""
+        self.batch = self.objective.draw(rows, epoch)
+        loss, parts = self.objective.loss(self.batch, forward)
         self.names = tuple(parts)
         return loss, torch.stack(list(parts.values())).double()
 
@@ -119,11 +212,14 @@ class ReplayedLossSteps(_Replayed):
             self.graphed = self.captured(lambda: self._graphed(rows, epoch), rows.device)
             if self.graphed is not None:
                 # What DeepSpeed does around the forward pass, it does around the replay.
-                self.engine.module.forward = self.graphed
-        return super().loss(rows, epoch) if self.eager else self.engine(rows, epoch)
+                self.module.forward = self.graphed  # type: ignore[method-assign, assignment]
+        if self.eager:
+            return super().loss(rows, epoch)
+        with self.stage(REPLAY):
+            return self.engine(rows, epoch)
 
     def _graphed(self, rows: torch.Tensor, epoch: torch.Tensor) -> GraphedLoss:
-        module = self.engine.module
+        module = self.module
         forward, buffers = module.forward, list(module.buffers())
         return GraphedLoss(
             lambda *inputs: self.by(forward, *inputs), module.parameters(), (rows, epoch), self.capture(), buffers
@@ -147,7 +243,8 @@ class ReplayedSteps(_Replayed):
             self.stopped = stopped
         if self.graphed is None:
             return super().__call__(rows, epoch, stopped)
-        parts = self.graphed(rows, epoch)
+        with self.stage(REPLAY):
+            parts = self.graphed(rows, epoch)
         engine = self.engine
         engine.global_steps += 1
         engine.micro_steps += 1
@@ -157,23 +254,22 @@ class ReplayedSteps(_Replayed):
         return parts
 
     def _graphed(self, rows: torch.Tensor, epoch: torch.Tensor, stopped: Sequence[int]) -> GraphedStep:
-        module, optimizer = self.engine.module, self.engine.optimizer
+        module, optimizer = self.module, self.engine.optimizer
         limit = self.engine.gradient_clipping() if self.clip_each is None else self.clip_each
         parameters, buffers = list(module.parameters()), list(module.buffers())
 
         def clip() -> None:
             if self.flat is None:
-                clip_models(parameters, limit, stopped)
+                clip_models(parameters, limit, self.models, stopped)
 
-        return GraphedStep(
-            lambda *inputs: self.by(module, *inputs), optimizer, clip, (rows, epoch), self.capture(), buffers
-        )
+        by_module = lambda *inputs: self.by(module, *inputs)  # noqa: E731
+        return GraphedStep(by_module, optimizer, clip, (rows, epoch), self.capture(), buffers, self.after)
 
 
 STEPS: dict[str, type[EagerSteps]] = {"off": EagerSteps, "fwdbwd": ReplayedLossSteps, "step": ReplayedSteps}
 
 
-def graph_mode(config: Config, placement: Placement) -> tuple[str, str | None]:
+def graph_mode(config: Config, placement: Placement, parameter_groups: int = 1) -> tuple[str, str | None]:
     """Which of `STEPS` a run takes, and a line that says why where it is not what `train.graph` asks for."""
     wanted, block = config.train.graph, placement.deepspeed
     if wanted == "off" or (wanted == "auto" and placement.device.type == "cpu"):
@@ -181,7 +277,8 @@ def graph_mode(config: Config, placement: Placement) -> tuple[str, str | None]:
     if placement.device.type == "cpu":
         return "off", f"train.graph: {wanted}, but a CPU has no graphs; steps are eager"
     # OneCycle moves Adam's betas too, and those are constants of a graph.
-    flat = flat_adam(block) is not None and block.get("scheduler", {}).get("type") != "OneCycle"
+    one = parameter_groups == 1
+    flat = one and flat_adam(block) is not None and block.get("scheduler", {}).get("type") != "OneCycle"
     if wanted == "auto":
         return "step" if flat else "fwdbwd", None
     stage = block.get("zero_optimization", {}).get("stage", 0)
