@@ -7,40 +7,35 @@ clipping and Adam are part of the step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+from bench.workload import Shape, random_dataset
+from fastmmkd.config import load_config
 from fastmmkd.engine.clipping import clip_models
-from fastmmkd.methods.umdf import UMDF, UmdfLoss, UmdfModel
-from fastmmkd.nn.models import stack_models
-from fastmmkd.ops import missing_draw
-from fastmmkd.tasks import Task
+from fastmmkd.engine.step import untrained_objective
 
-DIMS, BATCH, SAMPLES, SEEDS = (300, 74, 35), 16, 64, (1, 2, 3, 4, 5)
-MODEL = UmdfModel(width=40, heads=8, mcim_layers=4, encoder_layers=2)
+CONFIG = Path(__file__).parents[1] / "configs" / "umdf_mosei.json"
+DIMS, SAMPLES, SEEDS = (300, 74, 35), 64, (1, 2, 3, 4, 5)
 TOGETHER, ONE_AFTER_ANOTHER = "ours", "one after another"
 
 
 def make_step(seeds: tuple[int, ...], steps: int) -> Callable[[], torch.Tensor]:
     """A step of the models of some seeds at once, which returns their losses `[S]`."""
-    data, models, orders = torch.Generator().manual_seed(0), [], []
-    features = [torch.randn(SAMPLES, steps, d, generator=data) for d in DIMS]
-    masks, present = [torch.ones(SAMPLES, steps, dtype=torch.bool)] * 3, torch.ones(SAMPLES, 3, dtype=torch.bool)
-    targets = torch.randn(SAMPLES, generator=data)
-    for seed in seeds:
-        torch.manual_seed(seed)
-        models.append(UMDF(MODEL, UmdfLoss(), Task("regression"), DIMS))
-        orders.append(torch.randperm(SAMPLES)[:BATCH])
-    model, rows, seed = stack_models(models), torch.stack(orders), torch.tensor(seeds)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    config = load_config(CONFIG)
+    dataset = random_dataset(config, Shape(steps, DIMS), SAMPLES)
+    objective = untrained_objective(config, dataset, seeds, torch.device("cpu"), torch.float32)
+    module, epoch = objective.module, torch.tensor(0)
+    orders = [module.order(torch.arange(SAMPLES), seed, 0)[: config.train.batch_size] for seed in seeds]
+    rows, optimizer = torch.stack(orders), torch.optim.Adam(module.parameters(), lr=1e-4, fused=True)
 
     def step() -> torch.Tensor:
-        drawn = missing_draw(features, masks, present, rows, seed, torch.tensor(0), 2, 0.7)
         optimizer.zero_grad()
-        loss, parts = model(*drawn, targets[rows])
+        loss, parts = objective.loss(objective.draw(rows, epoch))
         loss.backward()
-        clip_models(model.parameters(), limit=1.0)
+        clip_models(module.parameters(), 1.0, len(seeds))
         optimizer.step()
         return parts["loss"]
 

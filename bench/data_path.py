@@ -17,15 +17,15 @@ import torch
 
 from bench import entry, records
 from bench.workload import keys_of
-from fastmmkd.blocks import MissingBlock
+from fastmmkd.config import load_config
 from fastmmkd.data import store
-from fastmmkd.data.batches import ResidentSplit
+from fastmmkd.data.batches import ResidentSplit, View
 from fastmmkd.data.synthetic import synthesize
 from fastmmkd.evaluation import tables
-from fastmmkd.tasks import Task
 
 KIND = "data_path"
-BATCH, VERSIONS = 16, 2
+CONFIGS = Path(__file__).parents[1] / "configs"
+BATCH, VIEWS = 16, (View.MISSING, View.MISSING_2)
 Result = TypeVar("Result")
 
 
@@ -65,12 +65,12 @@ def measure(like: str, fraction: float, path: Path, device: torch.device) -> dic
     made = stage("synthesise", lambda: synthesize(like, fraction, seed=1))
     stage("write", lambda: store.write(made, path))
     read = stage("read, hash checked", lambda: store.read(path, verify=True))
-    task = Task("regression" if read.label_kind == "score" else "emotions-binary")
+    config = load_config(next(CONFIGS.glob(f"*_{like}.json")))
     resident = stage(
         "standardise onto the device",
-        lambda: ResidentSplit(read.splits["train"], read.normalisation, task, 10.0, "missing", device, torch.float32),
+        lambda: ResidentSplit(read.splits["train"], read.normalisation, config, device, torch.float32),
     )
-    stage(f"one epoch of draws, {VERSIONS} versions, batch {BATCH}", lambda: draw_epoch(resident, device))
+    stage(f"one epoch of draws, {len(VIEWS)} versions, batch {BATCH}", lambda: draw_epoch(resident, device))
     train = read.splits["train"]
     return {
         "like": like,
@@ -87,7 +87,7 @@ def draw_epoch(resident: ResidentSplit, device: torch.device) -> None:
     """What a training draws in an epoch, nothing else."""
     for step in range(resident.size // BATCH):
         keys = keys_of(step, 1, BATCH, resident.size, device)
-        resident.training_batch(*keys, VERSIONS, MissingBlock())
+        resident.training_batch(*keys, VIEWS)
     if device.type == "cuda":
         torch.cuda.synchronize()
 

@@ -16,7 +16,7 @@ from bench.rounds import WHOLE, Clock, quantiles, time_all
 from bench.workload import BATCHES, Shape, random_dataset
 from fastmmkd.blocks import Config
 from fastmmkd.engine.device import place, start_deepspeed, wrap
-from fastmmkd.engine.stages import TrainingStep, training_step
+from fastmmkd.engine.step import Objective, unmarked, untrained_objective
 
 BARE = "bare loop"
 AS_CONFIGURED = "as configured"
@@ -29,22 +29,19 @@ Block = dict[str, Any]
 class Engine(Contender):
     """The step as the trainer takes it."""
 
-    def __init__(self, config: Config, step: TrainingStep, block: Block, deepspeed: Any, log_file: Path) -> None:
-        super().__init__(config, step)
-        self.engine = wrap(deepspeed, step.module, block, log_file)
+    def __init__(self, config: Config, objective: Objective, block: Block, deepspeed: Any, log_file: Path) -> None:
+        super().__init__(config, objective)
+        self.engine = wrap(deepspeed, objective.module, block, log_file)
 
     def __call__(self, i: int, clock: Clock) -> None:
         """One step, stage by stage."""
-        drawn = self.step.draw(*self.keys(i))
-        clock.mark("draw")
-        taught = self.step.teach(drawn)
-        batch = drawn.batch
-        loss, _ = self.engine(batch.features, batch.masks, batch.targets, *taught)
-        clock.mark("forward")
+        keys, self.objective.stage = self.keys(i), clock.stage
+        loss, _ = self.objective.loss(self.objective.draw(keys.rows, keys.epoch), self.engine)
+        self.objective.stage = unmarked
         self.engine.backward(loss)
         clock.mark("backward")
         self.engine.step()
-        clock.mark("optimiser")
+        clock.mark("update")
 
 
 def blocks(block: Block) -> dict[str, Block]:
@@ -71,8 +68,8 @@ def overhead(config: Config, shape: Shape, runs: int, device: torch.device) -> d
     placement = place(config)
     dataset = random_dataset(config, shape, BATCHES * config.train.batch_size)
 
-    def fresh() -> TrainingStep:
-        return training_step(config, dataset, [1], device, placement.dtype)
+    def fresh() -> Objective:
+        return untrained_objective(config, dataset, [1], device, placement.dtype)
 
     with tempfile.TemporaryDirectory() as folder:
         log_file = Path(folder) / "deepspeed.log"

@@ -17,7 +17,7 @@ from bench.rounds import WHOLE, quantiles, time_all
 from bench.workload import BATCHES, Shape, random_dataset
 from fastmmkd.blocks import Config
 from fastmmkd.engine.device import place, prepare_process, start_deepspeed
-from fastmmkd.engine.stages import training_step
+from fastmmkd.engine.step import untrained_objective
 
 
 def measure(config: Config, shape: Shape, count: int, runs: int) -> dict[str, Any]:
@@ -44,12 +44,12 @@ def _process(
     prepare_process(config)
     placement = place(config)
     dataset = random_dataset(config, shape, BATCHES * config.train.batch_size)
-    step = training_step(config, dataset, [1], placement.device, placement.dtype)
+    objective = untrained_objective(config, dataset, [1], placement.device, placement.dtype)
     with tempfile.TemporaryDirectory() as folder:
         log_file = Path(folder) / "deepspeed.log"
         deepspeed = start_deepspeed(placement, log_file)
         block = placement.deepspeed | {"train_batch_size": count * config.train.batch_size}
-        engine = Engine(config, step, block, deepspeed, log_file)
+        engine = Engine(config, objective, block, deepspeed, log_file)
         found = time_all({OURS: engine}, runs, placement.device)
         if rank == 0:
             queue.put(quantiles(found[OURS][WHOLE]))

@@ -1,4 +1,4 @@
-"""Records of what was measured, one JSON file each: appended, never overwritten.
+"""Records of what was measured, one JSON file each: appended, never replaced.
 
 `bench/results/speed/<device>/<date>_<kind>_<n>.json` holds `schema`, `kind`, `date`, `commit`, `versions`, `device`
 (its name, and threads and instruction set, or capability, driver and clocks) and what the kind of measurement adds.
@@ -27,20 +27,33 @@ NAME = re.compile(r"(?P<date>\d{4}-\d\d-\d\d)_(?P<kind>\w+)_(?P<n>\d+)\.json")
 Record = dict[str, Any]
 
 
-def append(kind: str, body: Record, device: torch.device, folder: Path | None = None, day: str | None = None) -> Path:
-    """Write a new record.
+class Growing:
+    """A record that is written again whenever more was found; its file is whole at any time.
 
     Args:
         kind: of measurement, a word: "kernels", "train_step_umdf_mosei".
-        body: what was found.
-        device: what it was measured on.
+        device: what it is measured on.
         folder: of all records.
         day: `YYYY-MM-DD`; today.
-
-    Raises:
-        UserError: it cannot be written.
     """
-    return put(about(kind, device) | ({"date": day} if day else {}) | body, folder)
+
+    def __init__(self, kind: str, device: torch.device, folder: Path | None = None, day: str | None = None) -> None:
+        self.about = about(kind, device) | ({"date": day} if day else {})
+        self.path = free_path(self.about, folder)
+
+    def write(self, body: Record) -> Path:
+        """Put all that was found into the file.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        write_json(self.path, self.about | body)
+        return self.path
+
+
+def append(kind: str, body: Record, device: torch.device, folder: Path | None = None, day: str | None = None) -> Path:
+    """Write a new record of all that was found: `body`; see `Growing`."""
+    return Growing(kind, device, folder, day).write(body)
 
 
 def put(record: Record, folder: Path | None = None) -> Path:
@@ -49,11 +62,16 @@ def put(record: Record, folder: Path | None = None) -> Path:
     Raises:
         UserError: it cannot be written.
     """
-    directory, key = make_directory((folder or FOLDER) / slug(record["device"])), (record["date"], record["kind"])
-    n = 1 + max((int(m["n"]) for m in _named(directory) if (m["date"], m["kind"]) == key), default=0)
-    path = directory / f"{record['date']}_{record['kind']}_{n}.json"
+    path = free_path(record, folder)
     write_json(path, record)
     return path
+
+
+def free_path(record: Record, folder: Path | None = None) -> Path:
+    """Where a new record goes."""
+    directory, key = make_directory((folder or FOLDER) / slug(record["device"])), (record["date"], record["kind"])
+    n = 1 + max((int(m["n"]) for m in _named(directory) if (m["date"], m["kind"]) == key), default=0)
+    return directory / f"{record['date']}_{record['kind']}_{n}.json"
 
 
 def newest(folder: Path | None = None) -> dict[tuple[str, str], Record]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,12 @@ class Clock:
             torch.cuda.synchronize()
         self.marks: list[tuple[str, Any]] = []
         self.mark("")
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """A stage that ends with the block; see `fastmmkd.engine.step.Stage`."""
+        yield
+        self.mark(name)
 
     def mark(self, stage: str) -> None:
         """The stage that ran since the last mark is over."""
@@ -49,23 +56,55 @@ Step = Callable[[int, Clock], object]
 """Takes the number of the round, marks its stages."""
 
 
+Seconds = dict[str, dict[str, np.ndarray]]
+"""Name -> stage -> seconds `[runs]`, the whole under "step"."""
+
+
 def time_all(
-    contenders: Mapping[str, Step], runs: int, device: torch.device, warm_up: int = WARM_UP
-) -> dict[str, dict[str, np.ndarray]]:
-    """Name -> stage -> seconds `[runs]`, the whole under "step"; every round starts with another contender."""
-    names = list(contenders)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    contenders: Mapping[str, Step],
+    runs: int,
+    device: torch.device,
+    warm_up: int = WARM_UP,
+    failed: Callable[[str, Exception], None] | None = None,
+    enough: Callable[[Seconds], bool] = lambda found: False,
+) -> Seconds:
+    """Time contenders in turns; every round starts with another one.
+
+    Args:
+        contenders: by name.
+        runs: rounds that count.
+        device: what they run on.
+        warm_up: rounds before those.
+        failed: told of a contender that raises, which then takes no more turns; without it the error is raised.
+        enough: shown what was found after every round that counts; True ends it.
+    """
+    live = list(contenders)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in live}
     for i in range(warm_up + runs):
-        at = i % len(names)
-        for name in names[at:] + names[:at]:
-            clock = Clock(device)
-            contenders[name](i, clock)
-            seconds = clock.seconds()
+        at = i % len(contenders)
+        for name in [name for name in [*contenders][at:] + [*contenders][:at] if name in live]:
+            try:
+                clock = Clock(device)
+                contenders[name](i, clock)
+                seconds = clock.seconds()
+            except Exception as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+                live.remove(name)
+                continue
             if i >= warm_up:
                 found[name].append(seconds)
+        if i >= warm_up and enough(_by_stage({name: found[name] for name in live})):
+            break
+    return _by_stage({name: found[name] for name in live})
+
+
+def _by_stage(found: dict[str, list[dict[str, float]]]) -> Seconds:
     return {
         name: {stage: np.array([seconds[stage] for seconds in each]) for stage in each[0]}
         for name, each in found.items()
+        if each
     }
 
 

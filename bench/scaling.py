@@ -7,7 +7,6 @@ DeepSpeed, the config's batch in each).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -15,13 +14,13 @@ from typing import Any
 import torch
 
 from bench import entry, ranks, records
-from bench.agreement import assert_agreement
+from bench.agreement import Agreement, Disagreement
 from bench.contenders import OURS, REFERENCE, WITH_REFERENCE, Contender
 from bench.rounds import WHOLE, quantiles, time_all
 from bench.train_step import add_workload_arguments, set_up, workload
 from bench.workload import BATCHES, Shape, random_dataset, shape_of
 from fastmmkd.blocks import Config
-from fastmmkd.engine.stages import training_step
+from fastmmkd.engine.step import untrained_objective
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables
 
@@ -37,7 +36,7 @@ AXES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, record; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.scaling", description="Time a step as something grows.")
+    parser = entry.Parser(prog="python -m bench.scaling", description="Time a step as something grows.")
     add_workload_arguments(parser)
     parser.add_argument("--axis", required=True, choices=list(AXES), help="what grows")
     parser.add_argument("--values", metavar="1,2,4", help="in place of the axis's own")
@@ -82,10 +81,15 @@ def measure(
         raise UserError(f"--values {value}: fewer resident rows than the batch of {batch}")
     dataset = random_dataset(config, shape, rows)
     built = {
-        name: Contender(config, training_step(config, dataset, range(1, seeds + 1), device, dtype), seeds, using)
+        name: Contender(config, untrained_objective(config, dataset, range(1, seeds + 1), device, dtype), seeds, using)
         for name, using in ((REFERENCE, WITH_REFERENCE), (OURS, nullcontext))
     }
-    assert_agreement(built, dtype)
+    agreement = Agreement(config, dataset, device, dtype)
+    for name, contender in built.items():
+        try:
+            agreement.check(contender)
+        except Disagreement as error:
+            raise Disagreement(f"{name}, {axis} {value}: {error}") from None
     found = time_all(built, runs, device)
     return point(value, {name: quantiles(found[name][WHOLE]) for name in built}, samples=seeds * batch)
 

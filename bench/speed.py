@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 def parts() -> dict[str, str]:
     """Every generated part about speed and parity, by name."""
-    found = records.newest()
+    found = {key: record for key, record in records.newest().items() if record.get("variants") != []}
     return {
         "speed": headline(found),
         "train_steps": _each(found, STEPS, _pictured(train_step.render)),
@@ -37,6 +37,7 @@ def headline(found: dict[tuple[str, str], Record]) -> str:
     bodies = []
     for device in dict.fromkeys(device for _, device in found):
         steps = [record for (kind, at), record in found.items() if at == device and kind.startswith(STEPS)]
+        steps = [record for record in steps if train_step.times_as_long(record["variants"])]  # one was cut short
         if steps:
             bodies.append(f"Whole training steps on {records.described(steps[0])}.\n\n{steps_table(steps)}")
         kernels = found.get((table.KIND, device))
@@ -53,7 +54,7 @@ def steps_table(steps: list[Record]) -> str:
     for record in steps:
         variants = {v["name"]: v for v in record["variants"]}
         ours, work = variants[OURS], record["workload"]
-        times = {name: v["step ms"]["p50"] / v["models"] / ours["step ms"]["p50"] for name, v in variants.items()}
+        times = train_step.times_as_long(record["variants"])
         configured = [e for e in record.get("engine", {}).get("engines", []) if e["name"] == AS_CONFIGURED]
         together = variants.get(SEEDS)
         rows.append(

@@ -26,7 +26,7 @@ def draw_all() -> None:
     for (kind, _), record in found.items():
         if kind.startswith("scaling_"):
             write(record, scaling)
-        if kind.startswith("train_step_"):
+        if kind.startswith("train_step_") and record["variants"]:
             write(record, stages)
 
 

@@ -1,25 +1,27 @@
 """A whole training step, in several ways: `python -m bench.train_step --config configs/umdf_mosei.json`.
 
 Missing draw from resident data, the teacher where there is one, forward, backward, clipping and Adam. First losses and
-gradients are held to the reference before anything is timed; all contenders take turns in one process. Data are random,
-complete and as long as the longest sample (`bench.workload`).
+gradients are held to the exact ones before anything is timed (`bench.agreement`); contenders take turns in one process
+(`bench.heats`). Data are random, complete and as long as the longest sample (`bench.workload`).
+
+With `--record` one file under `bench/results/speed` grows with every contender: whatever ends this, Ctrl-C or a kill,
+leaves what was measured. Exit code 1: one of ours was excluded; 130: it was told to stop.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import contenders, entry, observe, power, records
-from bench.agreement import assert_agreement
-from bench.contenders import AUTOTUNED, COMPILED, GRAPHED, SEEDS, Contender
+from bench import choices, entry, lineup, records
+from bench.contenders import OURS, SEEDS
 from bench.engine_overhead import overhead
-from bench.rounds import WHOLE, Clock, quantiles, time_all
+from bench.heats import Heats
 from bench.workload import BATCHES, Shape, random_dataset, shape_of
 from fastmmkd.blocks import Config
 from fastmmkd.config import load_config
@@ -27,34 +29,69 @@ from fastmmkd.engine.device import DTYPES, place, prepare_process
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables
 
-ENERGY_SECONDS = 3.0
-"""How long a contender runs while its power is sampled."""
+ENGINE = "engine"
+"""What a record calls DeepSpeed's engine around ours."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, record; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.train_step", description="Time a whole training step.")
+    parser = entry.Parser(prog="python -m bench.train_step", description="Time a whole training step.")
     add_workload_arguments(parser)
     parser.add_argument("--runs", type=int, default=30, help="rounds that count (default 30)")
-    parser.add_argument("--variants", metavar="A,B", help="of all contenders, only these")
+    parser.add_argument("--variants", metavar="A,B", help="these contenders (default: all that are quickly set up)")
+    parser.add_argument("--all", action="store_true", help="all contenders, compiled ones last")
     parser.add_argument("--seeds", type=int, default=5, metavar="S", help='models of "ours x seeds" (default 5)')
-    parser.add_argument("--no-engine", action="store_true", help="leave DeepSpeed's engine out")
+    parser.add_argument("--no-engine", action="store_true", help="leave out what DeepSpeed's engine adds to a step")
+    parser.add_argument("--seconds", type=float, default=math.inf, metavar="N", help="skip what is left after as many")
     args = parser.parse_args(argv)
+    if min(args.runs, args.seeds) <= 0:
+        raise UserError("--runs and --seeds: expected more than 0")
+    end = choices.end(args)
     config, device, dtype = set_up(args)
-    allowed = contenders.names(config, device)
-    chosen = [name.strip() for name in args.variants.split(",")] if args.variants else allowed
-    for name in chosen:
-        if name not in allowed:
-            raise UserError(f"--variants {name}: no such contender here; expected some of {', '.join(allowed)}")
+    allowed = lineup.names(config, device)
+    chosen = [name for name in allowed if args.all or name in lineup.ALWAYS]
+    if args.variants:
+        chosen = lineup.choose(args.variants, allowed)
     shape = shape_of(config, args.frames, args.dims)
-    body = {"config": args.config.stem, "workload": workload(config, shape, dtype)}
-    body |= measure(chosen, config, shape, args.seeds, args.runs, device, dtype)
-    if not args.no_engine:
-        body["engine"] = overhead(config, shape, args.runs, device)
+    record = records.Growing(f"train_step_{args.config.stem}", device) if args.record else None
+    body: dict[str, Any] = {"config": args.config.stem, "workload": workload(config, shape, dtype)}
+
+    def keep(found: dict[str, Any]) -> None:
+        body.update(found)
+        if record:
+            record.write(body)
+
+    dataset = random_dataset(config, shape, BATCHES * config.train.batch_size)
+    heats = Heats(config, dataset, args.seeds, args.runs, device, dtype, end, keep)
+    heats.keep()
+    if record:
+        print(f"recording to {record.path}", flush=True)
+    code = 0
+    with entry.stopping():
+        try:
+            heats.run(chosen)
+            if not args.no_engine:
+                measure_engine(heats, shape)
+        except KeyboardInterrupt:
+            code = 130
+    heats.keep()
     print(render(body))
-    if args.record:
-        print(records.append(f"train_step_{args.config.stem}", body, device))
-    return 0
+    if record:
+        print(record.path)
+    return code or int(any(name == ENGINE or name in lineup.OF_OURS for name in body["excluded"]))
+
+
+def measure_engine(heats: Heats, shape: Shape) -> None:
+    """What DeepSpeed's engine adds to a step, if there is time left."""
+    if heats.over:
+        heats.found["skipped"][ENGINE] = "no time left"
+        print(f"{ENGINE}: skipped, no time left", flush=True)
+        return
+    try:
+        heats.found[ENGINE] = overhead(heats.config, shape, heats.runs, heats.device)
+    except Exception as error:
+        heats.exclude(ENGINE, error)
+    heats.keep()
 
 
 def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,93 +129,40 @@ def workload(config: Config, shape: Shape, dtype: torch.dtype) -> dict[str, Any]
     }
 
 
-def measure(
-    chosen: Sequence[str],
-    config: Config,
-    shape: Shape,
-    seeds: int,
-    runs: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
-    """All contenders, after they have been found to agree."""
-    dataset = random_dataset(config, shape, BATCHES * config.train.batch_size)
-    built = {name: contenders.build(name, config, dataset, seeds, device, dtype) for name in chosen}
-    started = time.monotonic()
-    errors = assert_agreement(built, dtype)
-    found = time_all(built, runs, device)
-    variants = []
-    for name, contender in built.items():
-        samples = config.train.batch_size * contender.seeds
-        whole = quantiles(found[name][WHOLE])
-        variants.append(
-            {
-                "name": name,
-                "models": contender.seeds,
-                "runs": runs,
-                "step ms": whole,
-                "samples per second": 1e3 * samples / whole["p50"],
-                "stages ms": {
-                    stage: quantiles(seconds)["p50"] for stage, seconds in found[name].items() if stage != WHOLE
-                },
-                "gradient error": errors.get(name),
-                **observed(name, contender),
-                "energy": energy(contender, samples, whole["p50"] / 1e3),
-            }
-        )
-    return {"seconds": time.monotonic() - started, "variants": variants}
-
-
-def observed(name: str, contender: Contender) -> dict[str, Any]:
-    """Operator calls, launches and memory of one step; None where they cannot be told."""
-
-    def run() -> None:
-        contender(0, Clock(contender.device))
-
-    hidden = name in (COMPILED, AUTOTUNED, GRAPHED)  # the dispatcher does not see into graphs
-    return {
-        "operator calls": None if hidden else observe.operator_calls(run),
-        "launches": observe.launches(run) if contender.device.type == "cuda" else None,
-        "peak memory": observe.peak_memory(run, contender.device),
-    }
-
-
-def energy(contender: Contender, samples: int, seconds: float) -> dict[str, Any]:
-    """What a contender's steps draw from the GPU; `{"absent": reason}` on a CPU."""
-    if contender.device.type != "cuda":
-        return dict(power.ABSENT)
-    steps = max(1, round(ENERGY_SECONDS / seconds))
-    with power.PowerSampler() as sampler:
-        for i in range(steps):
-            contender(i, Clock(contender.device))
-        torch.cuda.synchronize()
-    return sampler.summary(samples * steps)
+def times_as_long(variants: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """How long each contender takes for one model, in units of "ours" in the same heat; empty without "ours"."""
+    ours = next((v["step ms"]["p50"] for v in variants if v["name"] == OURS), None)
+    if ours is None:
+        return {}
+    return {v["name"]: v["step ms"]["p50"] / v["models"] / v.get("ours ms", ours) for v in variants}
 
 
 def render(body: dict[str, Any]) -> str:
     """Markdown: the contenders, and DeepSpeed's engine where it was measured."""
-    ours = next((v["step ms"]["p50"] / v["models"] for v in body["variants"] if v["name"] == contenders.OURS), None)
+    ratios = times_as_long(body["variants"])
     stages = list(dict.fromkeys(stage for v in body["variants"] for stage in v["stages ms"]))
     header = ["variant", "samples/s", "ms", "p20 to p80", *stages, "operator calls", "launches", "peak MB", "J/1000"]
     rows = []
     for v in body["variants"]:
         q, split = v["step ms"], v["stages ms"]
-        name = f"{v['name']} ({v['models']})" if v["name"] == SEEDS else v["name"]
+        memory, joules = v.get("peak memory"), v.get("energy", {}).get("joules per 1000 samples")
         rows.append(
             [
-                name,
+                f"{v['name']} ({v['models']})" if v["name"] == SEEDS else v["name"],
                 f"{v['samples per second']:,.0f}",
                 f"{q['p50']:.3g}",
                 f"{q['p20']:.3g} to {q['p80']:.3g}",
                 *(f"{split[stage]:.3g}" if stage in split else tables.NONE for stage in stages),
-                *(tables.NONE if v[key] is None else str(v[key]) for key in ("operator calls", "launches")),
-                f"{v['peak memory']['bytes'] / 1e6:.1f}",
-                f"{v['energy']['joules per 1000 samples']:.3g}" if "joules" in v["energy"] else tables.NONE,
-                f"{q['p50'] / v['models'] / ours:.2f}" if ours else tables.NONE,
+                *(tables.NONE if v.get(key) is None else str(v[key]) for key in ("operator calls", "launches")),
+                f"{memory['bytes'] / 1e6:.1f}" if memory else tables.NONE,
+                tables.NONE if joules is None else f"{joules:.3g}",
+                f"{ratios[v['name']]:.2f}" if ratios else tables.NONE,
             ]
         )
     text = tables.markdown_table([*header, "times as long as ours"], rows)
-    return text + "\n" + render_engine(body["engine"]) if "engine" in body else text
+    for name, reason in {**body.get("excluded", {}), **body.get("skipped", {})}.items():
+        text += f"\n{name}: {reason}\n"
+    return text + "\n" + render_engine(body[ENGINE]) if ENGINE in body else text
 
 
 def render_engine(found: dict[str, Any]) -> str:

@@ -1,26 +1,26 @@
 """Measure the Triton kernels' launch parameters on this GPU: `python -m bench.tune`.
 
 Every candidate of a kernel is timed at the sizes and dtypes of `bench.specimens`; what is fastest goes into
-`kernels/launch_parameters.json`, into the rows of this GPU's architecture only.
+`kernels/launch_parameters.json`, into the rows of this GPU's architecture only, as soon as a kernel is done. All of it
+takes an hour: `--main`, `--dtype` and `--seconds` take the most important part of it.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from bench import entry
-from bench.specimens import DTYPES, Make, Specimen, specimens
+from bench import choices, entry
+from bench.specimens import Make, Specimen, specimens
 from fastmmkd.errors import UserError
 from fastmmkd.files import read_json, write_json
 from fastmmkd.kernels.parameters import TABLE, Parameters, architecture, trying
 from fastmmkd.ops import providers
-from fastmmkd.ops.registry import OPERATIONS
 
 WORTH = 0.98
 """A candidate takes the default's place if it takes at most this share of its time."""
@@ -42,19 +42,33 @@ class Measured(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Tune, write the table, print what was chosen; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.tune", description="Measure launch parameters on this GPU.")
-    parser.add_argument("--op", nargs="+", choices=OPERATIONS, default=OPERATIONS, help="operations")
+    parser = entry.Parser(prog="python -m bench.tune", description="Measure launch parameters on this GPU.")
+    choices.add_arguments(parser)
     args = parser.parse_args(argv)
+    ops, dtypes, end = choices.operations(args), choices.precisions(args), choices.end(args)
     if not torch.cuda.is_available() or providers.INTERPRETED:
         raise UserError("no CUDA device to measure on; expected one, and TRITON_INTERPRET not set")
     device = torch.device("cuda", torch.cuda.current_device())
-    dtypes = [x for x in DTYPES.values() if not providers.obstacle("triton", "missing_draw", device, [x])]
-    chosen = fastest(measure((x for x in specimens() if x.op in args.op), dtypes, str(device), seconds))
+    dtypes = [x for x in dtypes if not providers.obstacle("triton", "missing_draw", device, [x])]
+    for op in ops:
+        if time.monotonic() > end:
+            print(f"{op}: skipped, no time left", flush=True)
+            continue
+        calls = [x for x in specimens() if x.op == op and (x.main or not args.main)]
+        calls.sort(key=lambda x: not x.main)
+        tune(calls, dtypes, device, seconds, end)
+    return 0
+
+
+def tune(
+    calls: Sequence[Specimen], dtypes: Sequence[torch.dtype], device: torch.device, timer: Timer, end: float
+) -> None:
+    """Measure calls until `end`, put what is fastest into the table, and say it."""
+    chosen = fastest(measure(calls, dtypes, str(device), timer, end))
     write(TABLE, architecture(device), chosen)
     for kernel, buckets in chosen.items():
         for bucket, parameters in buckets.items():
-            print(f"{kernel} {bucket}: " + ", ".join(f"{name}={value}" for name, value in parameters.items()))
-    return 0
+            print(f"{kernel} {bucket}: " + ", ".join(f"{k}={v}" for k, v in parameters.items()), flush=True)
 
 
 def seconds(call: Callable[[], Any]) -> float:
@@ -67,19 +81,27 @@ def seconds(call: Callable[[], Any]) -> float:
         return math.inf
 
 
-def measure(calls: Iterable[Specimen], dtypes: Sequence[torch.dtype], device: str, timer: Timer) -> Iterator[Measured]:
-    """Every call of a module with candidates, timed with its default and with each candidate."""
+def measure(
+    calls: Iterable[Specimen], dtypes: Sequence[torch.dtype], device: str, timer: Timer, end: float = math.inf
+) -> Iterator[Measured]:
+    """Every call of a module with candidates, timed with its default and with each candidate.
+
+    At `end`, by `time.monotonic`, it stops; a call whose candidates were not all timed by then does not count.
+    """
     for specimen in calls:
         candidates = getattr(specimen.module, "CANDIDATES", [])
         for dtype in dtypes if candidates else ():
             call = specimen.call(Make(dtype, device))
-            default = math.nan
+            found, default = [], math.nan
             for candidate in ({}, *candidates):
+                if time.monotonic() > end:
+                    return
                 with trying(candidate) as asked:
                     taken = timer(call)
                 default = taken if not candidate else default
                 for kernel, bucket, parameters in {(a.kernel, a.bucket): a for a in asked}.values():
-                    yield Measured(kernel, bucket, parameters | candidate, taken / default)
+                    found.append(Measured(kernel, bucket, parameters | candidate, taken / default))
+            yield from found
 
 
 def fastest(measured: Iterable[Measured]) -> Choices:

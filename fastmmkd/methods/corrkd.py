@@ -148,7 +148,7 @@ class CorrKD(Trainable):
 
     def __init__(self, network: CorrkdNetwork, loss: CorrkdLoss, teacher: CorrkdNetwork, models: int = 1) -> None:
         super().__init__()
-        self.network, self._frozen = network, (teacher,)  # in a tuple, it is no submodule
+        self.network, self.frozen = network, (teacher,)
         self.weights = loss
         self.task = network.task
         self.has_response_bounds = bool(loss.lambda_rcd) and loss.rcd == "mutual-information"
@@ -163,7 +163,7 @@ class CorrKD(Trainable):
     @torch.no_grad()
     def teach(self, batch: Batch) -> Representation:
         """What the frozen teacher makes of the complete samples."""
-        (teacher,) = self._frozen
+        (teacher,) = self.frozen
         return teacher.represent(*batch.complete)
 
     def losses(self, batch: Batch) -> Losses:

@@ -192,7 +192,7 @@ class HRLF(Trainable):
 
     def __init__(self, network: HrlfNetwork, loss: HrlfLoss, width: int, teacher: HrlfNetwork, models: int = 1) -> None:
         super().__init__()
-        self.network, self._frozen = network, (teacher,)  # in a tuple, it is no submodule
+        self.network, self.frozen = network, (teacher,)
         self.weights = loss
         self.task = network.task
         hidden, widths = loss.statistics_width, [scale * width for scale in SCALE_WIDTHS]
@@ -204,7 +204,7 @@ class HRLF(Trainable):
     @torch.no_grad()
     def teach(self, batch: Batch) -> Representation:
         """What the frozen teacher makes of the complete samples."""
-        (teacher,) = self._frozen
+        (teacher,) = self.frozen
         return teacher.represent(*batch.complete)
 
     def losses(self, batch: Batch) -> Losses:

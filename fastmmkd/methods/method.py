@@ -37,6 +37,8 @@ class Trainable(nn.Module):
 
     network: Network
     """What is evaluated and exported."""
+    frozen: tuple[Network, ...] = ()
+    """What it learns from; no submodules of it, because they are in a tuple."""
 
     def losses(self, batch: Batch) -> Losses:
         """The losses of a batch: their weighted sum, and the parts, `[S]` each."""

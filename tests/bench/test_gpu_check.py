@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_bundle, gpu_check, gpu_kernels, records
+from bench import gpu_bundle, gpu_check, records
 from bench.gpu_check import Check, Outcome, run
 from bench.gpu_sections import FOUND, SECONDS, Section, sections
 from fastmmkd.errors import UserError
@@ -226,34 +226,3 @@ def test_what_was_brought_along_is_used_where_it_fits(tmp_path, monkeypatch, cap
     gpu_check.bring_along()
     assert (tmp_path / "fastmmkd" / "_C.test.so").read_bytes() == b"library"
     assert str(bundle / gpu_bundle.SITE) in gpu_check.python_path().split(os.pathsep)
-
-
-def test_kernel_benchmarks_are_rehearsed(tmp_path, capsys) -> None:
-    out = tmp_path / "kernels.json"
-    assert gpu_kernels.main(["--dry-run", "--op", "js_divergence", "--out", str(out)]) == 0
-    records = json.loads(out.read_text())
-    assert {r["op"] for r in records} == {"js_divergence"}
-    assert records[-1]["contender"] == "reference"
-    assert all(r["eager_ms"] > 0 and r["error"] < 1e-5 for r in records)
-    assert "| js_divergence" in capsys.readouterr().out
-
-
-def test_a_contender_that_is_wrong_or_fails_is_named(monkeypatch) -> None:
-    case = next(c for c in gpu_kernels.cases(torch.device("cpu"), dry=True) if c.op == "gaussian_mmd")
-
-    def broken(*args):
-        raise RuntimeError("no kernel\nfor this")
-
-    monkeypatch.setattr(
-        gpu_kernels,
-        "contenders",
-        lambda case, device: {
-            "cpp": (None, lambda x, y: (x - y).sum((1, 2))),
-            "cuda": (None, broken),
-            "reference": (None, gpu_kernels.reference.gaussian_mmd),
-        },
-    )
-    wrong, failing, fine = gpu_kernels.measure(case, torch.device("cpu"), dry=True)
-    assert wrong["failed"].startswith("ValueError: differs from the reference by")
-    assert failing["failed"] == "RuntimeError: no kernel"
-    assert "failed" not in fine

@@ -1,77 +1,54 @@
-"""The benchmark of whole steps: contenders agree, a wrong one is refused, every figure is there."""
+"""The benchmark of whole steps: in turns, recorded as it goes, whatever ends it; every figure is there."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from bench import contenders, observe, records, report, rounds, scaling, speed_plots, train_step
-from bench.agreement import assert_agreement
-from bench.workload import Shape, random_dataset, shape_of
+from bench import heats, lineup, observe, records, report, rounds, scaling, speed_plots, train_step
+from bench.agreement import Agreement
+from bench.contenders import AS_TRAINED, GRAPHED, OURS, OURS_COMPILED, REFERENCE, SDPA, SEEDS, Contender, Graphed
+from bench.workload import Shape, shape_of
 from fastmmkd.blocks import Config
-from fastmmkd.config import parse_config
+from fastmmkd.data.dataset import Dataset
+from fastmmkd.engine.step import untrained_objective
 from fastmmkd.errors import UserError
 from tests.engine.fake_capture import FakeCapture
 
-CPU, SHAPE = torch.device("cpu"), Shape(4, (5, 4, 3))
+CPU = torch.device("cpu")
 Raw = Callable[[str, Path], dict]
+Build = Callable[..., dict[str, Contender]]
 
 pytestmark = pytest.mark.usefixtures("process_state")
 
 
-@pytest.fixture(params=["umdf", "corrkd", "hrlf"])
-def config(request: pytest.FixtureRequest, tiny_config: dict, distilled_config_of: Raw, tiny_store: Path) -> Config:
-    return parse_config(tiny_config if request.param == "umdf" else distilled_config_of(request.param, tiny_store))
-
-
-def build(config: Config, *names: str, dtype: torch.dtype = torch.float32) -> dict[str, contenders.Contender]:
-    dataset = random_dataset(config, SHAPE, 2 * config.train.batch_size)
-    return {name: contenders.build(name, config, dataset, 2, CPU, dtype) for name in names}
-
-
-def test_in_double_precision_the_fused_attention_is_the_reference(config: Config) -> None:
-    reference, fused = build(config, contenders.REFERENCE, contenders.SDPA, dtype=torch.float64).values()
-    (_, expected), (_, found) = reference.first(), fused.first()
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-
-
-def test_all_contenders_agree(config: Config) -> None:
-    names = [name for name in contenders.names(config, CPU) if name != contenders.COMPILED]
-    found = assert_agreement(build(config, *names), torch.float32)
-    assert set(found) == {*names} - {contenders.REFERENCE}
-    assert max(found.values()) < 1e-3
-
-
-def test_another_gradient_is_refused(config: Config) -> None:
-    built = build(config, contenders.REFERENCE, contenders.OURS)
-    parameter = next(built[contenders.OURS].module.parameters())
-    parameter.register_hook(lambda grad: grad * 1.5)
-    with pytest.raises(UserError, match="ours: its first gradients differ from those of reference"):
-        assert_agreement(built, torch.float32)
-
-
-def test_another_loss_is_refused(config: Config) -> None:
-    built = build(config, contenders.REFERENCE, contenders.OURS)
-    forward = built[contenders.OURS].forward
-    built[contenders.OURS].forward = lambda drawn, taught: 1.01 * forward(drawn, taught)
-    with pytest.raises(UserError, match="ours: its first loss is "):
-        assert_agreement(built, torch.float32)
-
-
-def test_a_replayed_step_is_the_eager_one(config: Config) -> None:
-    (eager,) = build(config, contenders.OURS).values()
-    step = build(config, contenders.OURS)[contenders.OURS].step
-    replayed = contenders.Graphed(config, step, FakeCapture())
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_replayed_step_is_the_eager_one(
+    compiled: bool, config: Config, build: Build, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lineup, "forget_compiled", lambda: None)  # it changes the process
+    (eager,) = build(OURS).values()
+    step = untrained_objective(config, dataset, [1], CPU, torch.float32)
+    forward = lineup.compiled(step, backend="eager") if compiled else None
+    replayed = Graphed(config, step, FakeCapture(), forward=forward)
     before, _ = eager.first()
-    for i in range(4):
+    Agreement(config, dataset, CPU, torch.float32).check(replayed)  # takes the first step, from the same weights
+    eager(0, rounds.Clock(CPU))
+    for i in range(1, 4):
         for contender in (eager, replayed):
             contender(i, rounds.Clock(CPU))
-    (expected, _), (found, _) = eager.first(), replayed.first()
+    (expected, _), (found, _) = eager.first(), Contender.first(replayed)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert abs(before - expected) > 100 * abs(found - expected)
 
@@ -92,6 +69,40 @@ def test_contenders_take_turns() -> None:
     for stages in found.values():
         assert [len(seconds) for seconds in stages.values()] == [2, 2, 2]
         np.testing.assert_allclose(stages["a"] + stages["b"], stages[rounds.WHOLE])
+
+
+def test_who_fails_takes_no_more_turns() -> None:
+    failures = []
+
+    def fine(i: int, clock: rounds.Clock) -> None:
+        clock.mark("a")
+
+    def failing(i: int, clock: rounds.Clock) -> None:
+        if i == 2:
+            raise RuntimeError("out of memory")
+        clock.mark("a")
+
+    found = rounds.time_all(
+        {"x": failing, "y": fine}, 5, CPU, warm_up=1, failed=lambda name, error: failures.append((name, str(error)))
+    )
+    assert failures == [("x", "out of memory")]
+    assert {name: len(stages["a"]) for name, stages in found.items()} == {"y": 5}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        rounds.time_all({"x": failing}, 5, CPU)
+    few = rounds.time_all({"y": fine}, 5, CPU, enough=lambda found: len(found["y"]["a"]) == 2)
+    assert len(few["y"]["a"]) == 2
+
+
+def test_which_contenders_there_are(config: Config) -> None:
+    for_cuda = lineup.names(config, torch.device("cuda"))
+    assert ("plain + SDPA" in for_cuda) == (config.method == "umdf")
+    assert set(lineup.names(config, CPU)) < set(for_cuda)
+    assert set(lineup.names(config, CPU)) >= {OURS, AS_TRAINED, REFERENCE, SDPA}
+    text = "compile, ours, compiled, in a graph,ours + graph, bare loop,ours"
+    assert lineup.choose(text, for_cuda) == [OURS, GRAPHED, OURS_COMPILED, "compile"]
+    with pytest.raises(UserError, match="--variants compiled: no such contender here; expected some of ours; as tr"):
+        lineup.choose("ours, compiled", for_cuda)
+    assert set(for_cuda) <= set(lineup.SHOWN)
 
 
 def test_operators_and_memory_are_counted() -> None:
@@ -126,20 +137,21 @@ class TestCommands:
         path.write_text(json.dumps(distilled_config_of("corrkd", tiny_store)))
         return ["--config", str(path), "--frames", "4", "--dims", "5,4,3", "--threads", "1", "--record"]
 
-    def test_a_step_is_recorded_and_shown(self, arguments: list[str], tmp_path: Path) -> None:
-        assert train_step.main([*arguments, "--runs", "2", "--variants", "reference,ours,ours x seeds"]) == 0
+    def test_a_step_is_recorded_and_shown(
+        self, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert train_step.main([*arguments, "--runs", "2"]) == 0
         ((kind, _), record) = next(iter(records.newest().items()))
         assert kind == "train_step_tiny"
-        assert [(v["name"], v["models"]) for v in record["variants"]] == [
-            ("reference", 1),
-            ("ours", 1),
-            ("ours x seeds", 5),
-        ]
-        reference, ours, _ = record["variants"]
-        assert list(ours["stages ms"]) == ["draw", "teacher", "forward", "backward", "optimiser"]
+        assert [v["name"] for v in record["variants"]] == [REFERENCE, SDPA, OURS, AS_TRAINED]
+        assert (record["excluded"], record["skipped"]) == ({}, {})
+        reference, _, ours, trained = record["variants"]
+        assert list(ours["stages ms"]) == ["draw", "teach", "loss", "backward", "update"]
         assert ours["operator calls"] < reference["operator calls"]
         assert ours["energy"] == {"absent": "no NVIDIA device"}
         assert ours["launches"] is None
+        assert (trained["precision"], trained["train.graph"], trained["said"]) == ("fp32", "off", [])
+        assert all(v["gradient error"] < 1e-4 for v in record["variants"])
         names = [engine["name"] for engine in record["engine"]["engines"]]
         assert names[:3] == ["bare loop", "as configured", "ZeRO 0"]
         parts = report.parts()
@@ -148,6 +160,99 @@ class TestCommands:
         speed_plots.draw_all()
         (picture,) = (tmp_path / "pictures").iterdir()
         assert f"/{picture.name})" in parts["train_steps"]
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert records.read(Path(last)) == record
+
+    def test_several_models_are_timed_beside_ours(self, arguments: list[str]) -> None:
+        given = [*arguments, "--runs", "2", "--no-engine", "--variants", "ours x seeds,ours"]
+        assert train_step.main(given) == 0
+        (record,) = records.newest().values()
+        ours, seeds = record["variants"]
+        assert [(v["name"], v["models"]) for v in (ours, seeds)] == [(OURS, 1), (SEEDS, 5)]
+        assert seeds["ours ms"] != ours["ours ms"]
+        assert train_step.times_as_long(record["variants"]) == {
+            OURS: 1.0,
+            SEEDS: seeds["step ms"]["p50"] / 5 / seeds["ours ms"],
+        }
+
+    @pytest.mark.parametrize(("victim", "code"), [(OURS, 1), (SDPA, 0)])
+    def test_who_disagrees_is_excluded_alone(
+        self, victim: str, code: int, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ) -> None:
+        make = lineup.build
+
+        def build(name: str, *args: Any) -> Contender:
+            contender = make(name, *args)
+            if name == victim:
+                for parameter in contender.module.parameters():
+                    parameter.register_hook(lambda grad: 1.5 * grad)
+            return contender
+
+        monkeypatch.setattr(lineup, "build", build)
+        given = [*arguments, "--runs", "1", "--no-engine", "--variants", "ours,reference,reference + SDPA"]
+        assert train_step.main(given) == code
+        (record,) = records.newest().values()
+        assert {v["name"] for v in record["variants"]} == {OURS, REFERENCE, SDPA} - {victim}
+        assert record["excluded"][victim].startswith("Disagreement: its first gradient")
+        assert f"{victim}: excluded, Disagreement: its first gradient" in capsys.readouterr().out
+        report.parts()
+        speed_plots.draw_all()
+
+    def test_who_raises_is_excluded_with_its_traceback(
+        self, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refused(*args: Any) -> Any:
+            raise ImportError("no module named deepspeed\nat all")
+
+        monkeypatch.setattr(lineup, "AsTrained", refused)
+        assert train_step.main([*arguments, "--runs", "1", "--no-engine", "--variants", "as trained,ours"]) == 1
+        (record,) = records.newest().values()
+        assert record["excluded"] == {AS_TRAINED: "ImportError: no module named deepspeed"}
+        assert "in refused" in record["tracebacks"][AS_TRAINED]
+        assert [v["name"] for v in record["variants"]] == [OURS]
+
+    def test_what_there_is_no_time_for_is_skipped(
+        self, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(heats.Heats, "over", property(lambda self: bool(self.variants)))
+        assert train_step.main([*arguments, "--runs", "9", "--variants", "ours,ours x seeds"]) == 0
+        (record,) = records.newest().values()
+        assert record["skipped"] == {SEEDS: "no time left", "engine": "no time left"}
+        (ours,) = record["variants"]
+        assert ours["runs"] == 9
+        assert "ours x seeds: no time left" in capsys.readouterr().out
+
+    def test_without_any_time_there_is_an_empty_record(self, arguments: list[str]) -> None:
+        assert train_step.main([*arguments, "--seconds", "0.001"]) == 0
+        (record,) = records.newest().values()
+        assert set(record["skipped"]) == {OURS, REFERENCE, SDPA, AS_TRAINED, "engine"}
+        report.parts()
+        speed_plots.draw_all()
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+    def test_what_was_measured_stays_when_it_is_stopped(
+        self, number: int, arguments: list[str], tmp_path: Path
+    ) -> None:
+        code = (
+            "from pathlib import Path; from bench import entry, records, train_step; import sys;"
+            f"records.FOLDER = Path({str(tmp_path / 'speed')!r}); entry.run(train_step.main)"
+        )
+        given = ["--no-engine", "--runs", "1000000", "--variants", "ours,reference"]
+        process = subprocess.Popen([sys.executable, "-c", code, *arguments, *given], stdout=subprocess.PIPE, text=True)
+        found: list[Path] = []
+        for _ in range(600):
+            found = [path for path in tmp_path.glob("speed/*/*.json") if records.read(path)["variants"]]
+            if found or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        os.kill(process.pid, number)
+        out, _ = process.communicate(timeout=60)
+        (path,) = found
+        assert {v["name"] for v in records.read(path)["variants"]} == {OURS, REFERENCE}
+        if number != signal.SIGKILL:
+            assert process.returncode == 130
+            assert out.splitlines()[-1] == str(path)
+            assert "| ours " in out
 
     def test_growth_is_recorded_and_shown(self, arguments: list[str], tmp_path: Path) -> None:
         assert scaling.main([*arguments, "--runs", "1", "--axis", "seeds", "--values", "1,2"]) == 0
@@ -158,6 +263,8 @@ class TestCommands:
         assert speed_plots.path_of(record).exists()
         assert f"/{speed_plots.path_of(record).name})" in report.parts()["scaling"]
 
-    def test_unknown_contenders_are_refused(self, arguments: list[str]) -> None:
+    def test_bad_arguments_are_refused(self, arguments: list[str]) -> None:
         with pytest.raises(UserError, match="--variants plain"):
             train_step.main([*arguments, "--variants", "plain"])
+        with pytest.raises(UserError, match="expected more than 0"):
+            train_step.main([*arguments, "--seconds", "0"])

@@ -1,0 +1,116 @@
+"""Which contenders a config and a device allow, in what order they are measured, and how each is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from bench.as_trained import AsTrained
+from bench.compilation import forget_compiled
+from bench.contenders import (
+    AS_TRAINED,
+    AUTOTUNED,
+    COMPILED,
+    COMPILED_GRAPHED,
+    GRAPHED,
+    OURS,
+    OURS_COMPILED,
+    PLAIN,
+    REFERENCE,
+    SDPA,
+    SEEDS,
+    WITH_REFERENCE,
+    Contender,
+    Context,
+    Forward,
+    Graphed,
+    nullcontext,
+    reference_with_sdpa,
+)
+from bench.plain import PlainUMDF
+from fastmmkd.blocks import Config
+from fastmmkd.data.batches import Batch
+from fastmmkd.data.dataset import Dataset
+from fastmmkd.engine.graphs import CudaCapture
+from fastmmkd.engine.step import Objective, untrained_objective
+from fastmmkd.errors import UserError
+from fastmmkd.methods.umdf import UMDF
+
+TOGETHER = (OURS, AS_TRAINED, GRAPHED, REFERENCE, SDPA, PLAIN)
+"""What takes a moment to set up, the most important first: they take turns."""
+LATER = (OURS_COMPILED, COMPILED_GRAPHED, COMPILED, SEEDS, AUTOTUNED)
+"""What takes long to set up: one after the other, each in turns with "ours"."""
+ALWAYS = (OURS, AS_TRAINED, GRAPHED, REFERENCE, SDPA)
+"""What is measured unless others are asked for."""
+OF_OURS = frozenset({OURS, AS_TRAINED, GRAPHED, OURS_COMPILED, SEEDS})
+NEED_CUDA = frozenset({GRAPHED, COMPILED_GRAPHED, OURS_COMPILED, AUTOTUNED})
+OPAQUE = frozenset({COMPILED, AUTOTUNED})
+"""The dispatcher does not see what they call, nor what replays."""
+SHOWN = (REFERENCE, SDPA, PLAIN, COMPILED, AUTOTUNED, COMPILED_GRAPHED, OURS, GRAPHED, OURS_COMPILED, AS_TRAINED, SEEDS)
+"""The order of tables."""
+
+
+def names(config: Config, device: torch.device) -> list[str]:
+    """All contenders that a config and a device allow, the most important first."""
+    cuda, umdf = device.type == "cuda", config.method == "umdf"
+    return [name for name in (*TOGETHER, *LATER) if (cuda or name not in NEED_CUDA) and (umdf or name != PLAIN)]
+
+
+def choose(text: str, allowed: Sequence[str]) -> list[str]:
+    """The contenders that `"reference,ours,ours + graph, bare loop"` names; some names hold a comma.
+
+    Raises:
+        UserError: one is not allowed.
+    """
+    words, found = [word.strip() for word in text.split(",")], []
+    while words:
+        lengths = [n for n in range(len(words), 0, -1) if ", ".join(words[:n]) in allowed]
+        if not lengths:
+            raise UserError(f"--variants {words[0]}: no such contender here; expected some of {'; '.join(allowed)}")
+        found.append(", ".join(words[: lengths[0]]))
+        words = words[lengths[0] :]
+    return [name for name in allowed if name in found]
+
+
+def build(
+    name: str, config: Config, dataset: Dataset, seeds: int, device: torch.device, dtype: torch.dtype
+) -> Contender:
+    """A contender; each has its own models, of the weights of seed 1 (and 2, 3, ... where it trains several)."""
+    if name == AS_TRAINED:
+        return AsTrained(config, dataset, device)
+    models = seeds if name == SEEDS else 1
+    objective = untrained_objective(config, dataset, range(1, models + 1), device, dtype)
+    if name == PLAIN:
+        assert isinstance(objective.module, UMDF)
+        plain = PlainUMDF(objective.module, "sdpa").to(device, dtype)
+        return Contender(config, objective, 1, WITH_REFERENCE, partial(_plain_loss, plain), plain)
+    if name in (COMPILED, AUTOTUNED):
+        return Contender(
+            config, objective, 1, WITH_REFERENCE, compiled(objective, "max-autotune" if name == AUTOTUNED else None)
+        )
+    if name == GRAPHED:
+        return Graphed(config, objective, CudaCapture())
+    if name == OURS_COMPILED:
+        return Graphed(config, objective, CudaCapture(), forward=compiled(objective))
+    if name == COMPILED_GRAPHED:
+        return Graphed(config, objective, CudaCapture(), WITH_REFERENCE, compiled(objective))
+    contexts: dict[str, Context] = {REFERENCE: WITH_REFERENCE, SDPA: reference_with_sdpa}
+    return Contender(config, objective, models, contexts.get(name, nullcontext))
+
+
+def compiled(objective: Objective, mode: str | None = None, **options: Any) -> Forward:
+    """The step's loss by `torch.compile`, which fails where it would rather run eagerly."""
+    forget_compiled()
+    return partial(_compiled_loss, torch.compile(objective.module, mode=mode, **options))
+
+
+def _plain_loss(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    features, masks = batch.inputs
+    return module([x[0] for x in features], [m[0] for m in masks], batch.targets[0])
+
+
+def _compiled_loss(module: Any, batch: Batch) -> torch.Tensor:
+    return module(batch)[0]

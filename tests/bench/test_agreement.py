@@ -1,0 +1,171 @@
+"""What contenders are held to: the exact step, by as much as plain PyTorch errs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from bench import agreement, lineup
+from bench.agreement import Agreement, Disagreement
+from bench.contenders import AS_TRAINED, COMPILED, OURS, PLAIN, REFERENCE, SDPA, SEEDS, WITH_REFERENCE, Contender
+from fastmmkd.blocks import Config
+from fastmmkd.data.dataset import Dataset
+from fastmmkd.engine.device import prepare_process
+from fastmmkd.engine.step import Objective, untrained_objective
+
+CPU = torch.device("cpu")
+PRECISIONS = [torch.float32, torch.bfloat16]
+Build = Callable[..., dict[str, Contender]]
+
+pytestmark = pytest.mark.usefixtures("process_state")
+
+
+@pytest.fixture(params=PRECISIONS, ids=str)
+def exact(request: pytest.FixtureRequest, config: Config, dataset: Dataset) -> Agreement:
+    return Agreement(config, dataset, CPU, request.param)
+
+
+@pytest.fixture
+def ours(build: Build, exact: Agreement) -> Contender:
+    return build(OURS, dtype=exact.dtype)[OURS]
+
+
+def largest(contender: Contender) -> torch.nn.Parameter:
+    """The parameter with the largest gradient."""
+    _, gradients = contender.first()
+    name = max(gradients, key=lambda name: gradients[name].norm())
+    return dict(contender.module.named_parameters())[name]
+
+
+def test_in_double_precision_the_fused_attention_is_the_reference(build: Build) -> None:
+    reference, fused = build(REFERENCE, SDPA, dtype=torch.float64).values()
+    (_, expected), (_, found) = reference.first(), fused.first()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_all_contenders_agree(config: Config, build: Build, exact: Agreement) -> None:
+    names = [name for name in lineup.names(config, CPU) if name not in (COMPILED, AS_TRAINED)]
+    assert {OURS, REFERENCE, SDPA, SEEDS} | ({PLAIN} if config.method == "umdf" else set()) == {*names}
+    errors = [exact.check(contender) for contender in build(*names, dtype=exact.dtype).values()]
+    assert max(errors) < (1e-4 if exact.dtype == torch.float32 else 0.3)
+
+
+def test_the_step_as_trained_agrees(config: Config, build: Build, dataset: Dataset) -> None:
+    prepare_process(config)
+    (contender,) = build(AS_TRAINED).values()
+    assert Agreement(config, dataset, CPU, torch.float32).check(contender) < 1e-4
+    assert (
+        contender.left.keys() == contender.objective.module.state_dict().keys()
+    )  # what reached DeepSpeed was looked at
+
+
+def test_one_wrong_gradient_is_refused(ours: Contender, exact: Agreement) -> None:
+    largest(ours).register_hook(lambda grad: 1.5 * grad)
+    with pytest.raises(Disagreement, match=r"its first gradient of \S+ is off by .* of the exact one; allowed"):
+        exact.check(ours)
+
+
+def test_a_gradient_of_twenty_to_the_nineteen_is_refused(ours: Contender, exact: Agreement) -> None:
+    for parameter in ours.module.parameters():
+        parameter.register_hook(lambda grad: 0.95 * grad)
+    with pytest.raises(Disagreement, match="is off by"):
+        exact.check(ours)
+
+
+def test_another_loss_is_refused(ours: Contender, exact: Agreement) -> None:
+    forward = ours.forward
+    ours.forward = lambda batch: 1.05 * forward(batch)
+    with pytest.raises(Disagreement, match=r"its first loss, .* is off by 5"):
+        exact.check(ours)
+
+
+def test_a_term_that_is_left_out_is_refused(build: Build, config: Config, dataset: Dataset) -> None:
+    """A twentieth of the gradient of one parameter, in another direction than the gradient."""
+    exact = Agreement(config, dataset, CPU, torch.float32)
+    (ours,) = build(OURS).values()
+
+    def without(grad: torch.Tensor) -> torch.Tensor:
+        term = torch.randn(grad.shape, generator=torch.Generator().manual_seed(0))
+        return grad - 0.05 * grad.norm() * term / term.norm()
+
+    largest(ours).register_hook(without)
+    with pytest.raises(Disagreement, match="its first gradient of"):
+        exact.check(ours)
+
+
+def test_a_gradient_that_is_missing_is_refused(ours: Contender, exact: Agreement) -> None:
+    name, parameter = next(iter(ours.module.named_parameters()))
+    parameter.requires_grad_(False)
+    with pytest.raises(Disagreement, match=f"which parameters have a gradient: {name}"):
+        exact.check(ours)
+
+
+def test_nothing_finite_is_no_agreement(ours: Contender, exact: Agreement) -> None:
+    largest(ours).register_hook(lambda grad: grad * torch.nan)
+    with pytest.raises(Disagreement, match="is off by nan"):
+        exact.check(ours)
+
+
+EDGE = {"umdf": "hidden", "corrkd": "network.hidden", "hrlf": "network.stack.0"}
+"""A layer whose every output goes through a ReLU to the loss."""
+
+
+def test_a_relu_that_is_about_to_switch_does_not_decide(
+    config: Config, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bias of one unit brings its input within rounding of 0 for one sample; being open or shut is both right."""
+    layer = EDGE[config.method]
+
+    def input_of_the_unit() -> torch.Tensor:
+        objective, found = agreement.exactly(untrained_objective(config, dataset, [1], CPU, torch.float32)), []
+        objective.module.get_submodule(layer).register_forward_hook(
+            lambda module, args, out: found.append(out.detach())
+        )
+        Contender(config, objective, 1, WITH_REFERENCE).first()
+        return found[0].flatten(0, -2)[0]  # of the first sample
+
+    inputs = input_of_the_unit()
+    unit = inputs.abs().argmin()
+
+    def at_the_edge(*args: Any) -> Objective:
+        objective = untrained_objective(*args)
+        with torch.no_grad():
+            objective.module.get_submodule(layer).bias[0, unit] -= inputs[unit]
+        return objective
+
+    def contender(nudge: float) -> Contender:
+        objective = at_the_edge(config, dataset, [1], CPU, torch.float32)
+        with torch.no_grad():
+            objective.module.get_submodule(layer).bias[0, unit] += nudge
+        return Contender(config, objective)
+
+    monkeypatch.setattr(agreement, "untrained_objective", at_the_edge)
+    exact = Agreement(config, dataset, CPU, torch.float32)
+    errors = [exact.check(contender(nudge)) for nudge in (1e-6, -1e-6)]
+    assert min(errors) < 1e-4
+    assert max(errors) > 1e-3, "the unit does not matter"
+
+
+def test_the_exact_step_misses_what_the_others_miss(config: Config, dataset: Dataset) -> None:
+    objective = untrained_objective(config, dataset, [1], CPU, torch.bfloat16)
+    exact = agreement.exactly(untrained_objective(config, dataset, [1], CPU, torch.bfloat16))
+    keys = Contender(config, objective).keys(0)
+    drawn, exactly_drawn = (o.draw(keys.rows, keys.epoch).inputs for o in (objective, exact))
+    for x, y in zip(drawn.features, exactly_drawn.features, strict=True):
+        assert torch.equal(x.double(), y)
+    for x, y in zip(drawn.masks, exactly_drawn.masks, strict=True):
+        assert torch.equal(x, y)
+        assert not x.all()
+
+
+def test_moved_weights_come_back(config: Config, dataset: Dataset) -> None:
+    objective = untrained_objective(config, dataset, [1], CPU, torch.float32)
+    before = [p.clone() for p in objective.module.parameters()]
+    with agreement.moved(objective, 1e-3, draw=0):
+        now = zip(objective.module.parameters(), before, strict=True)
+        assert 1e-4 < max(((p - b).abs().max() / b.abs().max()).item() for p, b in now) <= 1e-3
+    for p, b in zip(objective.module.parameters(), before, strict=True):
+        assert torch.equal(p, b)
