@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fastmmkd.blocks import Config
+from fastmmkd.blocks import Block, Config, DataBlock, MissingBlock, ModelBlock, TrainBlock
 from fastmmkd.data.batches import Batch, Inputs
 from fastmmkd.methods import METHODS
 from fastmmkd.methods.method import Network, Trainable
@@ -35,3 +35,18 @@ def student_of(config: Config, dims: tuple[int, ...], seed: int, teacher: Networ
     earlier = {"teacher": teacher or network_of(config, dims, seed)}
     torch.manual_seed(seed)
     return METHODS[config.method].phases_of(config)[-1].build(config, dims, earlier)
+
+
+def config_for_data(
+    task: str = "regression", clip: float | None = 10.0, missing: dict[str, Any] | None = None, **model: Any
+) -> Config:
+    """What a `ResidentSplit` asks of a config; `model`: keys of that block."""
+    return Config(
+        method="none",
+        data=DataBlock(path="none.h5", clip=clip),
+        model=ModelBlock(**model),
+        missing=MissingBlock(**(missing or {})),
+        loss=Block(),
+        train=TrainBlock(task=task, batch_size=2, epochs=1),
+        deepspeed={"optimizer": {"type": "Adam"}},
+    )

@@ -43,8 +43,11 @@ class FlatAdam(torch.optim.Optimizer):
         dtype: fp32 or bf16, what the parameters are trained in.
         clip: largest Euclidean norm of all gradients of a model; 0 = none.
         decoupled: weight decay as AdamW has it.
-        models: S; with one model a parameter needs no axis for it.
+        models: S, where parameters need not have it as their first axis, as with one model; None = they have.
         lr, betas, eps, weight_decay: as torch's Adam has them.
+
+    Raises:
+        ValueError: the parameters are not those of one number of models.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class FlatAdam(torch.optim.Optimizer):
         dtype: torch.dtype,
         clip: float,
         decoupled: bool,
-        models: int,
+        models: int | None = None,
         lr: float = 1e-3,
         betas: Sequence[float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -65,7 +68,10 @@ class FlatAdam(torch.optim.Optimizer):
         super().__init__(own, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
         self.clip, self.adam = clip, torch._fused_adamw_ if decoupled else torch._fused_adam_
         self.parameters: list[torch.nn.Parameter] = own
-        self.models = models
+        sizes = {tuple(p.shape[:1]) for p in own}
+        if models is None and (len(sizes) != 1 or sizes == {()}):
+            raise ValueError(f"parameters of {sorted(sizes)} models; expected one number of models as their first axis")
+        self.models = models or next(iter(sizes))[0]
         self._lay_out(dtype)
 
     @torch.no_grad()

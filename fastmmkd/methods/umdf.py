@@ -75,7 +75,8 @@ class UMDF(Network):
             CrossmodalInteraction(models, d, model.heads, model.mcim, model.dropout) for _ in range(model.mcim_layers)
         )
         self.encoder = TransformerEncoder((models,), joint, model.heads, model.encoder_layers, model.dropout)
-        self.f_y = GroupedLinear((models,), joint, task.outputs)
+        if loss.lambda_logits:
+            self.f_y = GroupedLinear((models,), joint, task.outputs)
         if model.dfim:
             self.dfim = DynamicFeatureIntegration(models, joint, model.heads, model.dropout)
             self.hidden = GroupedLinear((models,), joint, joint)

@@ -57,9 +57,7 @@ def test_the_step_as_trained_agrees(config: Config, build: Build, dataset: Datas
     prepare_process(config)
     (contender,) = build(AS_TRAINED).values()
     assert Agreement(config, dataset, CPU, torch.float32).check(contender) < 1e-4
-    assert (
-        contender.left.keys() == contender.objective.module.state_dict().keys()
-    )  # what reached DeepSpeed was looked at
+    assert contender.left.keys() == contender.objective.module.state_dict().keys()
 
 
 def test_one_wrong_gradient_is_refused(ours: Contender, exact: Agreement) -> None:

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmkd.blocks import DataBlock, MissingBlock
-from fastmmkd.data.batches import Batch, ResidentSplit, by_layer, real_mask, scaling, standardise
+from fastmmkd.data.batches import Batch, ResidentSplit, View, by_layer, real_mask, scaling, standardise
 from fastmmkd.data.dataset import Dataset, Split
 from fastmmkd.data.missingness import evaluation_drops
 from fastmmkd.modalities import CONDITIONS, MODALITIES, condition_modalities
 from fastmmkd.ops.reference import dropped_frames
-from fastmmkd.tasks import Task
+from tests.handmade import config_for_data
 
 STEPS, DIMS, SAMPLES = (6, 9, 4), (5, 4, 3), 12
 ALL = (True, True, True)
@@ -47,20 +47,13 @@ def resident(
     dtype: torch.dtype = torch.float32,
     masked_layers: str = "all",
 ) -> ResidentSplit:
-    return ResidentSplit(
-        make_split(),
-        NORMALISATION,
-        Task("regression"),
-        clip,
-        masking,
-        torch.device("cpu"),
-        dtype,  # type: ignore[arg-type]
-        masked_layers,  # type: ignore[arg-type]
-    )
+    config = config_for_data(clip=clip, attention_mask=masking, masked_layers=masked_layers)
+    return ResidentSplit(make_split(), NORMALISATION, config, torch.device("cpu"), dtype)
 
 
 def training(split: ResidentSplit, sample: torch.Tensor, seed: int = 7, epoch: int = 3, **missing: Any) -> Batch:
-    return split.training_batch(sample, torch.tensor([seed]), torch.tensor(epoch), 2, MissingBlock(**missing))
+    split.missing = MissingBlock(**missing)
+    return split.training_batch(sample, torch.tensor([seed]), torch.tensor(epoch), (View.MISSING, View.MISSING_2))
 
 
 class TestStandardisation:
@@ -129,14 +122,16 @@ class TestTrainingBatch:
     def test_shapes_and_versions(self) -> None:
         sample = torch.tensor([[3, 4, 5]])
         batch = training(resident(), sample)
-        assert [tuple(x.shape) for x in batch.features] == [(1, 6, t, d) for t, d in zip(STEPS, DIMS, strict=True)]
-        assert [tuple(x.shape) for x in batch.masks] == [(1, 6, t) for t in STEPS]
+        assert [tuple(x.shape) for x in batch.inputs.features] == [
+            (1, 6, t, d) for t, d in zip(STEPS, DIMS, strict=True)
+        ]
+        assert [tuple(x.shape) for x in batch.inputs.masks] == [(1, 6, t) for t in STEPS]
         np.testing.assert_array_equal(batch.targets[0].numpy(), make_split().labels[3:6])
 
     @pytest.mark.parametrize("enabled", [True, False])
     def test_features_are_zero_exactly_where_masked(self, enabled: bool) -> None:
         batch = training(resident(), torch.arange(SAMPLES)[None], enabled=enabled)
-        for x, mask in zip(batch.features, batch.masks, strict=True):
+        for x, mask in zip(batch.inputs.features, batch.inputs.masks, strict=True):
             assert not x[~mask].any()
             assert x[mask].any(-1).all()
 
@@ -145,7 +140,7 @@ class TestTrainingBatch:
     def test_absent_modalities_stay_absent(self, epoch: int, seed: int, p_max: float) -> None:
         batch = training(resident(), torch.arange(SAMPLES)[None], seed, epoch, p_max=p_max)
         for m in range(3):
-            mask = batch.masks[m].view(2, SAMPLES, -1)
+            mask = batch.inputs.masks[m].view(2, SAMPLES, -1)
             assert not mask[:, m].any()
             assert not (mask & ~resident().frame_masks[m]).any()
 
@@ -153,9 +148,9 @@ class TestTrainingBatch:
         split, sample = resident(), torch.tensor([[8, 0, 5]])
         batch = training(split, sample, enabled=False)
         for m in range(3):
-            for version in batch.features[m].view(2, 3, *batch.features[m].shape[2:]):
+            for version in batch.inputs.features[m].view(2, 3, *batch.inputs.features[m].shape[2:]):
                 assert torch.equal(version, split.features[m][sample[0]])
-            for version in batch.masks[m].view(2, 3, -1):
+            for version in batch.inputs.masks[m].view(2, 3, -1):
                 assert torch.equal(version, split.frame_masks[m][sample[0]])
 
     @settings(deadline=None, max_examples=25)
@@ -166,16 +161,16 @@ class TestTrainingBatch:
         sample = torch.tensor(order[:size])
         part = training(split, sample[None])
         for m in range(3):
-            expected = whole.masks[m].view(2, SAMPLES, -1)[:, sample]
-            assert torch.equal(part.masks[m].view(2, size, -1), expected)
+            expected = whole.inputs.masks[m].view(2, SAMPLES, -1)[:, sample]
+            assert torch.equal(part.inputs.masks[m].view(2, size, -1), expected)
 
     def test_draws_depend_on_seed_epoch_and_version(self) -> None:
         split, sample = resident(), torch.arange(SAMPLES)[None]
-        first = training(split, sample, seed=1, epoch=0).masks[1]
+        first = training(split, sample, seed=1, epoch=0).inputs.masks[1]
         a, b = first.view(2, SAMPLES, -1)
         assert not torch.equal(a, b)
-        assert not torch.equal(first, training(split, sample, seed=2, epoch=0).masks[1])
-        assert not torch.equal(first, training(split, sample, seed=1, epoch=1).masks[1])
+        assert not torch.equal(first, training(split, sample, seed=2, epoch=0).inputs.masks[1])
+        assert not torch.equal(first, training(split, sample, seed=1, epoch=1).inputs.masks[1])
 
 
 class TestAttentionMasks:
@@ -192,23 +187,23 @@ class TestAttentionMasks:
             assert torch.equal(masks[m][0], torch.from_numpy(real_mask(make_split(), m)))
             assert not features[m].any()
         batch = training(split, torch.tensor([[4, 5]]))
-        assert torch.equal(batch.masks[0], torch.from_numpy(real_mask(make_split(), 0))[[4, 5, 4, 5]][None])
+        assert torch.equal(batch.inputs.masks[0], torch.from_numpy(real_mask(make_split(), 0))[[4, 5, 4, 5]][None])
 
     def test_none_hides_nothing(self) -> None:
         split = resident("none")
         _, masks = split.evaluation_batch(torch.arange(SAMPLES), (True, False, True), p=0.5)
         assert all(mask.all() for mask in masks)
-        assert all(mask.all() for mask in training(split, torch.tensor([[4, 5]])).masks)
+        assert all(mask.all() for mask in training(split, torch.tensor([[4, 5]])).inputs.masks)
 
     def test_the_later_layers_hide_padding_alone(self) -> None:
         """In training, whole or not, and in evaluation; the first layer hides what all hid before."""
         split, sample = resident(masked_layers="first"), torch.arange(SAMPLES)
         real = [torch.from_numpy(real_mask(make_split(), m)) for m in range(3)]
         for found, alone, versions in (
-            (training(split, sample[None]).masks, training(resident(), sample[None]).masks, 2),
+            (training(split, sample[None]).inputs.masks, training(resident(), sample[None]).inputs.masks, 2),
             (
-                training(split, sample[None], enabled=False).masks,
-                training(resident(), sample[None], enabled=False).masks,
+                training(split, sample[None], enabled=False).inputs.masks,
+                training(resident(), sample[None], enabled=False).inputs.masks,
                 2,
             ),
             (
@@ -222,19 +217,19 @@ class TestAttentionMasks:
             assert all(torch.equal(a[0], b.repeat(versions, 1)) for a, b in zip(later, real, strict=True))
 
     def test_all_layers_share_their_masks(self) -> None:
-        first, later = by_layer(training(resident(), torch.arange(SAMPLES)[None]).masks)
+        first, later = by_layer(training(resident(), torch.arange(SAMPLES)[None]).inputs.masks)
         assert all(a is b for a, b in zip(first, later, strict=True))
 
     @pytest.mark.parametrize("masking", ["padding", "none"])
     def test_without_masked_frames_no_layer_differs(self, masking: str) -> None:
         split = resident(masking, masked_layers="first")
-        assert len(training(split, torch.arange(SAMPLES)[None]).masks) == 3
+        assert len(training(split, torch.arange(SAMPLES)[None]).inputs.masks) == 3
 
     @pytest.mark.parametrize("masking", ["padding", "none"])
     def test_it_changes_no_feature(self, masking: str) -> None:
         sample = torch.arange(SAMPLES)
         for batch, reference in (
-            (training(resident(masking), sample[None]).features, training(resident(), sample[None]).features),
+            (training(resident(masking), sample[None]).inputs.features, training(resident(), sample[None]).inputs.features),
             (
                 resident(masking).evaluation_batch(sample, ALL, 0.5, 1, 2)[0],
                 resident().evaluation_batch(sample, ALL, 0.5, 1, 2)[0],
@@ -308,3 +303,37 @@ class TestEvaluationBatch:
                 )[0]
                 agreement = (tested == trained).float().mean().item()
                 assert agreement == pytest.approx(0.5, abs=0.03)  # 8,000 fair coins: five standard deviations
+
+
+class TestViews:
+    SAMPLE = torch.tensor([[3, 0, 5]])
+
+    def batch(self, *views: View, **missing: Any) -> Batch:
+        split = resident()
+        split.missing = MissingBlock(**missing)
+        return split.training_batch(self.SAMPLE, torch.tensor([7]), torch.tensor(3), views)
+
+    def test_a_phase_sees_what_it_asks_for(self) -> None:
+        both = self.batch(View.MISSING, View.MISSING_2)
+        for view, rows in ((View.MISSING, slice(0, 3)), (View.MISSING_2, slice(3, 6))):
+            for seen, whole in zip(both.view(view), both.inputs, strict=True):
+                assert all(torch.equal(x, y[:, rows]) for x, y in zip(seen, whole, strict=True))
+        one = self.batch(View.MISSING, View.COMPLETE)
+        assert all(
+            torch.equal(x, y) for x, y in zip(one.inputs.features, both.view(View.MISSING).features, strict=True)
+        )
+        assert one.view(View.COMPLETE) is one.complete
+        assert self.batch(View.COMPLETE).inputs is not None
+        for wrong, view in ((both, View.COMPLETE), (one, View.MISSING_2), (self.batch(View.COMPLETE), View.MISSING)):
+            with pytest.raises(ValueError, match=f"the phase does not see {view}"):
+                wrong.view(view)
+
+    def test_it_knows_rows_kept_modalities_and_real_frames(self) -> None:
+        batch, raw = self.batch(View.MISSING, View.MISSING_2, p_max=0.0), make_split()
+        assert batch.rows.tolist() == self.SAMPLE.tolist()
+        assert batch.kept.shape == (1, 2, 3, 3)
+        for m, mask in enumerate(batch.inputs.masks):  # nothing else is dropped
+            assert torch.equal(mask.view(1, 2, 3, -1).any(-1), batch.kept[..., m])
+            assert torch.equal(batch.real[m][0], torch.from_numpy(real_mask(raw, m))[self.SAMPLE[0]])
+        whole = self.batch(View.MISSING, enabled=False).kept
+        assert torch.equal(whole[0, 0], torch.from_numpy(raw.present)[self.SAMPLE[0]])

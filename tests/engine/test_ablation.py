@@ -11,7 +11,7 @@ import pytest
 from fastmmkd.blocks import Config
 from fastmmkd.cli import main
 from fastmmkd.config import load_config
-from fastmmkd.engine import phases, run
+from fastmmkd.engine import run
 from fastmmkd.engine.ablation import slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import plots, results, run_results
@@ -68,9 +68,9 @@ class TestTeachers:
         def train(config: Config, output: Path, resume: bool, teacher: Path | None) -> None:
             found[output.name] = teacher and teacher.name
             for seed in config.train.seeds if config.teacher else ():
-                folder = output / f"seed_{seed}" / phases.TEACHER_FOLDER
+                folder = output / f"seed_{seed}" / "teacher"
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / phases.TEACHER_FILE).touch()
+                (folder / "teacher.json").touch()
             raise UserError("there are no results")
 
         monkeypatch.setattr(run, "train_run", train)
@@ -103,7 +103,7 @@ class TestTeachers:
 
     def test_a_row_trains_its_own_where_a_seed_has_none(self, teachers: dict[str, Any]) -> None:
         self.ablate("corrkd", "CorrKD", "w/o SCD")
-        (self.out / "corrkd" / "seed_1" / phases.TEACHER_FOLDER / phases.TEACHER_FILE).unlink()
+        (self.out / "corrkd" / "seed_1" / "teacher" / "teacher.json").unlink()
         teachers.clear()
         self.ablate("corrkd", "w/o RCD")
         assert teachers == {"without_rcd": None}

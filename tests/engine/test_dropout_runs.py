@@ -12,7 +12,7 @@ from run_records import assert_same, parameters, records, without_timings
 
 from fastmmkd.config import parse_config
 from fastmmkd.data import store
-from fastmmkd.data.batches import ResidentSplit
+from fastmmkd.data.batches import ResidentSplit, View
 from fastmmkd.engine import step, trainer
 from fastmmkd.engine.teachers import identity
 from fastmmkd.errors import Interrupted
@@ -114,9 +114,9 @@ def test_the_frozen_teacher_has_none(
     """A student without keys, whatever its dropout, learns what a student without dropout learns from that teacher."""
     raw, training_batch = raw_of("corrkd"), ResidentSplit.training_batch
 
-    def without_keys(self, sample, seed, epoch, versions, missing):
-        batch = training_batch(self, sample, seed, epoch, versions, missing)
-        if missing.enabled:  # a student's
+    def without_keys(self, rows, seeds, epoch, views):
+        batch = training_batch(self, rows, seeds, epoch, views)
+        if View.MISSING in views:  # a student's
             batch.draw = None
         return batch
 

@@ -20,7 +20,7 @@ from fastmmkd.blocks import LARGEST_SEED
 from fastmmkd.cli import main, train_main
 from fastmmkd.config import parse_config
 from fastmmkd.data import store
-from fastmmkd.data.batches import ResidentSplit
+from fastmmkd.data.batches import ResidentSplit, View
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine import run as engine_run
 from fastmmkd.engine import teachers
@@ -574,13 +574,13 @@ class TestSamplesThatLackModalities:
         selected_on: range,
     ) -> None:
         incomplete["teacher"]["incomplete_samples"] = allowed
-        batches: list[tuple[bool, list[int]]] = []
+        batches: list[tuple[tuple[View, ...], list[int]]] = []
         validated: list[list[int]] = []
         training_batch, evaluate = ResidentSplit.training_batch, Evaluator.run_models
 
-        def recording_batch(self: Any, sample: torch.Tensor, seed: Any, epoch: Any, versions: int, missing: Any) -> Any:
-            batches.append((missing.enabled, sample.flatten().tolist()))
-            return training_batch(self, sample, seed, epoch, versions, missing)
+        def recording_batch(self: Any, rows: torch.Tensor, seeds: Any, epoch: Any, views: Any) -> Any:
+            batches.append((views, rows.flatten().tolist()))
+            return training_batch(self, rows, seeds, epoch, views)
 
         def recording_rows(self: Any, predict: Any, models: int, scenario: Any, rows: np.ndarray) -> Any:
             validated.append(rows.tolist())
@@ -592,9 +592,9 @@ class TestSamplesThatLackModalities:
         steps = len(trained_on) // 8
         of_teacher, of_student = batches[:steps], batches[steps:]
         assert sorted(row for _, rows in of_teacher for row in rows) == list(trained_on)
-        assert not any(drops for drops, _ in of_teacher)
-        assert sorted(row for drops, rows in of_student if drops for row in rows) == list(range(40))
-        assert [rows for drops, rows in of_student if drops] == [rows for drops, rows in of_student if not drops]
+        assert {views for views, _ in of_teacher} == {(View.COMPLETE,)}
+        assert {views for views, _ in of_student} == {(View.MISSING, View.COMPLETE)}
+        assert sorted(row for _, rows in of_student for row in rows) == list(range(40))
         assert validated[:2] == [list(selected_on), list(range(4, 12))]
 
     def test_too_few_complete_ones(

@@ -319,7 +319,7 @@ class TestClipping:
     def test_each_model_has_a_norm_of_its_own(self, limit: float) -> None:
         found, before = self.parameters(3), self.parameters(3)
         with NoHostSync():
-            clip_models(found, limit)
+            clip_models(found, limit, len(found[0]))
         for model in range(3):
             own = [torch.nn.Parameter(p[model].detach()) for p in before[:3]]
             for parameter, whole in zip(own, before, strict=False):
@@ -333,8 +333,8 @@ class TestClipping:
             found, expected = self.parameters(3), self.parameters(3)
             for parameter in found[:3]:
                 parameter.grad[1] = torch.nan
-            clip_models(expected, limit)
-            clip_models(found, limit, stopped=[1])
+            clip_models(expected, limit, len(expected[0]))
+            clip_models(found, limit, len(found[0]), stopped=[1])
             for parameter, other in zip(found[:3], expected, strict=False):
                 assert not parameter.grad[1].any()
                 assert torch.equal(parameter.grad[[0, 2]], other.grad[[0, 2]])

@@ -306,7 +306,7 @@ class TestResumption:
     ) -> None:
         tiny_config["deepspeed"] |= block
         with monkeypatch.context() as patch:
-            patch.setattr(device, "flat_adam", lambda block: None)
+            patch.setattr(device, "flat_adam", lambda block, models: None)
             with pytest.raises(Interrupted):
                 train_tiny(tiny_config, tmp_path / "run", stop_after=2)
         with pytest.raises(UserError) as caught:

@@ -20,6 +20,7 @@ from fastmmkd.evaluation.protocol import CONDITION_SCENARIOS, Evaluator, Scenari
 from fastmmkd.evaluation.results import Outcome
 from fastmmkd.modalities import CONDITIONS, MODALITIES
 from fastmmkd.tasks import Task
+from tests.handmade import config_for_data
 
 REGRESSION = Task("regression")
 ALL = (True, True, True)
@@ -53,7 +54,7 @@ def natural(tiny_dataset: Callable[..., Dataset]) -> Dataset:
 def evaluator(dataset: Dataset, task: Task = REGRESSION, **block: Any) -> Evaluator:
     split = dataset.splits["test"]
     normalisation = store.normalisation(dataset.splits["train"])
-    resident = ResidentSplit(split, normalisation, task, 10.0, "missing", torch.device("cpu"), torch.float32)
+    resident = ResidentSplit(split, normalisation, config_for_data(task.name), torch.device("cpu"), torch.float32)
     return Evaluator(resident, split.labels, split.present, task, EvalBlock(**block))
 
 
