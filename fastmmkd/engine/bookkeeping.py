@@ -135,7 +135,10 @@ class SeedBook:
         key = self.session.select
         parts = "  ".join(f"{name} {value:.3f}" for name, value in record["train"].items())
         mark = " *" if self.progress.best_epoch == self.progress.epoch else ""
+        skipped = record["engine"]["skipped_steps"]  # of all so far
+        skips = f"  {skipped:.0f} step{'s' if skipped > 1 else ''} skipped" if skipped else ""
         return (
             f"epoch {record['epoch']}/{self.phase.epochs}  {parts}  "
             f"valid {key} {record['valid'][key]:.2f}{mark}  {record['engine']['samples_per_second']:,.0f} samples/s"
+            f"{skips}"
         )

@@ -162,7 +162,8 @@ def wrap(deepspeed: Any, module: Trainable, block: dict[str, Any], log_file: Pat
     optimiser that a client brings, which knows of precision, clipping and averaging; its `step` calls that, moves the
     schedule and counts. Everywhere else all of it is DeepSpeed's own, but for two things. Stage 0 sends all gradients
     through a buffer and back to average them; one process is spared that, which changes no bit. Stages 1 and 2 look
-    for infinities in every gradient by itself before they take the norm of all, which tells the same.
+    for infinities in every gradient by itself and then take the norm of all, which tells the same; the search is left
+    out, and a step whose norm is not finite is skipped as before.
 
     DeepSpeed's count of samples per second, which waits for the device twice a step, is off unless the block has it.
     """

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -78,11 +79,9 @@ class FlatAdam(torch.optim.Optimizer):
     def _lay_out(self, dtype: torch.dtype) -> None:
         own, models = self.parameters, self.models
         widths = [p.numel() // models for p in own]
-        starts, end = [], 0
-        for width in widths:
-            starts.append(end)
-            end += -(-width // ALIGNMENT) * ALIGNMENT
-        total = -(-end // CHUNK) * CHUNK
+        spans = [-(-width // ALIGNMENT) * ALIGNMENT for width in widths]
+        spans[-1] += -sum(spans) % CHUNK
+        *starts, total = accumulate(spans, initial=0)
         device = own[0].device
         self.weights = torch.zeros(models, total, device=device)
         for p, start, width in zip(own, starts, widths, strict=True):
@@ -93,10 +92,7 @@ class FlatAdam(torch.optim.Optimizer):
         self.bound = torch.full((models,), math.inf, device=device)
         """`[S]`: a model whose gradient norm is below it takes its step; 0 = it has stopped."""
         self.stopped: list[int] = []
-        gaps = [
-            following - start - width
-            for start, width, following in zip(starts, widths, [*starts[1:], total], strict=True)
-        ]
+        gaps = [span - width for span, width in zip(spans, widths, strict=True)]
         self._gaps = [torch.zeros(models, gap, device=device, dtype=dtype) if gap else None for gap in gaps]
         piece = -(-total // (PIECES * CHUNK)) * CHUNK
         flats = (self.weights, self.gradient, self.exp_avg, self.exp_avg_sq)
@@ -104,11 +100,11 @@ class FlatAdam(torch.optim.Optimizer):
         self._skips = torch.zeros(models, device=device)
         self._order: torch.Tensor | None = None
         if models > 1:  # the weights of a parameter, all models', lie together: kernels want them contiguous
-            order = torch.zeros(models * total, dtype=torch.int32, device=device)
-            row = torch.arange(models, dtype=torch.int32, device=device).view(-1, 1) * total
+            kind = torch.int32 if models * total < 2**31 else torch.int64
+            order = torch.zeros(models * total, dtype=kind, device=device)
+            rows = torch.arange(models * total, dtype=kind, device=device).view(models, total)
             for start, width in zip(starts, widths, strict=True):
-                at = row + torch.arange(start, start + width, dtype=torch.int32, device=device)
-                order[models * start : models * (start + width)] = at.flatten()
+                order[models * start : models * (start + width)] = rows[:, start : start + width].flatten()
             self._order = order
         alias = models == 1 and dtype == torch.float32
         self.flat = self.weights[0] if alias else torch.zeros(models * total, dtype=dtype, device=device)
@@ -129,13 +125,14 @@ class FlatAdam(torch.optim.Optimizer):
         chunks = torch.linalg.vector_norm(self.gradient.view(self.models, -1, CHUNK), dim=2)
         norm = torch.linalg.vector_norm(chunks, dim=1)
         takes = norm < self.bound  # not if it is NaN
-        if self.clip:
-            self.gradient.mul_((self.clip / (norm + 1e-6)).clamp_(max=1).unsqueeze(1))
         self.steps.add_(takes)
         torch.logical_not(takes, out=self._skips)
+        scales: Sequence[torch.Tensor | None] = [None] * self.models
+        if self.clip:
+            scales = ((norm + 1e-6) / self.clip).clamp_(min=1).unbind()
         (group,) = self.param_groups
-        for pieces, taken, skips in zip(self._pieces, self.steps.unbind(), self._skips.unbind(), strict=True):
-            weights, gradient, exp_avg, exp_avg_sq = pieces
+        rows = zip(self._pieces, self.steps.unbind(), self._skips.unbind(), scales, strict=True)
+        for (weights, gradient, exp_avg, exp_avg_sq), taken, skips, scale in rows:
             self.adam(
                 weights,
                 gradient,
@@ -150,6 +147,7 @@ class FlatAdam(torch.optim.Optimizer):
                 eps=group["eps"],
                 amsgrad=False,
                 maximize=False,
+                grad_scale=scale,
                 found_inf=skips,
             )
         self._write_back()

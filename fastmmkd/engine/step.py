@@ -276,16 +276,18 @@ def graph_mode(config: Config, placement: Placement, parameter_groups: int = 1) 
         return "off", None
     if placement.device.type == "cpu":
         return "off", f"train.graph: {wanted}, but a CPU has no graphs; steps are eager"
-    # OneCycle moves Adam's betas too, and those are constants of a graph.
-    one = parameter_groups == 1
-    flat = one and flat_adam(block) is not None and block.get("scheduler", {}).get("type") != "OneCycle"
-    if wanted == "auto":
-        return "step" if flat else "fwdbwd", None
     stage = block.get("zero_optimization", {}).get("stage", 0)
-    if wanted == "step" and not flat and (placement.precision != "fp32" or stage != 0 or world_size() > 1):
+    whole = parameter_groups == 1 and flat_adam(block) is not None
+    if wanted == "step":  # others are tried, where one process updates the parameters as they are
+        whole = whole or (placement.precision == "fp32" and stage == 0 and world_size() == 1)
+    # OneCycle moves Adam's betas too, and those are constants of a graph.
+    whole = whole and block.get("scheduler", {}).get("type") != "OneCycle"
+    if wanted == "auto":
+        return "step" if whole else "fwdbwd", None
+    if wanted == "step" and not whole:
         processes = f"{world_size()} process{'es' if world_size() > 1 else ''}"
         return "fwdbwd", (
-            "train.graph: step needs torch's Adam in fp32 or bf16 and ZeRO stage 0, or 1 in one process; the run has "
-            f"{placement.precision} and stage {stage} in {processes}; the update is not captured"
+            "train.graph: step needs torch's Adam in fp32 or bf16, ZeRO stage 0, or 1 in one process, a schedule of "
+            f"the rate; the run has {placement.precision} and stage {stage} in {processes}; the update is not captured"
         )
     return wanted, None

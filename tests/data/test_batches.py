@@ -229,7 +229,10 @@ class TestAttentionMasks:
     def test_it_changes_no_feature(self, masking: str) -> None:
         sample = torch.arange(SAMPLES)
         for batch, reference in (
-            (training(resident(masking), sample[None]).inputs.features, training(resident(), sample[None]).inputs.features),
+            (
+                training(resident(masking), sample[None]).inputs.features,
+                training(resident(), sample[None]).inputs.features,
+            ),
             (
                 resident(masking).evaluation_batch(sample, ALL, 0.5, 1, 2)[0],
                 resident().evaluation_batch(sample, ALL, 0.5, 1, 2)[0],

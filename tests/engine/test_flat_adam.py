@@ -281,7 +281,7 @@ class Calls(TorchDispatchMode):
 NO_LAUNCH = {"view.default", "unsqueeze.default", "unbind.int"}
 
 
-@pytest.mark.parametrize(("precision", "launches"), [("fp32", 12), ("bf16", 14)])
+@pytest.mark.parametrize(("precision", "launches"), [("fp32", 10), ("bf16", 12)])
 def test_the_update_of_umdf_takes_a_handful_of_launches(
     umdf: torch.nn.Module, engine_of: Callable[..., Any], precision: str, launches: int
 ) -> None:
@@ -291,7 +291,7 @@ def test_the_update_of_umdf_takes_a_handful_of_launches(
     assert len(own) == 97
     for p in own:
         p.grad = torch.ones_like(p)
-    with Calls() as calls:
+    with NoHostSync(), Calls() as calls:
         engine.step()
     called = [name for name in calls.names if not name.startswith("_record_function")]
     assert len(called) - 97 <= 20, called

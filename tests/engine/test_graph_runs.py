@@ -125,7 +125,7 @@ def test_a_step_of_another_optimiser_is_captured_anew_when_a_seed_stops(
 
 @pytest.mark.parametrize("mode", ["off", "fwdbwd", "step"])
 def test_a_seed_whose_gradient_is_infinite_skips_that_step_alone(
-    mode, raw_of, train_tiny, tmp_path, monkeypatch, captures
+    mode, raw_of, train_tiny, tmp_path, monkeypatch, captures, capsys
 ) -> None:
     raw = raw_of("umdf", together=True)
     raw["train"] |= {"epochs": 2, "patience": None}
@@ -138,11 +138,20 @@ def test_a_seed_whose_gradient_is_infinite_skips_that_step_alone(
         self.gradient[1, 0] = torch.where(self.steps[0] == 3, torch.inf, self.gradient[1, 0])  # the fourth step
 
     monkeypatch.setattr(FlatAdam, "_gather", poisoned)
+    assert "skipped" not in capsys.readouterr().out
     found = train_tiny(raw, tmp_path / "found")
+    said = [line for line in capsys.readouterr().out.splitlines() if "skipped" in line]
+    assert [line.split()[2] for line in said if line.endswith(" samples/s  1 step skipped")] == ["2", "2"]
     for seed, skipped in ((1, 0), (2, 1), (3, 0)):
         assert [r["engine"]["skipped_steps"] for r in records(found, seed)] == [skipped, skipped]
         same = records(found, seed)[-1]["train"] == pytest.approx(records(whole, seed)[-1]["train"], rel=1e-6)
         assert same == (not skipped)
+    with pytest.raises(trainer.Interrupted):
+        train_tiny(raw, tmp_path / "parts", stop_after=7)
+    train_tiny(raw, tmp_path / "parts", resume=True)
+    for seed in (1, 2, 3):
+        a, b = (without_timings(records(tmp_path / name, seed)) for name in ("parts", "found"))
+        assert a == b
 
 
 @pytest.mark.parametrize(
@@ -159,7 +168,7 @@ def test_a_seed_whose_gradient_is_infinite_skips_that_step_alone(
         ("fwdbwd", "cuda", "bf16", 1, "fwdbwd", None),
         ("step", "cuda", "fp32", 1, "step", None),
         ("step", "cuda", "bf16", 0, "step", None),
-        ("step", "cuda", "bf16", 2, "fwdbwd", "train.graph: step needs torch's Adam in fp32 or bf16 and ZeRO stage 0,"),
+        ("step", "cuda", "bf16", 2, "fwdbwd", "train.graph: step needs torch's Adam in fp32 or bf16, ZeRO stage 0,"),
         ("step", "cuda", "fp16", 1, "fwdbwd", "the run has fp16 and stage 1 in 1 process; the update is not captured"),
     ],
 )
@@ -181,13 +190,16 @@ def test_who_gets_which_steps(wanted, device, precision, stage, expected, why, t
         ({"optimizer": {"type": "SGD", "params": {"lr": 0.1}}}, "auto", "fwdbwd"),
         ({"optimizer": {"type": "SGD", "params": {"lr": 0.1}}}, "step", "step"),
         ({"scheduler": {"type": "OneCycle", "params": {}}}, "auto", "fwdbwd"),
+        ({"scheduler": {"type": "OneCycle", "params": {}}}, "step", "fwdbwd"),
         ({"scheduler": {"type": "WarmupLR", "params": {}}}, "auto", "step"),
     ],
 )
 def test_optimisers_and_schedules(changed, wanted, expected, tiny_config) -> None:
     tiny_config["train"]["graph"] = wanted
     placement = Placement(torch.device("cuda"), "fp32", tiny_config["deepspeed"] | changed, None)
-    assert graph_mode(parse_config(tiny_config), placement) == (expected, None)
+    mode, line = graph_mode(parse_config(tiny_config), placement)
+    assert mode == expected
+    assert (line is None) == (wanted in ("auto", mode))
 
 
 @pytest.mark.parametrize(("stage", "expected"), [(0, "step"), (1, "fwdbwd"), (2, "fwdbwd")])

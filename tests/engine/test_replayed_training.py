@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from fastmmkd.engine.flat_adam import FlatAdam
 from fastmmkd.engine.graphs import CudaCapture, GraphedLoss, GraphedStep
 from tests.engine.fake_capture import FakeCapture
 from tests.engine.tiny_methods import BATCH, METHODS, MODELS, build
@@ -69,4 +70,41 @@ def test_replay_equals_eager_step_for_step(method, replayed, device, tmp_path) -
     found = replayed(module, loss, device)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(module.state_dict(), weights, rtol=1e-6, atol=1e-7)
+    assert not torch.allclose(expected[0], expected[-1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_replayed_flat_update_equals_the_eager_one(method, dtype, device, tmp_path) -> None:
+    """As training takes it: master weights in fp32, each model clipped by itself, one of them stopped half-way."""
+    task = "classification-2" if method == "corrkd" else "regression"
+
+    def run(step_of) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
+        module, loss = build(method, task, tmp_path, device=device, dtype=dtype)
+        update = FlatAdam(module.parameters(), dtype, 1.0, False, lr=RATE)
+        step, found = step_of(update, loss), []
+        for i, inputs in enumerate(batches(device)):
+            update.stop([1] if i >= STEPS // 2 else [])
+            found.append(step(*inputs).clone())
+        return torch.stack(found), update.weights, update.skipped(STEPS)
+
+    def eagerly(update, loss):
+        def step(*inputs):
+            update.zero_grad()
+            total, parts = loss(*inputs)
+            total.backward()
+            update.step()
+            return parts
+
+        return step
+
+    def replayed(update, loss):
+        return GraphedStep(loss, update, lambda: None, batches(device)[0], capture(device))
+
+    (expected, weights, skipped), (found, own, skipped_too) = run(eagerly), run(replayed)
+    limit = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found, expected, rtol=limit, atol=limit)
+    torch.testing.assert_close(own, weights, rtol=limit, atol=limit)
+    assert skipped == skipped_too == [0, STEPS // 2]
     assert not torch.allclose(expected[0], expected[-1])

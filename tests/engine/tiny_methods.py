@@ -30,8 +30,12 @@ def build(
     steps: tuple[int, int, int] = (6, 6, 6),
     device: str = "cpu",
     dropout: float = 0.0,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.nn.Module, Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]:
-    """A method's module and `loss(rows [S, B], epoch [])`: the scalar to minimise, and the parts `[parts, S]`."""
+    """A method's module and `loss(rows [S, B], epoch [])`: the scalar to minimise, and the parts `[parts, S]`.
+
+    dtype: of the features and the teacher; the module is fp32.
+    """
     path = folder / "data.h5"
     store.write(make_dataset(steps), path)
     raw = {
@@ -43,7 +47,8 @@ def build(
         "deepspeed": {"optimizer": {"type": "Adam"}},
     }
     config, at = parse_config(raw), torch.device(device)
-    objective = untrained_objective(config, store.read(path), range(1, MODELS + 1), at, torch.float32)
+    objective = untrained_objective(config, store.read(path), range(1, MODELS + 1), at, dtype)
+    objective.module.float()
 
     def loss(rows: torch.Tensor, epoch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         total, parts = objective.loss(objective.draw(rows, epoch))
