@@ -145,6 +145,7 @@ class CorrKD(Trainable):
     """
 
     network: CorrkdNetwork
+    frozen: tuple[CorrkdNetwork]
 
     def __init__(self, network: CorrkdNetwork, loss: CorrkdLoss, teacher: CorrkdNetwork, models: int = 1) -> None:
         super().__init__()

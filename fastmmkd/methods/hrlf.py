@@ -189,6 +189,7 @@ class HRLF(Trainable):
     """
 
     network: HrlfNetwork
+    frozen: tuple[HrlfNetwork]
 
     def __init__(self, network: HrlfNetwork, loss: HrlfLoss, width: int, teacher: HrlfNetwork, models: int = 1) -> None:
         super().__init__()
