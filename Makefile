@@ -60,7 +60,7 @@ study: data/synthetic_mosi.h5 data/fresh_mosi.h5
 		--only $$method --only "without distillation" --out runs/study/fresh/$$folder || exit; done
 
 # Time the CPU kernels and whole training steps on two threads; parity comes first. A record of each is appended.
-STEP := OMP_NUM_THREADS=2 $(BIN)/python -m bench.train_step --record --variants "reference,reference + SDPA,ours,ours x seeds"
+STEP := OMP_NUM_THREADS=2 $(BIN)/python -m bench.train_step --record --variants "reference,reference + SDPA,ours,as trained,ours x seeds"
 
 bench: setup
 	mkdir -p build

@@ -124,6 +124,8 @@ def of_part(part: Part, end: float) -> Generator[Record, None, int | None]:
     with tempfile.TemporaryFile() as log:
         with process_of(part, log) as (process, lines), killing(process, end):
             for line in lines:
+                if not line.endswith("\n"):
+                    break  # it died while it wrote
                 found = json.loads(line)
                 begun = found.get("begun", begun)
                 if "begun" not in found:

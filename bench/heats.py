@@ -11,6 +11,7 @@ import gc
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Heats:
         self.ours: Contender | None = None
         self.variants: dict[str, Found] = {}
         self.found: Found = {"seconds": 0.0, "excluded": {}, "tracebacks": {}, "skipped": {}, "variants": []}
-        self.started = self.written = time.monotonic()
+        self.started = time.monotonic()
 
     def run(self, chosen: Sequence[str]) -> None:
         """Measure contenders, those of `lineup.TOGETHER` in one heat."""
@@ -134,7 +135,8 @@ class Heats:
         self.keep()
         if self.device.type == "cuda":
             gc.collect()
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # after a bad access nothing works any more, and the others will say so
+                torch.cuda.empty_cache()
 
     def note(self, contenders: dict[str, Contender], found: Seconds) -> None:
         """Take over the times so far."""

@@ -95,7 +95,7 @@ def time_all(
                 continue
             if i >= warm_up:
                 found[name].append(seconds)
-        if i >= warm_up and enough(_by_stage({name: found[name] for name in live})):
+        if not live or (i >= warm_up and enough(_by_stage({name: found[name] for name in live}))):
             break
     return _by_stage({name: found[name] for name in live})
 

@@ -65,7 +65,8 @@ def tune(
 ) -> None:
     """Measure calls until `end`, put what is fastest into the table, and say it."""
     chosen = fastest(measure(calls, dtypes, str(device), timer, end))
-    write(TABLE, architecture(device), chosen)
+    if chosen:
+        write(TABLE, architecture(device), chosen)
     for kernel, buckets in chosen.items():
         for bucket, parameters in buckets.items():
             print(f"{kernel} {bucket}: " + ", ".join(f"{k}={v}" for k, v in parameters.items()), flush=True)

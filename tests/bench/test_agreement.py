@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from bench import agreement, lineup
+from bench import agreement, as_trained, lineup
 from bench.agreement import Agreement, Disagreement
+from bench.as_trained import AsTrained
 from bench.contenders import AS_TRAINED, COMPILED, OURS, PLAIN, REFERENCE, SDPA, SEEDS, WITH_REFERENCE, Contender
+from bench.rounds import Clock
 from fastmmkd.blocks import Config
 from fastmmkd.data.dataset import Dataset
-from fastmmkd.engine.device import prepare_process
-from fastmmkd.engine.step import Objective, untrained_objective
+from fastmmkd.engine.device import DTYPES, prepare_process
+from fastmmkd.engine.step import STEPS, Objective, untrained_objective
+from tests.engine.fake_capture import FakeCapture
 
 CPU = torch.device("cpu")
 PRECISIONS = [torch.float32, torch.bfloat16]
@@ -53,11 +56,30 @@ def test_all_contenders_agree(config: Config, build: Build, exact: Agreement) ->
     assert max(errors) < (1e-4 if exact.dtype == torch.float32 else 0.3)
 
 
-def test_the_step_as_trained_agrees(config: Config, build: Build, dataset: Dataset) -> None:
+@pytest.mark.parametrize(
+    ("mode", "precision"),
+    [("off", "fp32"), ("off", "bf16"), ("fwdbwd", "fp32"), ("fwdbwd", "bf16"), ("step", "fp32"), ("step", "bf16")],
+)
+def test_the_step_as_trained_agrees(
+    mode: str, precision: str, config: Config, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if precision == "bf16":
+        block = config.deepspeed | {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}}
+        config = config.model_copy(update={"deepspeed": block})
+    monkeypatch.setattr(as_trained, "graph_mode", lambda *_: (mode, None))
+    monkeypatch.setattr(STEPS[mode], "capture", FakeCapture, raising=False)
     prepare_process(config)
-    (contender,) = build(AS_TRAINED).values()
-    assert Agreement(config, dataset, CPU, torch.float32).check(contender) < 1e-4
-    assert contender.left.keys() == contender.objective.module.state_dict().keys()
+    contender = lineup.build(AS_TRAINED, config, dataset, 1, CPU, torch.float32)
+    assert isinstance(contender, AsTrained)
+    exact = Agreement(config, dataset, CPU, DTYPES[precision])
+    assert exact.check(contender) < (1e-4 if precision == "fp32" else 0.3)
+    assert contender.about == {"precision": precision, "train.graph": mode, "said": []}
+    if mode != "step":  # what reached DeepSpeed was looked at
+        assert contender.left.keys() == dict(contender.objective.module.named_parameters()).keys()
+    before = contender.take(*contender.keys(0)[::2], []).clone()
+    for _ in range(30):
+        contender(0, Clock(CPU))
+    assert contender.take(*contender.keys(0)[::2], [])[0] < before[0]
 
 
 def test_one_wrong_gradient_is_refused(ours: Contender, exact: Agreement) -> None:

@@ -105,6 +105,7 @@ class TestProcesses:
             "    if i == 1: print('an illegal access', flush=True); os.abort()\n"
             "    if i == 2: sys.exit(3)\n"
             "    say(op='x', contender='cpp', n=i)\n"
+            "pipe.write('{half a li'); pipe.flush(); sys.exit(0)\n"
         )
         first, died, last = gpu_kernels.of_parts([part()], NEVER)
         assert (first["n"], last["n"]) == (0, 3)

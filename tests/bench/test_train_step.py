@@ -87,6 +87,7 @@ def test_who_fails_takes_no_more_turns() -> None:
     )
     assert failures == [("x", "out of memory")]
     assert {name: len(stages["a"]) for name, stages in found.items()} == {"y": 5}
+    assert rounds.time_all({"x": failing}, 5, CPU, failed=lambda *args: None, enough=lambda found: not found["x"]) == {}
     with pytest.raises(RuntimeError, match="out of memory"):
         rounds.time_all({"x": failing}, 5, CPU)
     few = rounds.time_all({"y": fine}, 5, CPU, enough=lambda found: len(found["y"]["a"]) == 2)

@@ -76,7 +76,7 @@ def test_it_stops_in_time_and_keeps_what_it_has(
     candidates = len(tune.specimens()[0].module.CANDIDATES)
     op = ["--main", "--op", "cross_attention", "missing_draw", "--dtype", "bf16,fp32"]
     assert tune.main([*op, "--seconds", str(candidates // 2)]) == 0
-    assert json.loads(on_a_gpu.read_text()) == {"sm_90": {}}  # not one call was measured to its end
+    assert not on_a_gpu.exists()  # not one call was measured to its end
     now = 0.0
     assert tune.main([*op, "--seconds", str(candidates + 3)]) == 0
     assert json.loads(on_a_gpu.read_text()) == {"sm_90": {"a_kernel": {"n=16": {"BR": 16}}}}
