@@ -24,11 +24,6 @@ from fastmmkd.engine.step import Objective, unmarked
 from fastmmkd.errors import UserError
 from fastmmkd.ops import reference, use_provider
 
-REFERENCE, SDPA, PLAIN = "reference", "reference + SDPA", "plain + SDPA"
-COMPILED, COMPILED_GRAPHED, AUTOTUNED = "compile", "compile + graph, bare loop", "compile max-autotune"
-OURS, AS_TRAINED, GRAPHED = "ours", "as trained", "ours + graph, bare loop"
-OURS_COMPILED, SEEDS = "ours, compiled, in a graph", "ours x seeds"
-
 ROUNDS = 32
 """After as many the batches come again."""
 

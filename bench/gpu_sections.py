@@ -6,10 +6,14 @@ explains A. Call C trains a paper's config to its end.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 
+from bench.variants import AUTOTUNED, COMPILED, COMPILED_GRAPHED, OURS, OURS_COMPILED
 from fastmmkd.ops.extension import CUDA_OPERATIONS
 
 FOUND = "{found}"
@@ -20,7 +24,9 @@ BUILD_SECONDS = 240
 """Of compiling the extension, where it was not brought along; it is not part of A's time."""
 REHEARSAL_FACTOR = 4
 """As much longer may everything take on a CPU."""
-METHODS = ("umdf", "corrkd", "hrlf")
+CONFIGS = Path(__file__).parents[1] / "configs"
+COMPILATIONS = (OURS_COMPILED, COMPILED_GRAPHED, COMPILED, AUTOTUNED)
+"""The last one only if time is left: it takes minutes."""
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-p", "bench.pytest_record", "--found", FOUND)
 SANITIZED = "views_of_other_tensors or rows_without_keys"
 """Tests that compute-sanitizer, which slows everything down many times, can take."""
@@ -50,6 +56,16 @@ def sections(call: str, rehearsed: bool) -> list[Section]:
     return [_rehearsal(section) if rehearsed else section for section in made(workers(rehearsed))]
 
 
+@cache
+def on_mosei() -> list[str]:
+    """The papers' configs for MOSEI, by name; the one with the most layers, whose step takes longest, first."""
+    layers = {}
+    for path in sorted(CONFIGS.glob("*_mosei.json")):
+        model = json.loads(path.read_text())["model"]
+        layers[path.stem] = sum(value for key, value in model.items() if key.endswith("_layers") and value in range(99))
+    return sorted(layers, key=lambda name: -layers[name])
+
+
 def workers(rehearsed: bool) -> int:
     """Processes of the parity wall: compiling its kernels takes most of its time."""
     return 2 if rehearsed else max(1, min(14, (os.cpu_count() or 1) - 2))
@@ -60,7 +76,7 @@ def what_must_be_known(count: int) -> list[Section]:
     return [
         Section("preflight", ("-m", "bench.gpu_preflight", FOUND), 40, essential=True),
         Section("smoke", ("-m", "bench.gpu_smoke", FOUND, "--seconds", "55"), 60, least=15),
-        *(step(method, ("--seconds", "35"), 40) for method in METHODS),
+        *(step(config, ("--no-engine", "--seconds", "35"), 40) for config in on_mosei()),
         Section("parity triton", (*PYTEST, "tests/parity", *spread), 105, {"FASTMMKD_PARITY": "triton"}),
         Section("parity cuda", (*PYTEST, "tests/parity", *spread), 30, {"FASTMMKD_PARITY": "cuda"}),
         Section("graphs", (*PYTEST, "tests/engine", "-m", "gpu"), 45),
@@ -74,9 +90,9 @@ def training_and_reasons(count: int) -> list[Section]:
     kernels = ("-m", "bench.gpu_kernels", "--main", "--dtype", "bf16", "--no-compile", "--out", FOUND)
     return [
         Section("training", ("-m", "bench.gpu_training", FOUND), 90, least=30),
-        step("umdf", ("--variants", "ours", "--engine"), 35, "engine umdf"),
+        step(on_mosei()[0], ("--variants", OURS, "--seconds", "30"), 35, "engine overhead"),
         Section("kernels", (*kernels, "--seconds", "50"), 55),
-        step("umdf", ("--compiled", "--seconds", "60"), 65, "compiled umdf"),
+        step(on_mosei()[0], ("--variants", ",".join(COMPILATIONS), "--no-engine", "--seconds", "60"), 65, "compiled"),
         Section("memcheck triton", memcheck, 50, sanitizer | {"FASTMMKD_PARITY": "triton"}, least=30),
     ]
 
@@ -85,11 +101,12 @@ def a_whole_training(count: int) -> list[Section]:
     return [Section("whole training", ("-m", "bench.gpu_training", FOUND, "--whole"), 175, least=60)]
 
 
-def step(method: str, arguments: tuple[str, ...], seconds: float, name: str = "") -> Section:
-    """A whole training step at the size of a method's MOSEI config, in bf16."""
-    config = f"{method}_mosei"
+def step(config: str, arguments: tuple[str, ...], seconds: float, name: str = "") -> Section:
+    """A whole training step of a shipped config, in the precision that it trains in there."""
     command = ("-m", "bench.train_step", "--config", f"configs/{config}.json", "--record", *arguments)
-    return Section(name or f"step {method}", command, seconds, speed_record=f"train_step_{config}", least=20)
+    return Section(
+        name or f"step {config.split('_')[0]}", command, seconds, speed_record=f"train_step_{config}", least=20
+    )
 
 
 def _rehearsal(section: Section) -> Section:

@@ -1,8 +1,8 @@
 """Training on a GPU as users do it, with replayed steps and without: `python -m bench.gpu_training FILE`.
 
-UMDF on a synthetic MOSEI, by `train.py` under DeepSpeed in the precision that the device has: once eagerly, once as
-`train.graph = auto` has it, once more through the `deepspeed` launcher. Losses epoch by epoch must be the same.
-`--whole` trains configs/umdf_mosei.json at full size to its end instead.
+The deepest of the shipped MOSEI configs on synthetic data, by `train.py` under DeepSpeed in the precision that the
+device has: once eagerly, once as `train.graph = auto` has it, once more through the `deepspeed` launcher. Losses epoch
+by epoch must be the same. `--whole` trains it at full size to its end instead.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import entry, processes
+from bench.gpu_sections import on_mosei
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, write_json
 
 ROOT = Path(__file__).parents[1]
-CONFIG = "configs/umdf_mosei.json"
+CONFIG = f"configs/{on_mosei()[0]}.json"
 EPOCHS = 2
 ALLOWED = 1e-2
 """Largest difference of an epoch's mean training loss, relative: kernels are the same, their rounding in bf16 is not

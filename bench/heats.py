@@ -18,8 +18,9 @@ import torch
 
 from bench import lineup, observe, power
 from bench.agreement import Agreement
-from bench.contenders import AS_TRAINED, OURS, Contender
+from bench.contenders import Contender
 from bench.rounds import WHOLE, Clock, Seconds, quantiles, time_all
+from bench.variants import AS_TRAINED, OURS
 from fastmmkd.blocks import Config
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.device import DTYPES, place

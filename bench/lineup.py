@@ -10,7 +10,9 @@ import torch
 
 from bench.as_trained import AsTrained
 from bench.compilation import forget_compiled
-from bench.contenders import (
+from bench.contenders import WITH_REFERENCE, Contender, Context, Forward, Graphed, nullcontext, reference_with_sdpa
+from bench.plain import PlainUMDF
+from bench.variants import (
     AS_TRAINED,
     AUTOTUNED,
     COMPILED,
@@ -22,15 +24,7 @@ from bench.contenders import (
     REFERENCE,
     SDPA,
     SEEDS,
-    WITH_REFERENCE,
-    Contender,
-    Context,
-    Forward,
-    Graphed,
-    nullcontext,
-    reference_with_sdpa,
 )
-from bench.plain import PlainUMDF
 from fastmmkd.blocks import Config
 from fastmmkd.data.batches import Batch
 from fastmmkd.data.dataset import Dataset

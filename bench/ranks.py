@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from bench.contenders import OURS
 from bench.engine_overhead import Engine
 from bench.rounds import WHOLE, quantiles, time_all
+from bench.variants import OURS
 from bench.workload import BATCHES, Shape, random_dataset
 from fastmmkd.blocks import Config
 from fastmmkd.engine.device import place, prepare_process, start_deepspeed

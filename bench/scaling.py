@@ -15,9 +15,10 @@ import torch
 
 from bench import entry, ranks, records
 from bench.agreement import Agreement, Disagreement
-from bench.contenders import OURS, REFERENCE, WITH_REFERENCE, Contender
+from bench.contenders import WITH_REFERENCE, Contender
 from bench.rounds import WHOLE, quantiles, time_all
 from bench.train_step import add_workload_arguments, set_up, workload
+from bench.variants import OURS, REFERENCE
 from bench.workload import BATCHES, Shape, random_dataset, shape_of
 from fastmmkd.blocks import Config
 from fastmmkd.engine.step import untrained_objective

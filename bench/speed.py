@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bench import data_path, parity, records, scaling, speed_plots, table, train_step
-from bench.contenders import COMPILED, OURS, REFERENCE, SDPA, SEEDS
 from bench.engine_overhead import AS_CONFIGURED
 from bench.quality import NOT_YET
+from bench.variants import COMPILED, OURS, REFERENCE, SDPA, SEEDS
 from fastmmkd.evaluation import tables
 
 HEADLINES = ("cross_attention", "pairwise_contrastive", "five seeds")

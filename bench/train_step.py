@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from bench import choices, entry, lineup, records
-from bench.contenders import OURS, SEEDS
 from bench.engine_overhead import overhead
 from bench.heats import Heats
+from bench.variants import OURS, SEEDS
 from bench.workload import BATCHES, Shape, random_dataset, shape_of
 from fastmmkd.blocks import Config
 from fastmmkd.config import load_config

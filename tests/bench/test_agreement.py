@@ -11,8 +11,9 @@ import torch
 from bench import agreement, as_trained, lineup
 from bench.agreement import Agreement, Disagreement
 from bench.as_trained import AsTrained
-from bench.contenders import AS_TRAINED, COMPILED, OURS, PLAIN, REFERENCE, SDPA, SEEDS, WITH_REFERENCE, Contender
+from bench.contenders import WITH_REFERENCE, Contender
 from bench.rounds import Clock
+from bench.variants import AS_TRAINED, COMPILED, OURS, PLAIN, REFERENCE, SDPA, SEEDS
 from fastmmkd.blocks import Config
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.device import DTYPES, prepare_process

@@ -18,7 +18,8 @@ import torch
 
 from bench import heats, lineup, observe, records, report, rounds, scaling, speed_plots, train_step
 from bench.agreement import Agreement
-from bench.contenders import AS_TRAINED, GRAPHED, OURS, OURS_COMPILED, REFERENCE, SDPA, SEEDS, Contender, Graphed
+from bench.contenders import Contender, Graphed
+from bench.variants import AS_TRAINED, GRAPHED, OURS, OURS_COMPILED, REFERENCE, SDPA, SEEDS
 from bench.workload import Shape, shape_of
 from fastmmkd.blocks import Config
 from fastmmkd.data.dataset import Dataset
