@@ -96,6 +96,7 @@ def job(launch: Launch, arch: int) -> Job:
     """What the JIT would compile for a launch."""
     names, kernel = launch.kernel.arg_names, launch.kernel
     constexprs = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+    plain_types = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
     bound = dict(zip(names, launch.args, strict=False)) | launch.options
     signature: list[tuple[str, Any]] = []
     constants: list[tuple[Position, Any]] = []
@@ -105,18 +106,21 @@ def job(launch: Launch, arch: int) -> Job:
             constants.append(((i,), bound[name]))
             signature.append((name, "constexpr"))
         else:
-            signature.append((name, _specialised(bound[name], (i,), constants, aligned)))
+            noted = ([], []) if name in plain_types else (constants, aligned)
+            signature.append((name, _specialised(bound[name], (i,), *noted, name not in plain_types)))
     options = {name: value for name, value in launch.options.items() if name not in names}
     module, function = kernel.fn.__module__, kernel.fn.__name__
     plain = tuple(signature), tuple(constants), tuple(aligned), tuple(sorted(options.items()))
     return Job(module, function, arch, *plain)
 
 
-def _specialised(value: Any, at: Position, constants: list[tuple[Position, Any]], aligned: list[Position]) -> Any:
+def _specialised(
+    value: Any, at: Position, constants: list[tuple[Position, Any]], aligned: list[Position], on_one: bool
+) -> Any:
     """The type of an argument as a signature spells it; its constants and alignment are noted."""
     if isinstance(value, tuple):
-        return tuple(_specialised(x, (*at, i), constants, aligned) for i, x in enumerate(value))
-    if value is None or (type(value) is int and value == 1):
+        return tuple(_specialised(x, (*at, i), constants, aligned, on_one) for i, x in enumerate(value))
+    if value is None or (on_one and type(value) is int and value == 1):
         constants.append((at, value))
         return "constexpr"
     if isinstance(value, torch.Tensor):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from fastmmkd.ops.registry import BACKWARD
 
 Run = Callable[[], object]
 
@@ -23,6 +27,44 @@ class OperatorCalls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls[func.name()] += 1
         return func(*args, **(kwargs or {}))
+
+
+TWO_LAUNCHES = ("aten::baddbmm", "aten::select_backward", "aten::slice_backward")
+"""A copy of the bias and a product; zeros and a copy into them."""
+
+
+class PredictedLaunches(OperatorCalls):
+    """Counts what the operators that are called, on whatever device, would launch on a GPU.
+
+    A view and an allocation launch nothing, other operators of PyTorch one kernel (two: `TWO_LAUNCHES`), and those of
+    this package what their Triton kernels record. What cuBLAS splits into several kernels is not known.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.launches += self._of(func, args)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _of(self, func: Any, args: Any) -> int:
+        library, name = func.name().split("::")
+        if library == "fastmmkd":
+            kernel = getattr(import_module(f"fastmmkd.kernels.{name.removesuffix(BACKWARD)}"), name)
+            from fastmmkd.kernels.launch import recorded
+
+            with recorded() as launches, PredictedLaunches() as copies:
+                kernel(*tree_map_only(torch.Tensor, _without_data, args))
+            return len(launches) + copies.launches
+        aliases = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        if func.is_view or aliases or "empty" in name or name == "detach":
+            return 0
+        return 2 if func.name().split(".")[0] in TWO_LAUNCHES else 1
+
+
+def _without_data(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
 
 
 def operator_calls(run: Run) -> int:

@@ -167,6 +167,8 @@ def _losses() -> Iterator[Specimen]:
         yield _loss("pairwise_contrastive", text, pair, (1.2, 0, True, [True, False]), main)
         yield _loss("prototype_similarity", text, _with_classes(pair, n), (2, [True, False]), main)
         yield _loss("jsd_mutual_information", f"1 x {n} x {HIDDEN}", _scored(n), ([True] * 4,), main)
+    seven = _with_classes(_normal(2, 1, largest, joint), largest)
+    yield _loss("prototype_similarity", f"1 x {largest} x {joint}, 7 classes", seven, (7, [True, False]))
     gathered = _normal_of((1, largest, joint), (1, GLOBAL_BATCH, joint))
     text = f"1 x {largest} of {GLOBAL_BATCH} x {joint}"
     yield _loss("pairwise_contrastive", text, gathered, (1.2, largest, True, [True, False]))

@@ -12,7 +12,7 @@ import triton.language as tl
 from fastmmkd.kernels.elementary import log_ratio
 from fastmmkd.kernels.launch import launch
 from fastmmkd.kernels.parameters import parameters, power_of_two
-from fastmmkd.kernels.rows import add_up, gradient_of, load_rows, partial_sums, programs, store_rows
+from fastmmkd.kernels.rows import add_up, divide, gradient_of, load_rows, partial_sums, store_rows
 
 CANDIDATES = [{"BN": rows, "num_warps": warps} for rows in (16, 32, 64, 128) for warps in (1, 2, 4, 8)]
 
@@ -26,15 +26,18 @@ def js_divergence(
     grads = [gradient_of(x, w) for x, w in zip((logits_a, logits_b), wanted, strict=True)]
     block = min(power_of_two(n), max(1, 2048 // power_of_two(classes)))
     tuned = parameters("js_divergence", {"BN": block, "num_warps": 4}, logits_a.device, n=n, classes=classes)
-    partial = partial_sums(logits_a, programs(n, tuned["BN"]))
+    programs, _ = divide(groups, n, tuned["BN"])
+    loss = logits_a.new_empty(groups, dtype=torch.float32)
+    partial = partial_sums(loss, programs)
     scale = 0.5 / n if n else float("nan")
     args = (logits_a, logits_b, partial, *grads, n, classes, scale)
     flags = {"GRAD_A": wanted[0], "GRAD_B": wanted[1]}
-    launch(_diverge, (partial.shape[1], groups), *args, **flags, BK=power_of_two(classes), **tuned)
-    return add_up(partial), grads[0], grads[1]
+    launch(_diverge, (programs, groups), *args, **flags, BK=power_of_two(classes), **tuned)
+    add_up((partial, loss))
+    return loss, grads[0], grads[1]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "K"])
 def _diverge(
     logits_a,
     logits_b,

@@ -23,8 +23,7 @@ from fastmmkd.kernels.pairs import (
     sum_features,
     sum_others,
 )
-from fastmmkd.kernels.parameters import power_of_two
-from fastmmkd.kernels.rows import gradient_of, partial_sums, programs, sum_of
+from fastmmkd.kernels.rows import add_up, divide, gradient_of, partial_sums
 
 CANDIDATES = PAIR_CANDIDATES
 
@@ -38,21 +37,18 @@ def jsd_mutual_information(
     grads = [gradient_of(x, w) for x, w in zip(inputs, wanted, strict=True)]
     loss = left.new_empty(groups, dtype=torch.float32)
     tuned = pair_parameters("jsd_mutual_information", left, n, n)
-    count = programs(n, tuned["BN"])
-    sums = [loss, grads[2], grads[3]]
-    of_programs = sums if count == 1 else [partial_sums(left, count, *shape) for shape in ((), (hidden,), ())]
-    args = (left, right, weight, bias, *of_programs, *grads[:2], n, hidden)
+    programs, shares = divide(groups, n, tuned["BN"], n, tuned["BM"])
+    sums = loss, grads[2], grads[3], grads[0], grads[1]
+    parts = [*(partial_sums(x, programs * shares) for x in sums[:3]), *(partial_sums(x, shares) for x in sums[3:])]
+    args = (left, right, weight, bias, *parts, n, hidden)
     scales = (1.0 / n if n else float("nan"), 1.0 / max(n - 1, 1))
     flags = {f"GRAD_{name}": w for name, w in zip(("LEFT", "RIGHT", "WEIGHT", "BIAS"), wanted, strict=True)}
-    launch(_bound, (count, groups, 1 + wanted[1]), *args, *scales, **flags, **tuned)
-    if count > 1:
-        flags = {"GRAD_WEIGHT": wanted[2], "GRAD_BIAS": wanted[3]}
-        blocks = {"BP": min(power_of_two(count), 64), "BH": power_of_two(hidden)}
-        launch(_add_up, (groups,), *of_programs, *sums, count, hidden, **flags, **blocks)
+    launch(_bound, (programs, groups, (1 + wanted[1]) * shares), *args, *scales, shares, **flags, **tuned)
+    add_up(*zip(parts, sums, strict=True))
     return loss, *grads
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "H", "shares"])
 def _bound(
     left,
     right,
@@ -66,7 +62,8 @@ def _bound(
     N,
     H,
     scale,
-    share,
+    other_scale,
+    shares,
     GRAD_LEFT: tl.constexpr,
     GRAD_RIGHT: tl.constexpr,
     GRAD_WEIGHT: tl.constexpr,
@@ -79,18 +76,23 @@ def _bound(
     unit = (tl.arange(0, BE) * LANES)[:, None] + tl.arange(0, LANES)  # [BE, LANES]
     b_weight = tl.load(weight + group * H + unit, unit < H, 0.0).to(tl.float32)
     b_bias = tl.load(bias + group).to(tl.float32)
-    if tl.program_id(2) == 0:
+    share = tl.program_id(2) % shares
+    if tl.program_id(2) < shares:
         b_loss, b_grad_weight, b_grad_bias = _rows(
-            left, right, grad_left, b_weight, b_bias, N, H, scale, share, GRAD_LEFT, GRAD_WEIGHT, BN, BM, BE
-        )
-        to = group * tl.num_programs(0) + tl.program_id(0)
+            left, right, grad_left, b_weight, b_bias, N, H, scale, other_scale, share, shares,
+            GRAD_LEFT, GRAD_WEIGHT, BN, BM, BE,
+        )  # fmt: skip
+        to = (group * shares + share) * tl.num_programs(0) + tl.program_id(0)
         tl.store(loss + to, b_loss)
         if GRAD_WEIGHT:
             tl.store(grad_weight + to * H + unit, b_grad_weight, unit < H)
         if GRAD_BIAS:
             tl.store(grad_bias + to, b_grad_bias)
     elif GRAD_RIGHT:
-        _rows(right, left, grad_right, b_weight, b_bias, N, H, scale, share, GRAD_RIGHT, False, BN, BM, BE)
+        _rows(
+            right, left, grad_right, b_weight, b_bias, N, H, scale, other_scale, share, shares,
+            GRAD_RIGHT, False, BN, BM, BE,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -103,14 +105,19 @@ def _rows(
     N,
     H,
     scale,
+    other_scale,
     share,
+    shares,
     GRAD: tl.constexpr,
     GRAD_WEIGHT: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
     BE: tl.constexpr,
 ):
-    """The bound of this program's rows, and its gradients in weight `[BE, LANES]` and bias; share is 1 / (N - 1)."""
+    """The bound of this program's rows and its share of the others, and its gradients in weight `[BE, LANES]` and bias.
+
+    Pairs of different rows are weighted by other_scale, 1 / (N - 1).
+    """
     group = tl.program_id(1).to(tl.int64)
     b_loss, b_grad_bias = tl.zeros([BN], tl.float32), tl.zeros([BN], tl.float32)
     b_grad_weight = tl.zeros([BE, BN, LANES], tl.float32)
@@ -118,7 +125,7 @@ def _rows(
         row = first + tl.arange(0, BN)  # [BN]
         b_x = load_split(x, group, row, row < N, N, H, BE)
         b_grad = tl.zeros_like(b_x)
-        for start in range(0, N, BM):
+        for start in range(share * BM, N, shares * BM):
             other = start + tl.arange(0, BM)  # [BM]
             b_before = b_x[:, None] + load_split(others, group, other, other < N, N, H, BE)[:, :, None]
             b_hidden = tl.where(b_before < 0.0, 0.0, b_before)  # a NaN stays
@@ -127,8 +134,8 @@ def _rows(
             b_marginal, b_marginal_slope = _log_sigmoid(-b_score)
             inside = (other < N)[:, None] & (row < N)
             own = other[:, None] == row
-            b_loss += tl.sum(tl.where(inside, tl.where(own, b_joint, b_marginal * share), 0.0), 0)
-            b_slope = tl.where(own, b_joint_slope, -b_marginal_slope * share) * scale
+            b_loss += tl.sum(tl.where(inside, tl.where(own, b_joint, b_marginal * other_scale), 0.0), 0)
+            b_slope = tl.where(own, b_joint_slope, -b_marginal_slope * other_scale) * scale
             b_slope = tl.where(inside, b_slope, 0.0)
             b_grad_bias += tl.sum(b_slope, 0)
             if GRAD:
@@ -136,7 +143,7 @@ def _rows(
             if GRAD_WEIGHT:
                 b_grad_weight += sum_others(b_slope, b_hidden)
         if GRAD:
-            store_split(grad, b_grad * b_weight[:, None], group, row, row < N, N, H, BE)
+            store_split(grad, b_grad * b_weight[:, None], group * shares + share, row, row < N, N, H, BE)
     return tl.sum(b_loss, 0) * scale, tl.sum(b_grad_weight, 1), tl.sum(b_grad_bias, 0)
 
 
@@ -146,30 +153,3 @@ def _log_sigmoid(x):
     tail = tl.exp(-tl.abs(x))
     slope = tl.where(x < 0.0, 1.0, tail) / (1.0 + tail)
     return tl.where(x < 0.0, x, 0.0) - log_one_plus(tail), slope
-
-
-@triton.jit
-def _add_up(
-    partial_loss,
-    partial_weight,
-    partial_bias,
-    loss,
-    grad_weight,
-    grad_bias,
-    P,
-    H,
-    GRAD_WEIGHT: tl.constexpr,
-    GRAD_BIAS: tl.constexpr,
-    BP: tl.constexpr,
-    BH: tl.constexpr,
-):
-    group = tl.program_id(0).to(tl.int64)
-    tl.store(loss + group, sum_of(partial_loss + group * P, P, BP))
-    if GRAD_BIAS:
-        tl.store(grad_bias + group, sum_of(partial_bias + group * P, P, BP))
-    if GRAD_WEIGHT:
-        unit = tl.arange(0, BH)  # [BH]
-        b_total = tl.zeros([BH], tl.float32)
-        for program in range(P):
-            b_total += tl.load(partial_weight + (group * P + program) * H + unit, unit < H, 0.0)
-        tl.store(grad_weight + group * H + unit, b_total, unit < H)

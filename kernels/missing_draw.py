@@ -62,7 +62,7 @@ def _filled(of_modalities: list) -> list:
     return of_modalities + of_modalities[-1:] * (MODALITIES - len(of_modalities))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T0", "T1", "T2", "N", "W", "V", "B"])
 def _draw(
     x0, x1, x2, mask0, mask1, mask2, drawn0, drawn1, drawn2, kept0, kept1, kept2, T0, T1, T2, D0, D1, D2,
     present, sample, seed, epoch, N, W, V, B, p_max,

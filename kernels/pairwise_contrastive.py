@@ -14,7 +14,7 @@ import triton.language as tl
 
 from fastmmkd.kernels.launch import launch
 from fastmmkd.kernels.pairs import PAIR_CANDIDATES, load_split, pair_parameters, store_split, sum_features, sum_others
-from fastmmkd.kernels.rows import add_up, gradient_of, partial_sums, programs
+from fastmmkd.kernels.rows import add_up, divide, gradient_of, partial_sums
 
 CANDIDATES = PAIR_CANDIDATES
 
@@ -29,14 +29,17 @@ def pairwise_contrastive(
     scale = 1.0 / max(n * (rows - 1), 1) if mean else 1.0
     grads = [gradient_of(x, w) for x, w in zip((student, teacher), wanted, strict=True)]
     tuned = pair_parameters("pairwise_contrastive", student, n, rows)
-    partial = partial_sums(student, programs(rows, tuned["BN"]))
-    args = (student, teacher, partial, *grads, n, rows, width, offset, eta, scale)
+    programs, shares = divide(groups, max(n, rows * wanted[1]), tuned["BN"], rows, tuned["BM"])
+    loss = student.new_empty(groups, dtype=torch.float32)
+    partial, parts = partial_sums(loss, programs * shares), [partial_sums(grad, shares) for grad in grads]
+    args = (student, teacher, partial, *parts, n, rows, width, offset, eta, scale, shares)
     flags = {"GRAD_STUDENT": wanted[0], "GRAD_TEACHER": wanted[1]}
-    launch(_contrast, (partial.shape[1], groups, 1 + wanted[1]), *args, **flags, **tuned)
-    return add_up(partial), grads[0], grads[1]
+    launch(_contrast, (programs, groups, (1 + wanted[1]) * shares), *args, **flags, **tuned)
+    add_up((partial, loss), *zip(parts, grads, strict=True))
+    return loss, grads[0], grads[1]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "rows", "D", "offset", "shares"])
 def _contrast(
     student,
     teacher,
@@ -49,20 +52,26 @@ def _contrast(
     offset,
     eta,
     scale,
+    shares,
     GRAD_STUDENT: tl.constexpr,
     GRAD_TEACHER: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
     BE: tl.constexpr,
 ):
-    if tl.program_id(2) == 0:
+    share, own_weight = tl.program_id(2) % shares, rows - 1
+    if tl.program_id(2) < shares:
         b_loss = _rows(
-            student, teacher, grad_student, n, rows, D, offset, eta, rows - 1, scale, GRAD_STUDENT, BN, BM, BE
-        )
-        to = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
+            student, teacher, grad_student, n, rows, D, offset, eta, own_weight, scale, share, shares,
+            GRAD_STUDENT, BN, BM, BE,
+        )  # fmt: skip
+        to = (tl.program_id(1).to(tl.int64) * shares + share) * tl.num_programs(0) + tl.program_id(0)
         tl.store(partial + to, b_loss)
     elif GRAD_TEACHER:
-        _rows(teacher, student, grad_teacher, rows, n, D, -offset, eta, rows - 1, scale, GRAD_TEACHER, BN, BM, BE)
+        _rows(
+            teacher, student, grad_teacher, rows, n, D, -offset, eta, own_weight, scale, share, shares,
+            GRAD_TEACHER, BN, BM, BE,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -77,19 +86,21 @@ def _rows(
     eta,
     own_weight,
     scale,
+    share,
+    shares,
     GRAD: tl.constexpr,
     BN: tl.constexpr,
     BM: tl.constexpr,
     BE: tl.constexpr,
 ):
-    """The loss of this program's rows; row i's own among the others is i + shift."""
+    """The loss of this program's rows and its share of the others; row i's own among the others is i + shift."""
     group = tl.program_id(1).to(tl.int64)
     b_loss = tl.zeros([BN], tl.float32)
     for first in range(tl.program_id(0) * BN, N, tl.num_programs(0) * BN):
         row = first + tl.arange(0, BN)  # [BN]
         b_x = load_split(x, group, row, row < N, N, D, BE)
         b_grad = tl.zeros_like(b_x)
-        for start in range(0, M, BM):
+        for start in range(share * BM, M, shares * BM):
             other = start + tl.arange(0, BM)  # [BM]
             b_apart = b_x[:, None] - load_split(others, group, other, other < M, M, D, BE)[:, :, None]
             b_squared = sum_features(b_apart * b_apart)  # [BM, BN]
@@ -105,5 +116,5 @@ def _rows(
                 b_pull = tl.where(inside, tl.where(own, own_weight, b_pull), 0.0)
                 b_grad += sum_others(b_pull, b_apart)
         if GRAD:
-            store_split(grad, b_grad * (2.0 * scale), group, row, row < N, N, D, BE)
+            store_split(grad, b_grad * (2.0 * scale), group * shares + share, row, row < N, N, D, BE)
     return tl.sum(b_loss, 0) * scale

@@ -11,9 +11,10 @@ import triton.language as tl
 
 from fastmmkd.kernels.launch import launch
 from fastmmkd.kernels.parameters import parameters, power_of_two
+from fastmmkd.kernels.rows import add_up
 
 CANDIDATES = [{"BR": rows, "num_warps": warps} for rows in (2, 4, 8, 16, 32) for warps in (1, 2, 4, 8)]
-PARTIAL_BLOCKS = 64
+PARTIAL_BLOCKS = 128
 """Programs of a group in the backward pass, each with a partial sum of the affine map's gradient."""
 
 
@@ -40,17 +41,17 @@ def residual_layer_norm_backward(
     mean: torch.Tensor,
     rstd: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradient of `x + residual`, and of weight and bias `[G, D]` in float32."""
+    """The gradient of `x + residual`, and of weight and bias `[G, D]` in the weight's dtype."""
     grad, x, residual, weight = (t.contiguous() for t in (grad, x, residual, weight))
     groups, rows, width = _sizes(x)
     grad_sum = torch.empty_like(x, dtype=torch.promote_types(x.dtype, residual.dtype))
     tuned = _parameters("residual_layer_norm_backward", x, rows, width)
     programs = min(PARTIAL_BLOCKS, triton.cdiv(rows, tuned["BR"]))
+    grad_weight, grad_bias = (torch.empty_like(weight) for _ in range(2))
     partial = x.new_empty((2, groups, programs, width), dtype=torch.float32)
     args = (grad, x, residual, weight, mean, rstd, grad_sum, partial, rows, width, programs)
     launch(_backward, (programs, groups), *args, BD=power_of_two(width), **tuned)
-    grad_weight, grad_bias = (x.new_empty((groups, width), dtype=torch.float32) for _ in range(2))
-    launch(_add_up, (groups,), partial, grad_weight, grad_bias, width, programs, BD=power_of_two(width))
+    add_up((partial[0], grad_weight), (partial[1], grad_bias))
     return grad_sum, grad_weight, grad_bias
 
 
@@ -83,7 +84,7 @@ def _forward(x, residual, weight, bias, out, mean, rstd, R, D, eps, BR: tl.const
     tl.store(rstd + group * R + row, b_rstd, row < R)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P"])
 def _backward(grad, x, residual, weight, mean, rstd, grad_sum, partial, R, D, P, BR: tl.constexpr, BD: tl.constexpr):
     program, group = tl.program_id(0), tl.program_id(1).to(tl.int64)
     groups = tl.num_programs(1)
@@ -108,16 +109,3 @@ def _backward(grad, x, residual, weight, mean, rstd, grad_sum, partial, R, D, P,
     to = (group * P + program) * D + column
     tl.store(partial + to, b_grad_weight, column < D)
     tl.store(partial + groups * P * D + to, b_grad_bias, column < D)
-
-
-@triton.jit
-def _add_up(partial, grad_weight, grad_bias, D, P, BD: tl.constexpr):
-    group, groups = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    column = tl.arange(0, BD)  # [BD]
-    b_grad_weight, b_grad_bias = tl.zeros([BD], tl.float32), tl.zeros([BD], tl.float32)
-    for program in range(P):
-        at = (group * P + program) * D + column
-        b_grad_weight += tl.load(partial + at, column < D, 0.0)
-        b_grad_bias += tl.load(partial + groups * P * D + at, column < D, 0.0)
-    tl.store(grad_weight + group * D + column, b_grad_weight, column < D)
-    tl.store(grad_bias + group * D + column, b_grad_bias, column < D)

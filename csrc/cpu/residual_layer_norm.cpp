@@ -116,7 +116,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> residual_layer_norm_backward(
       }
     }
   }
-  return {grad_sum, grad_weight, grad_bias};
+  const auto of_parameters = weight_any.scalar_type();
+  return {grad_sum, grad_weight.to(of_parameters), grad_bias.to(of_parameters)};
 }
 
 }  // namespace fastmmkd

@@ -191,7 +191,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> residual_layer_norm_backward(
   a.grad_weight = grad_weight.mutable_data_ptr<float>();
   a.grad_bias = grad_bias.mutable_data_ptr<float>();
   C10_CUDA_CHECK(differentiate_norm(a, dtype, dtype_of(inputs[1], "residual"), here.stream()));
-  return {grad_sum, grad_weight, grad_bias};
+  const auto of_parameters = weight_any.scalar_type();
+  return {grad_sum, grad_weight.to(of_parameters), grad_bias.to(of_parameters)};
 }
 
 // Two inputs of a loss, contiguous and of one dtype: float32 unless they agree on another.

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from fastmmkd.blocks import AttentionModel, Block, Config
-from fastmmkd.data.batches import Batch, by_layer
+from fastmmkd.data.batches import Batch
 from fastmmkd.distributed import gather_rows, rank, world_size
 from fastmmkd.methods.method import Earlier, FeatureDims, Method, Network, Trainable, distillation
 from fastmmkd.methods.objective import Losses, weighted
@@ -118,8 +118,7 @@ class CorrkdNetwork(Network):
             draw: what dropout is drawn from; None = no dropout.
         """
         encoded = self.encoders(self.embedding(features, draw), masks, draw)
-        _, later = by_layer(masks)
-        joint = torch.cat([masked_mean(e, mask) for e, mask in zip(encoded, later, strict=True)], dim=-1)
+        joint = torch.cat([masked_mean(e, mask) for e, mask in encoded], dim=1).transpose(1, 2).flatten(2)
         return Representation(joint, self.head(self.hidden(joint).relu()))
 
     def losses(self, batch: Batch) -> Losses:

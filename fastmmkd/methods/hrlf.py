@@ -138,7 +138,7 @@ class HrlfNetwork(Network):
             draw: what dropout is drawn from; None = no dropout.
         """
         encoded = self.encoders(self.embedding(features, draw), masks, draw)
-        z_s3bd = torch.stack([e[:, :, -1] for e in encoded], dim=1)
+        z_s3bd = torch.cat([e.select(-2, -1) for e, _ in encoded], dim=1)
         joined, factors = z_s3bd, None
         if self.factorizes:
             q, u = self.frf(z_s3bd)

@@ -40,7 +40,7 @@ def weighted(total: torch.Tensor, parts: Parts, terms: Iterable[Term]) -> tuple[
     for name, weight, loss in terms:
         if weight:
             parts[name] = loss()
-            total = total + weight * parts[name]
+            total = total.add(parts[name], alpha=weight)
     return total, parts
 
 

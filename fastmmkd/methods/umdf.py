@@ -89,13 +89,13 @@ class UMDF(Network):
     def losses(self, batch: Batch) -> Losses:
         """`L_total = L_task + lambda_1 L_fea + lambda_2 L_logits` as functions of `H [S, 2 B, T_L, 3 d]`, a then b."""
         h, mask = self.encode(*batch.inputs, batch.draw)
-        (h_a, h_b), (mask_a, mask_b) = h.chunk(2, dim=1), mask.chunk(2, dim=1)
-        prediction, _ = self.integrate(h_a, h_b, mask_a, mask_b, batch.draw)
+        prediction, _ = self.integrate(*h.chunk(2, dim=1), *mask.chunk(2, dim=1), batch.draw)
         task = self.task.loss(prediction, batch.targets)
-        last_a, last_b = h_a[:, :, -1], h_b[:, :, -1]
+        last = h[:, :, -1]
+        last_a, last_b = last.chunk(2, dim=1)
         terms = (
             ("fea", self.weights.lambda_fea, lambda: gaussian_mmd(gather_rows(last_a), gather_rows(last_b))),  # eq. 3
-            ("logits", self.weights.lambda_logits, lambda: self.logits_loss(self.f_y(last_a), self.f_y(last_b))),
+            ("logits", self.weights.lambda_logits, lambda: self.logits_loss(*self.f_y(last).chunk(2, dim=1))),
         )
         return Losses(*weighted(task, {"task": task}, terms), h)
 

@@ -41,7 +41,7 @@ class Discriminator(nn.Module):
         Minimising it trains the discriminator; the reversed gradient makes the student maximise it, which is to
         minimise `log(1 - D(E^s))`.
         """
-        real, fake = self.logit(teacher), self.logit(reverse_gradient(student))
+        real, fake = self.logit(torch.cat((teacher, reverse_gradient(student)), dim=1)).chunk(2, dim=1)
         return F.softplus(-real).mean(1) + F.softplus(fake).mean(1)
 
     def logit(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastmmkd.nn.constants import constant
 from fastmmkd.nn.dropout import Dropout
 from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.ops.philox import DrawKeys
@@ -18,17 +19,22 @@ def temporal_windows(x: torch.Tensor) -> torch.Tensor:
 
     A convolution with kernel 3 and padding 1 is a linear map of these.
     """
-    padded = F.pad(x, (0, 0, 1, 1))
-    steps = x.shape[-2]
-    return torch.cat([padded[..., k : k + steps, :] for k in range(3)], dim=-1)
+    return F.pad(x, (0, 0, 1, 1)).unfold(-2, 3, 1).transpose(-1, -2).flatten(-2)
 
 
 def sinusoidal_positions(steps: int, d: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """`[T, d]` position codes (Vaswani et al. 2017): sines in the even columns, cosines in the odd ones."""
+    """`[T, d]` position codes (Vaswani et al. 2017): sines in the even columns, cosines in the odd ones.
+
+    A constant: nobody may write to it.
+    """
+    return constant(_positions, steps, d, device=device, dtype=dtype)
+
+
+def _positions(steps: int, d: int, device: torch.device) -> torch.Tensor:
     position = torch.arange(steps, device=device, dtype=torch.float32)[:, None]
     frequency = torch.exp(torch.arange(0, d, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / d))
     angle = position * frequency
-    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :d].to(dtype)
+    return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :d]
 
 
 class TemporalEmbedding(nn.Module):

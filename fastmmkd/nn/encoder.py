@@ -69,7 +69,7 @@ class TransformerEncoder(nn.Module):
 
 
 class ModalityEncoders(nn.Module):
-    """A transformer encoder per modality. Streams of equal length run as groups of one call."""
+    """A transformer encoder per modality. Streams of equal length run, and stay, together."""
 
     def __init__(self, models: int, d: int, heads: int, layers: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -77,13 +77,27 @@ class ModalityEncoders(nn.Module):
 
     def forward(
         self, streams: list[torch.Tensor], masks: list[torch.Tensor], draw: DrawKeys | None = None
-    ) -> list[torch.Tensor]:
-        """Per modality `[S, B, T_m, d]`, and masks as `Batch.masks` has them -> per modality `[S, B, T_m, d]`."""
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Encode every modality.
+
+        Args:
+            streams: per modality `[S, B, T_m, d]`.
+            masks: as `Inputs.masks` has them.
+            draw: what dropout is drawn from; None = no dropout.
+
+        Returns:
+            `[S, n, B, T, d]` and the `[S, n, B, T]` mask of the last layer: once with n = 3 where lengths are equal,
+            else three times with n = 1.
+        """
         first, later = by_layer(masks)
         if len({z.shape[2] for z in streams}) == 1:
-            encoded = self.encoder(join_groups(streams), join_groups(first), join_groups(later), draw=draw)
-            return list(encoded.unflatten(0, (-1, 3)).unbind(1))
-        return [
-            self.encoder(z, own, own_later, (slice(None), slice(m, m + 1)), draw)
-            for m, (z, own, own_later) in enumerate(zip(streams, first, later, strict=True))
-        ]
+            mask = join_groups(first)
+            mask_later = mask if len(masks) == len(first) else join_groups(later)
+            encoded = [(self.encoder(join_groups(streams), mask, mask_later, draw=draw), mask_later)]
+        else:
+            encoded = [
+                (self.encoder(z, mask, mask_later, (slice(None), slice(m, m + 1)), draw), mask_later)
+                for m, (z, mask, mask_later) in enumerate(zip(streams, first, later, strict=True))
+            ]
+        models = streams[0].shape[0]
+        return [(z.unflatten(0, (models, -1)), mask.unflatten(0, (models, -1))) for z, mask in encoded]

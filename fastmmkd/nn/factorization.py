@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastmmkd.nn.constants import constant
 from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.ops.precision import accumulation
 
@@ -65,11 +66,16 @@ class RepresentationFactorization(nn.Module):
         q_sabbd, u_sabbd = q.unsqueeze(2).expand(-1, -1, n, -1, -1), u.unsqueeze(1).expand(-1, n, -1, -1, -1)
         translated = self.decoder(torch.cat((q_sabbd, u_sabbd), dim=-1))  # [S, a, b, B, d], in the domain of b
         error_sab = _distance(translated, z.unsqueeze(1))
-        own = torch.eye(n, device=z.device, dtype=error_sab.dtype)
-        trans = (error_sab * own).sum((1, 2)) / n + (error_sab * (1 - own)).sum((1, 2)) / (n * n - n)
+        trans = (error_sab * constant(_own_and_other, n, device=z.device, dtype=error_sab.dtype)).sum((1, 2))
         # The encoder of b reads every translation into b: what sentiment is left must be that of b itself.
         reread = self.encode_sentiment(translated.transpose(1, 2))  # [S, b, a, B, d / 2]
         return trans + _distance(reread, q.unsqueeze(2)).mean((1, 2))
+
+
+def _own_and_other(n: int, device: torch.device) -> torch.Tensor:
+    """Weights `[a, b]` that give the mean over a = b plus the mean over the others."""
+    own = torch.eye(n, device=device, dtype=torch.float64)
+    return own / n + (1 - own) / (n * n - n)
 
 
 def _distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

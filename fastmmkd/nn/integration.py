@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastmmkd.nn.constants import constant
 from fastmmkd.nn.embedding import temporal_windows
 from fastmmkd.nn.encoder import TransformerEncoder
 from fastmmkd.nn.grouped import GroupedLinear
@@ -35,15 +36,18 @@ class DynamicFeatureIntegration(nn.Module):
         draw: DrawKeys | None = None,
     ) -> torch.Tensor:
         """`[S, B, T, d]` twice and their `[S, B, T]` masks -> the integrated representation `[S, B, T, d]`."""
-        h_a, h_b = self.enhance(h_a, mask_a), self.enhance(h_b, mask_b)
+        h_a, h_b = self.enhance(torch.cat((h_a, h_b), dim=1), torch.cat((mask_a, mask_b), dim=1)).chunk(2, dim=1)
         mu = self.gate(temporal_windows(torch.cat((h_a, h_b), dim=-1))).sigmoid()
         mask = mask_a | mask_b
-        return self.encoder(mu * h_a + (1 - mu) * h_b, mask, mask, draw=draw)
+        return self.encoder(torch.lerp(h_b, h_a, mu), mask, mask, draw=draw)
 
     def enhance(self, h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Weight each frame by its importance, masked frames but the last by 0: `[S, B, T, d]` -> `[S, B, T, d]`."""
-        is_last = torch.arange(mask.shape[-1], device=mask.device) == mask.shape[-1] - 1
-        mask = (mask | is_last).unsqueeze(-1)
+        mask = (mask | constant(_is_last, mask.shape[-1], device=mask.device, dtype=torch.bool)).unsqueeze(-1)
         score = accumulation(self.frame_score(h))
         weight = score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(dim=2) * mask
         return h * (weight * mask.sum(dim=2, keepdim=True)).to(h.dtype)
+
+
+def _is_last(steps: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(steps, device=device) == steps - 1

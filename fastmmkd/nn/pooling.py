@@ -34,7 +34,7 @@ def masked_adaptive_mean(x: torch.Tensor, mask: torch.Tensor, steps: int) -> tup
 
 
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean over the frames that count: `[S, B, T, d]` and `[S, B, T]` bool -> `[S, B, d]`, 0 where none does."""
+    """Mean over the frames that count: `[..., T, d]` and `[..., T]` bool -> `[..., d]`, 0 where none does."""
     weight = mask.unsqueeze(-1)
-    total = (accumulation(x) * weight).sum(dim=2)
-    return (total / weight.sum(dim=2).clamp_min(1)).to(x.dtype)
+    total = (accumulation(x) * weight).sum(dim=-2)
+    return (total / weight.sum(dim=-2).clamp_min(1)).to(x.dtype)

@@ -52,7 +52,7 @@ def _residual_layer_norm_backward_fake(
     rstd: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     grad_sum = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
-    grad_weight, grad_bias = (weight.new_empty(weight.shape, dtype=torch.float32) for _ in range(2))
+    grad_weight, grad_bias = (weight.new_empty(weight.shape) for _ in range(2))
     return grad_sum, grad_weight, grad_bias
 
 

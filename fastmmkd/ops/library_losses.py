@@ -35,7 +35,8 @@ class _Loss(torch.autograd.Function):
         def scaled(wanted: bool, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
             if grad is None or not wanted:
                 return None
-            return (grad.view(-1, *(1,) * (x.dim() - 1)) * x).to(dtype)
+            # One kernel multiplies and converts.
+            return torch.mul(grad.view(-1, *(1,) * (x.dim() - 1)), x, out=torch.empty_like(x, dtype=dtype))
 
         grads = (scaled(*of_input) for of_input in zip(ctx.wanted, ctx.saved_tensors, ctx.dtypes, strict=True))
         return None, None, *grads, *(None,) * ctx.others

@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 
+import numpy as np
 import torch
+from torch.torch_version import TorchVersion
 
 from fastmmkd.errors import UserError
 from fastmmkd.ops import extension
@@ -111,10 +114,27 @@ def _triton(op: str, device: torch.device) -> str:
     if not HAS_TRITON:
         return "triton is not installed"
     if device.type == "cpu" and INTERPRETED:
-        return ""
+        return _interpreter_obstacle()
     if device.type != "cuda":
         return f"triton has no kernels for {device.type} (TRITON_INTERPRET=1 interprets them)"
     return "" if torch.cuda.is_available() else "there is no CUDA device"
+
+
+@cache
+def _interpreter_obstacle() -> str:
+    """Why the Triton that is here does not interpret, or nothing.
+
+    Before 3.7.1 it turns arrays of one element into numbers, which NumPy no longer does from 2.4 on: a TypeError "only
+    0-dimensional arrays can be converted to Python scalars" somewhere inside a kernel.
+    """
+    import triton
+
+    if TorchVersion(triton.__version__) >= "3.7.1" or TorchVersion(np.__version__) < "2.4":
+        return ""
+    return (
+        f"triton {triton.__version__} does not interpret (TRITON_INTERPRET=1) with numpy {np.__version__}; "
+        "install triton >= 3.7.1 or numpy < 2.4"
+    )
 
 
 _NO_KERNELS = {"cpp": _cpp, "cuda": _cuda, "triton": _triton}

@@ -36,18 +36,33 @@ def launches(name: str, n: int, wanted: Sequence[bool], groups: int = 3) -> list
     return found
 
 
+SMALL = {"gaussian_mmd": 8}
+"""The MMD of n samples joins 2 n."""
+MOST = {"prototype_similarity": 3}
+"""Each of its passes needs the one before of all rows."""
+
+
 @every_loss
 def test_a_small_batch_takes_one_launch(name) -> None:
     for wanted in product((False, True), repeat=INPUTS[name]):
-        assert len(launches(name, 16, wanted)) == 1
+        assert len(launches(name, SMALL.get(name, 16), wanted)) == 1
 
 
 @every_loss
-def test_a_large_batch_takes_one_more_whatever_its_size(name) -> None:
-    expected = 1 if name == "prototype_similarity" else 2
-    for n in (128, 1000, 8192):
+def test_a_large_batch_takes_few_whatever_its_size(name) -> None:
+    for n in (1000, 8192):
         for wanted in product((False, True), repeat=INPUTS[name]):
-            assert len(launches(name, n, wanted)) == expected
+            assert len(launches(name, n, wanted)) == MOST.get(name, 2)
+
+
+@pytest.mark.parametrize("name", ["gaussian_mmd", "pairwise_contrastive", "jsd_mutual_information"])
+def test_pairs_of_128_rows_fill_the_gpu_in_few_steps(name) -> None:
+    """Rows and other rows are divided among 64 to 128 programs a group and side, of 8 steps each."""
+    launch = launches(name, 128, [True] + [False] * (INPUTS[name] - 1), groups=1)[0]
+    assert 64 <= torch.Size(launch.grid).numel() <= 128
+    rows = (2 if name == "gaussian_mmd" else 1) * 128
+    blocks, steps = -(-rows // launch.options["BN"]), -(-128 // launch.options["BM"])
+    assert blocks * steps == 8 * torch.Size(launch.grid).numel()
 
 
 @pytest.mark.parametrize("name", ["pairwise_contrastive", "jsd_mutual_information"])

@@ -123,3 +123,20 @@ def test_an_extension_with_unknown_symbols_is_a_reason_not_a_crash(tmp_path, mon
     module, reason = extension._load()
     assert module is None
     assert reason.startswith("the extension does not load: ")
+
+
+@pytest.mark.parametrize(
+    ("of_triton", "of_numpy", "interprets"),
+    [("3.6.0", "2.5.0", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.5.0", True)],
+)
+def test_a_triton_that_does_not_interpret_with_this_numpy(monkeypatch, of_triton, of_numpy, interprets) -> None:
+    monkeypatch.setattr(providers, "INTERPRETED", True)
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", of_triton)
+    monkeypatch.setattr(providers.np, "__version__", of_numpy)
+    monkeypatch.setattr(providers, "_interpreter_obstacle", providers._interpreter_obstacle.__wrapped__)
+    reason = providers.obstacle("triton", "js_divergence", torch.device("cpu"), [])
+    expected = (
+        f"triton {of_triton} does not interpret (TRITON_INTERPRET=1) with numpy {of_numpy}; "
+        "install triton >= 3.7.1 or numpy < 2.4"
+    )
+    assert reason == ("" if interprets else expected)

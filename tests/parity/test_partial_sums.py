@@ -13,7 +13,9 @@ pytestmark = [needs("gaussian_mmd"), pytest.mark.skipif(PROVIDER != "triton", re
 def test_every_program_is_added(programs) -> None:
     from fastmmkd.kernels.rows import add_up
 
-    partial = normal(3, programs)
+    few, many = normal(3, programs), normal(3, 5, 7, 11)
     with poisoned_memory():
-        total = add_up(partial)
-    torch.testing.assert_close(total, partial.double().sum(1).float(), rtol=1e-5, atol=1e-4)
+        of_few, of_many = torch.empty(3, device=few.device), torch.empty(3, 7, 11, device=few.device)
+        add_up((few, of_few), (many, of_many), (few, few))
+    torch.testing.assert_close(of_few, few.double().sum(1).float(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(of_many, many.double().sum(1).float(), rtol=1e-5, atol=1e-4)

@@ -1,0 +1,76 @@
+"""What a training step calls, and how many kernels it would launch on a GPU: `python -m bench.step_counts`.
+
+Counted on any device, without a GPU; what a step takes is not measured. Constants are made in a step before.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from bench import entry
+from bench.observe import PredictedLaunches
+from bench.workload import Shape, keys_of, random_dataset, shape_of
+from fastmmkd.config import Config, load_config
+from fastmmkd.engine.stages import training_step
+from fastmmkd.evaluation import tables
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+DEFAULT = [CONFIGS / f"{method}_mosei.json" for method in ("umdf", "corrkd", "hrlf")]
+STAGES = ("draw", "teacher", "forward", "backward")
+
+
+class Counts(NamedTuple):
+    """Of a stage."""
+
+    calls: int
+    """Of operators, views among them."""
+    launches: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m bench.step_counts", description="Count what steps call.")
+    parser.add_argument("--config", type=Path, nargs="+", default=DEFAULT, help="config files; data need not be there")
+    parser.add_argument("--seeds", type=int, default=1, metavar="S", help="models trained at once")
+    args = parser.parse_args(argv)
+    header = ["config", *(f"{stage}, calls / launches" for stage in STAGES), "step, calls / launches"]
+    rows = []
+    for path in args.config:
+        config = load_config(path)
+        found = count(config, shape_of(config), args.seeds)
+        whole = Counts(*map(sum, zip(*found.values(), strict=True)))
+        rows.append([path.stem, *(f"{c.calls} / {c.launches}" for c in (*found.values(), whole))])
+    print(tables.markdown_table(header, rows))
+    return 0
+
+
+def count(config: Config, shape: Shape, seeds: int = 1, dtype: torch.dtype = torch.bfloat16) -> dict[str, Counts]:
+    """Of one step without the optimiser's, on the CPU, stage by stage."""
+    device, batch = torch.device("cpu"), config.train.batch_size
+    step = training_step(config, random_dataset(config, shape, batch), range(1, seeds + 1), device, dtype)
+    keys = keys_of(0, seeds, batch, batch, device)
+
+    def run() -> dict[str, Counts]:
+        with PredictedLaunches() as draw:
+            drawn = step.draw(*keys)
+        with PredictedLaunches() as teacher:
+            taught = step.teach(drawn)
+        with PredictedLaunches() as forward:
+            loss, _ = step.loss(drawn, taught)
+        with PredictedLaunches() as backward:
+            loss.backward()
+        step.module.zero_grad()
+        stages = zip(STAGES, (draw, teacher, forward, backward), strict=True)
+        return {stage: Counts(found.calls.total(), found.launches) for stage, found in stages}
+
+    run()
+    return run()
+
+
+if __name__ == "__main__":
+    entry.run(main)
