@@ -15,13 +15,14 @@ import torch
 from bench import entry
 from bench.observe import PredictedLaunches
 from bench.workload import Shape, keys_of, random_dataset, shape_of
-from fastmmkd.config import Config, load_config
-from fastmmkd.engine.stages import training_step
+from fastmmkd.blocks import Config
+from fastmmkd.config import load_config
+from fastmmkd.engine.step import untrained_objective
 from fastmmkd.evaluation import tables
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DEFAULT = [CONFIGS / f"{method}_mosei.json" for method in ("umdf", "corrkd", "hrlf")]
-STAGES = ("draw", "teacher", "forward", "backward")
+STAGES = ("draw", "teach", "loss", "backward")
 
 
 class Counts(NamedTuple):
@@ -52,21 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def count(config: Config, shape: Shape, seeds: int = 1, dtype: torch.dtype = torch.bfloat16) -> dict[str, Counts]:
     """Of one step without the optimiser's, on the CPU, stage by stage."""
     device, batch = torch.device("cpu"), config.train.batch_size
-    step = training_step(config, random_dataset(config, shape, batch), range(1, seeds + 1), device, dtype)
+    objective = untrained_objective(config, random_dataset(config, shape, batch), range(1, seeds + 1), device, dtype)
     keys = keys_of(0, seeds, batch, batch, device)
 
     def run() -> dict[str, Counts]:
-        with PredictedLaunches() as draw:
-            drawn = step.draw(*keys)
-        with PredictedLaunches() as teacher:
-            taught = step.teach(drawn)
-        with PredictedLaunches() as forward:
-            loss, _ = step.loss(drawn, taught)
-        with PredictedLaunches() as backward:
+        found = {stage: PredictedLaunches() for stage in STAGES}
+        objective.stage = found.__getitem__
+        loss, _ = objective.loss(objective.draw(keys.rows, keys.epoch))
+        with found["backward"]:
             loss.backward()
-        step.module.zero_grad()
-        stages = zip(STAGES, (draw, teacher, forward, backward), strict=True)
-        return {stage: Counts(found.calls.total(), found.launches) for stage, found in stages}
+        objective.module.zero_grad()
+        return {stage: Counts(launches.calls.total(), launches.launches) for stage, launches in found.items()}
 
     run()
     return run()

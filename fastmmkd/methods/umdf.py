@@ -89,7 +89,8 @@ class UMDF(Network):
     def losses(self, batch: Batch) -> Losses:
         """`L_total = L_task + lambda_1 L_fea + lambda_2 L_logits` as functions of `H [S, 2 B, T_L, 3 d]`, a then b."""
         h, mask = self.encode(*batch.inputs, batch.draw)
-        prediction, _ = self.integrate(*h.chunk(2, dim=1), *mask.chunk(2, dim=1), batch.draw)
+        (h_a, h_b), (mask_a, mask_b) = h.chunk(2, dim=1), mask.chunk(2, dim=1)
+        prediction, _ = self.integrate(h_a, h_b, mask_a, mask_b, batch.draw)
         task = self.task.loss(prediction, batch.targets)
         last = h[:, :, -1]
         last_a, last_b = last.chunk(2, dim=1)
