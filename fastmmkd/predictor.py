@@ -21,6 +21,7 @@ from fastmmkd.files import read_json, replacing
 from fastmmkd.methods import METHODS
 from fastmmkd.methods.method import Network
 from fastmmkd.modalities import MODALITIES
+from fastmmkd.nn.models import load_model
 from fastmmkd.tasks import Task
 
 COMPLETE = (True, True, True)
@@ -96,7 +97,7 @@ def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predi
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
         module = METHODS[config.method].network(config, feature_dims)
     try:
-        module.load_state_dict(parameters)
+        load_model(module, parameters)
     except RuntimeError:
         raise UserError(f"{seed_directory(run, seed)}: the model is not of the config in {run / RUN_FILE}") from None
     return Predictor(config, seed, module.float().eval().to(device), normalisation, feature_dims, torch.device(device))

@@ -20,7 +20,7 @@ from fastmmkd.engine.phases import frozen, initialised, phases_of
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, read_json, replacing, write_json
 from fastmmkd.methods.method import Earlier, Network, PhaseSpec
-from fastmmkd.nn.models import stack_models
+from fastmmkd.nn.models import load_model, stack_models
 
 
 def marker(spec: PhaseSpec) -> str:
@@ -179,7 +179,7 @@ def read(spec: PhaseSpec, config: Config, dataset: Dataset, folder: Path, earlie
     parameters, _ = import_model(folder)
     network = initialised(spec, config, dataset, (0,), earlier).network
     try:
-        network.load_state_dict(parameters)
+        load_model(network, parameters)
     except RuntimeError:
         raise UserError(f"{folder / MODEL_FILE}: the weights are not of the config's network") from None
     return network

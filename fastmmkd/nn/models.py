@@ -91,15 +91,25 @@ def stack_models(modules: Sequence[Module]) -> Module:
 
 
 def model_state(module: nn.Module, index: int) -> dict[str, torch.Tensor]:
-    """The state of one model of a stack, under the names and in the shapes that it has alone.
+    """The state of one model of a stack, without banks, under the names and in the shapes that it has alone.
 
     Raises:
         ValueError: a tensor has no axis of models.
     """
     models_of(module)
-    grouped = {name for name, _ in _grouped(module)}
-    state = module.state_dict()
+    grouped, banks = {name for name, _ in _grouped(module)}, _within(module, Bank)
+    state = {name: x for name, x in module.state_dict().items() if not name.startswith(banks)}
     return {name: x[index : index + 1] if name in grouped else x for name, x in state.items()}
+
+
+def load_model(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Take over what `model_state` gave; banks stay as they are.
+
+    Raises:
+        RuntimeError: it is the state of another module.
+    """
+    banks = _within(module, Bank)
+    module.load_state_dict({n: x for n, x in module.state_dict().items() if n.startswith(banks)} | state)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -109,8 +119,13 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _grouped(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Those that are no part of something `Alone`."""
-    alone = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, Alone))
+    alone = _within(module, Alone)
     yield from ((name, tensor) for name, tensor in _tensors(module) if not name.startswith(alone))
+
+
+def _within(module: nn.Module, kind: type[nn.Module]) -> tuple[str, ...]:
+    """What the names of tensors in modules of a kind begin with."""
+    return tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, kind))
 
 
 def _second(pair: tuple[str, torch.Tensor]) -> torch.Tensor:

@@ -16,7 +16,7 @@ from fastmmkd.data.batches import Batch, Inputs
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.step import Objective, untrained_objective
 from fastmmkd.methods import METHODS
-from fastmmkd.nn.models import model_state, models_of
+from fastmmkd.nn.models import load_model, model_state, models_of
 from fastmmkd.ops import use_provider
 from tests.engine.fake_capture import NoHostSync
 
@@ -133,7 +133,7 @@ def test_what_it_exports_predicts_the_same(config: Config, dataset: Dataset) -> 
     objective = objective_of(config, dataset, 1)
     features, masks = objective.draw(rows_of(1), torch.tensor(0)).inputs
     network = METHODS[config.method].network(config, dataset.feature_dims).double()
-    network.load_state_dict(model_state(objective.module.network, 0))
+    load_model(network, model_state(objective.module.network, 0))
     torch.testing.assert_close(network.predict(features, masks), objective.module.network.predict(features, masks))
 
 

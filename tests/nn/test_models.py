@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastmmkd.nn.grouped import GroupedLinear
-from fastmmkd.nn.models import Alone, Bank, model_state, models_of, stack_models
+from fastmmkd.nn.models import Alone, Bank, load_model, model_state, models_of, stack_models
 
 
 class Grouped(nn.Module):
@@ -41,10 +41,13 @@ def test_parameters_and_buffers_are_stacked_and_sliced() -> None:
     state = model_state(stack, 1)
     assert {name: (tuple(x.shape), x.unique().tolist()) for name, x in state.items() if "bias" not in name} == {
         "layer.weight": ((1, 2, 3), [2.0]),
-        "bank.values": ((1, 4, 2), [2.0]),
     }
     fresh = Grouped(0.0)
-    fresh.load_state_dict(state)
+    load_model(fresh, state)
+    assert fresh.layer.weight.unique().tolist() == [2.0]
+    assert not fresh.bank.values.any()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_model(fresh, {"layer.bias": state["layer.bias"]})
 
 
 def test_a_tensor_without_an_axis_of_models_is_named() -> None:
