@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MMMO_DIR ?= ../shared/data/ict_mmmo
+CMU_MOSI_DIR ?= ../shared/data/cmu_mosi
 
 .PHONY: train test setup lint types check test-slow real study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme clean
 
@@ -44,6 +45,9 @@ data/fresh_mosi.h5: | setup
 
 data/ict_mmmo.h5: | setup
 	$(BIN)/fastmmkd data import --format mfn $(MMMO_DIR) --resplit 1 --out $@
+
+data/cmu_mosi_%.h5: | setup
+	$(BIN)/fastmmkd data import --format mfn $(CMU_MOSI_DIR)/context_$* --out $@
 
 # Real features: the methods on ICT-MMMO.
 real: data/ict_mmmo.h5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from fastmmkd.methods import METHODS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SUFFIX = "_literal"
+MISSING = object()
+"""The value of a key that is not there."""
 
 
 def parts(configs: Path = CONFIGS) -> dict[str, str]:
@@ -33,19 +36,22 @@ def literal_table(method: str, configs: Path = CONFIGS) -> str:
 
 
 def differences(shipped: Path, literal: Path) -> list[tuple[str, str, str]]:
-    """Key, shipped value and literal value, as JSON, of every key that differs; defaults count as what they are."""
-    ours, theirs = (flat(load_config(path).model_dump(mode="json")) for path in (shipped, literal))
-    return [
-        (key, ours.get(key, tables.NONE), theirs.get(key, tables.NONE))
-        for key in ours | theirs
-        if ours.get(key) != theirs.get(key)
-    ]
+    """Key, shipped value and literal value of every key that differs; defaults count as what they are."""
+    ours, theirs = (load_config(path).model_dump(mode="json") for path in (shipped, literal))
+    return list(_differences(ours, theirs))
 
 
-def flat(block: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """`{"a": {"b": 1}}` -> `{"a.b": "1"}`, values as JSON."""
-    found: dict[str, str] = {}
-    for key, value in block.items():
-        inner = isinstance(value, dict)
-        found |= flat(value, f"{prefix}{key}.") if inner else {prefix + key: json.dumps(value)}
-    return found
+def _differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    for key in ours | theirs:
+        a, b = ours.get(key, MISSING), theirs.get(key, MISSING)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield prefix + key, _shown(a), _shown(b)
+
+
+def _shown(value: Any) -> str:
+    """As JSON; of a block, such as a scheduler's, what type it is of."""
+    if value is MISSING:
+        return tables.NONE
+    return json.dumps(value.get("type", "...") if isinstance(value, dict) else value)

@@ -53,7 +53,7 @@ class ModelBlock(Block):
     """Which frames are masked as keys: padding and missing ones, padding only, or none (the papers read literally)."""
     masked_layers: Literal["all", "first"] = "all"
     """Where `attention_mask: missing` masks the missing frames: in all layers, or in the first alone, where they hold
-    nothing; from the second on they hold what attention put there (decision)."""
+    nothing; from the second on they hold what attention put there (decision: "all" is what validation prefers)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """After the embedding and on every residual branch, in training (no paper mentions dropout)."""
 

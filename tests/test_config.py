@@ -59,7 +59,7 @@ def test_a_shipped_config_is_valid_and_shows_every_block(path: Path) -> None:
 
 
 def test_there_are_shipped_configs() -> None:
-    data = ("mosi", "mosei", "iemocap", "ict_mmmo")
+    data = ("mosi", "mosei", "iemocap", "ict_mmmo", "cmu_mosi")
     assert {"demo.json"} | {f"{method}_{name}.json" for method in METHODS for name in data} <= {
         path.name for path in CONFIGS
     }

@@ -20,6 +20,7 @@ from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset, Split
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
+from fastmmkd.evaluation.protocol import Scenario
 from fastmmkd.modalities import MODALITIES
 from fastmmkd.tasks import Task
 
@@ -114,10 +115,12 @@ class TestLoad:
                 np.testing.assert_array_equal(file.get_tensor(f"normalisation.{modality}.mean"), mean)
                 np.testing.assert_array_equal(file.get_tensor(f"normalisation.{modality}.std"), std)
         latest = json.loads((trained / "seed_1" / "checkpoints" / "latest.json").read_text())
+        floor = float(facts.pop("floor"))  # of the weighted F1, the metric that chose it
         assert facts == {
             "epoch": str(latest["best_epoch"]),
             "select": json.loads((trained / "run.json").read_text())["config"]["train"]["select"],
             "score": f"{latest['best']:.6f}",
+            "at_floor": str(latest["best"] <= floor).lower(),
             "seed": "1",
         }
 
@@ -134,6 +137,23 @@ def test_a_model_of_raw_features_predicts_on_raw_features(
         assert (store.read(tiny_store).normalisation[modality][1] != 1).all()
     evaluation = json.loads((run / "seed_1" / "evaluation.json").read_text())
     assert measured(test_split, predictor.predict(test_split)) == evaluation["conditions"]["lav"]["metrics"]
+
+
+def test_a_model_masks_missing_frames_where_it_was_trained_to(
+    tmp_path: Path, tiny_config: dict, train_tiny: Callable[..., Path], test_split: Split
+) -> None:
+    """In its first layer alone, in validation, evaluation and prediction alike."""
+    tiny_config["model"] |= {"mcim_layers": 2, "masked_layers": "first"}
+    run = train_tiny(tiny_config, tmp_path / "first")
+    predictor = fastmmkd.load(run)
+    assert predictor.evaluator(test_split).resident.masked_layers == "first"
+    evaluation = json.loads((run / "seed_1" / "evaluation.json").read_text())
+    assert measured(test_split, predictor.predict(test_split)) == evaluation["conditions"]["lav"]["metrics"]
+    evaluator = predictor.evaluator(without(test_split, "language", slice(None)))
+    first = evaluator.run(predictor.module.predict, Scenario((True, True, True)), np.arange(14))[0]
+    evaluator.resident.masked_layers = "all"
+    every = evaluator.run(predictor.module.predict, Scenario((True, True, True)), np.arange(14))[0]
+    assert (first != every).all()
 
 
 class TestLoadRefuses:

@@ -41,14 +41,21 @@ class Dropout(nn.Module):
         """Of `LEVELS`, how many drop an element."""
 
     def forward(self, x: torch.Tensor, draw: DrawKeys | None, first: int = 0) -> torch.Tensor:
-        """`[S * n, V * B, T, d]` -> the same; x itself where the rate is 0 or `draw` is None.
+        """`[S * n, V * B, T, d]` -> the same; x itself where the rate is 0 or, in evaluation mode, `draw` is None.
 
         Args:
             x: the groups of one model side by side; version-major.
             draw: the keys of its batch, `[S, B]`.
             first: which of the layer's groups x begins with, where it holds a part of them.
+
+        Raises:
+            ValueError: there are no keys in training mode: somebody on the way has not handed them on.
         """
-        if draw is None or not self.dropped:
+        if not self.dropped:
+            return x
+        if draw is None:
+            if self.training:
+                raise ValueError("dropout needs the keys of its batch in training mode")
             return x
         kept = kept_elements(self.dropped, self.place, draw, x.shape, first)
         return x * (kept.to(x.dtype) * (LEVELS / (LEVELS - self.dropped)))

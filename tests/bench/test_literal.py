@@ -23,7 +23,11 @@ CONFIG: dict[str, Any] = {
     "method": "umdf",
     "data": {"path": "data/x.h5"},
     "train": {"task": "regression", "batch_size": 8, "epochs": 3},
-    "deepspeed": {"optimizer": {"type": "Adam", "params": {"lr": 0.001}}, "gradient_clipping": 1.0},
+    "deepspeed": {
+        "optimizer": {"type": "Adam", "params": {"lr": 0.001}},
+        "gradient_clipping": 1.0,
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 100}},
+    },
 }
 
 
@@ -33,10 +37,10 @@ def write(path: Path, **changes: Any) -> None:
 
 @pytest.fixture
 def configs(tmp_path: Path) -> Path:
-    clipping = {"optimizer": CONFIG["deepspeed"]["optimizer"]}
+    plain = {"optimizer": {"type": "Adam", "params": {"lr": 0.002}}, "scheduler": None}
     for data in ("mosi", "mosei"):
         write(tmp_path / f"umdf_{data}.json")
-    write(tmp_path / "umdf_mosi_literal.json", data={"path": "data/x.h5", "clip": None}, deepspeed=clipping)
+    write(tmp_path / "umdf_mosi_literal.json", data={"path": "data/x.h5", "clip": None}, deepspeed=plain)
     write(tmp_path / "umdf_mosei_literal.json", data={"path": "data/x.h5", "clip": None})
     return tmp_path
 
@@ -49,6 +53,8 @@ def test_every_key_that_differs_is_listed_with_the_data_sets_where_it_does(confi
     assert rows(literal.literal_table("umdf", configs)) == [
         ["`data.clip`", "10.0", "null", "mosei, mosi"],
         ["`deepspeed.gradient_clipping`", "1.0", "–", "mosi"],
+        ["`deepspeed.optimizer.params.lr`", "0.001", "0.002", "mosi"],
+        ["`deepspeed.scheduler`", '"WarmupLR"', "null", "mosi"],
     ]
 
 

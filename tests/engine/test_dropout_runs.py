@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from run_records import assert_same, parameters, records, without_timings
 
 from fastmmkd.config import parse_config
 from fastmmkd.data import store
-from fastmmkd.data.batches import ResidentSplit, View
 from fastmmkd.engine import step, trainer
+from fastmmkd.engine.profile import profile_steps
 from fastmmkd.engine.teachers import identity
 from fastmmkd.errors import Interrupted
+from fastmmkd.methods.corrkd import CorrkdNetwork
+from tests.conftest import contained_process
 from tests.engine.fake_capture import FakeCapture
 
 Train = Callable[..., Path]
@@ -108,24 +111,32 @@ def test_a_replayed_run_is_the_eager_one(
     torch.testing.assert_close(parameters(found), parameters(expected))
 
 
-def test_the_frozen_teacher_has_none(
+def test_what_is_trained_has_keys_and_what_is_frozen_or_evaluated_has_none(
     train_tiny: Train, raw_of: Callable[[str], dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A student without keys, whatever its dropout, learns what a student without dropout learns from that teacher."""
-    raw, training_batch = raw_of("corrkd"), ResidentSplit.training_batch
+    represent, seen = CorrkdNetwork.represent, Counter()
 
-    def without_keys(self, rows, seeds, epoch, views):
-        batch = training_batch(self, rows, seeds, epoch, views)
-        if View.MISSING in views:  # a student's
-            batch.draw = None
-        return batch
+    def recording(self, features, masks, draw=None):
+        frozen = not next(self.parameters()).requires_grad
+        seen["frozen" if frozen else "training" if self.training else "evaluation", draw is not None] += 1
+        return represent(self, features, masks, draw)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(ResidentSplit, "training_batch", without_keys)
-        found = train_tiny(raw, tmp_path / "found")
-    raw["model"]["dropout"] = 0.0
-    expected = train_tiny(raw, tmp_path / "expected", teacher=found)
-    assert_same(parameters(found), parameters(expected))
+    monkeypatch.setattr(CorrkdNetwork, "represent", recording)
+    train_tiny(raw_of("corrkd"), tmp_path / "run")
+    assert set(seen) == {("training", True), ("frozen", False), ("evaluation", False)}
+    assert seen["training", True] == 2 * seen["frozen", False], "the teacher learned for as many steps as it taught"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_profiled_step_has_it(method: str, raw_of: Callable[[str], dict], tmp_path: Path) -> None:
+    calls = []
+    for rate in (0.0, 0.2):
+        raw = raw_of(method)
+        raw["model"]["dropout"] = rate
+        (tmp_path / str(rate)).mkdir()
+        with contained_process():
+            calls.append(profile_steps(parse_config(raw), 1, tmp_path / str(rate)).calls)
+    assert calls[1] > calls[0]
 
 
 def test_a_teacher_serves_students_of_any_dropout(raw_of: Callable[[str], dict]) -> None:

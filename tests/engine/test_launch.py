@@ -116,6 +116,7 @@ def assert_quiet(launch: Launch, run: Path) -> None:
         r"  [\d,]+ samples/s"
         r"|(corrkd|hrlf) seed 1 (teacher|student) epoch \d+/\d+(  [a-z]+ [\d.]+)+  valid mae [\d.]+( \*)?"
         r"  [\d,]+ samples/s"
+        r"|AT THE FLOOR: \w+ seed 1( teacher| student)? has learnt nothing: .*"
         r"|seed 1: (evaluating the epoch \d+ model|finished before|its teacher is finished|takes the teacher of .*)"
         r"| *F1 non0 \(%\) on tiny test data, regression *"
         r"| *(run|umdf|corrkd|hrlf|floor|─+)[ \d{}.,lavAvg]*"

@@ -54,7 +54,7 @@ def losses_and_gradients(case: str, global_batch: bool, rows: slice) -> Found:
     }
     config = parse_config(raw)
     assert isinstance(config, (CorrkdConfig, HrlfConfig))
-    teacher = network_of(config, DIMS, seed=2).double()
+    teacher = network_of(config, DIMS, seed=2).double().eval()
     student = student_of(config, DIMS, seed=1).double()
     generator = torch.Generator().manual_seed(3)
     features = [

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from run_records import assert_same, parameters, progress
 
 from fastmmkd.cli import main
 from fastmmkd.config import parse_config
+from fastmmkd.data import store
+from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine import interruption, run
 from fastmmkd.engine.suite import Member, plan
 from fastmmkd.evaluation import plots, run_results
@@ -154,6 +157,23 @@ class TestMistakesAreFoundBeforeTraining:
         files = configs(first={}, last={"train": {"task": "regression", "batch_size": 41, "epochs": 1}})
         assert suite(files, tmp_path / "out") == 2
         assert capsys.readouterr().err.startswith("error: last: train.batch_size: 41, but ")
+
+    def test_emotions_without_a_single_label(
+        self,
+        configs: Callable[..., list[Path]],
+        tiny_dataset: Callable[..., Dataset],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        dataset = tiny_dataset()
+        dataset.label_kind = "emotions"
+        for split in dataset.splits.values():
+            split.labels = np.ones((len(split), 4), np.float32)
+        store.write(dataset, tmp_path / "all.h5")
+        task = {"task": "emotions-4way", "batch_size": 8, "epochs": 1}
+        files = configs(first={}, last={"train": task, "data": {"path": str(tmp_path / "all.h5")}})
+        assert suite(files, tmp_path / "out") == 2
+        assert capsys.readouterr().err.startswith("error: last: train.task: emotions-4way is for samples ")
 
     def test_two_configs_of_one_name(
         self, configs: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]

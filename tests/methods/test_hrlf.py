@@ -199,7 +199,7 @@ def test_ablated_losses_are_left_out_with_their_parameters(task, frf, lambda_frf
         assert modules == {"network"} | {n for n, w in (("statistics", hmi), ("discriminators", hal)) if w}
 
 
-@pytest.mark.parametrize("data", ["mosi", "mosei", "iemocap", "ict_mmmo"])
+@pytest.mark.parametrize("data", ["mosi", "mosei", "iemocap", "ict_mmmo", "mosei_literal"])
 @pytest.mark.parametrize("row", METHOD.ablations)
 def test_every_row_of_the_shipped_configs_trains_all_it_has(row, data) -> None:
     small = ["model.width=8", "model.heads=2", "model.encoder_layers=1", "loss.statistics_width=4"]

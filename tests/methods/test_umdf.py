@@ -118,15 +118,15 @@ def test_unaligned_path_equals_the_aligned_one(model) -> None:
     """Masked frames in front of a stream lengthen it but change nothing else."""
     umdf = build(**model)
     features, masks = inputs()
+    draw = DrawKeys(torch.tensor([[7, 2, 9]]), torch.tensor([3]), torch.tensor(0))
     longer = [0, 3, 1]
-    z = umdf.embedding(features)
+    z = umdf.embedding(features, draw)
     padded = [
         torch.cat((torch.randn(1, 2 * BATCH, n, 8, dtype=torch.float64), x), 2) for x, n in zip(z, longer, strict=True)
     ]
     padded_masks = [
         torch.cat((torch.zeros(1, 2 * BATCH, n, dtype=torch.bool), m), 2) for m, n in zip(masks, longer, strict=True)
     ]
-    draw = DrawKeys(torch.tensor([[7, 2, 9]]), torch.tensor([3]), torch.tensor(0))
     aligned, unaligned = umdf.mcim[0](z, masks, draw), umdf.mcim[0](padded, padded_masks, draw)
     for a, u, n in zip(aligned, unaligned, longer, strict=True):
         torch.testing.assert_close(u[:, :, n:], a)

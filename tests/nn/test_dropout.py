@@ -200,6 +200,7 @@ class TestNetworks:
     def test_a_rate_of_0_costs_no_operation(self, method: str) -> None:
         network = network_of(config_of(method, 0.0), DIMS, seed=1).double()
         *batch, draw = inputs(network)
+        network(*batch)  # what is made once is made now
         calls = []
         for keyed in (None, draw):
             with Counting() as counting:
@@ -208,16 +209,22 @@ class TestNetworks:
         assert calls[0] == calls[1]
         x = torch.ones(1)
         assert dropout(0.0)(x, draw) is x
-        assert dropout(0.5)(x, None) is x
+        assert dropout(0.5).eval()(x, None) is x
 
     def test_evaluation_has_none(self, method: str) -> None:
         networks = [network_of(config_of(method, rate), DIMS, seed=1).double() for rate in (0.0, 0.5)]
         *batch, draw = inputs(networks[0])
-        (logits, joint), others = (network.predict(*batch[:2]) for network in networks)
+        (logits, joint), others = (network.eval().predict(*batch[:2]) for network in networks)
         assert torch.equal(logits, others[0])
         assert torch.equal(joint, others[1])
         plain, dropped = (network(batch_of(*batch, draw=draw))[1]["task"] for network in networks)
         assert not torch.equal(plain, dropped)
+
+    def test_keys_that_do_not_arrive_are_missed(self, method: str) -> None:
+        network = build_network(config_of(method, 0.5), DIMS, seed=1).double()
+        *batch, _ = inputs(network)
+        with pytest.raises(ValueError, match="dropout needs the keys of its batch"):
+            network(*batch)
 
     def test_every_dropout_is_in_use_and_has_its_own_place(self, method: str) -> None:
         network = network_of(config_of(method, 0.5), DIMS, seed=1).double()
