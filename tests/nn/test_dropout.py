@@ -221,10 +221,10 @@ class TestNetworks:
         assert not torch.equal(plain, dropped)
 
     def test_keys_that_do_not_arrive_are_missed(self, method: str) -> None:
-        network = build_network(config_of(method, 0.5), DIMS, seed=1).double()
+        network = network_of(config_of(method, 0.5), DIMS, seed=1).double()
         *batch, _ = inputs(network)
         with pytest.raises(ValueError, match="dropout needs the keys of its batch"):
-            network(*batch)
+            network(batch_of(*batch))
 
     def test_every_dropout_is_in_use_and_has_its_own_place(self, method: str) -> None:
         network = network_of(config_of(method, 0.5), DIMS, seed=1).double()
