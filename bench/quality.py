@@ -12,9 +12,10 @@ from fastmmkd.evaluation import report, results, tables
 from fastmmkd.evaluation.report import Run
 from fastmmkd.files import make_directory, read_json
 from fastmmkd.methods import METHODS
+from fastmmkd.run_folder import RESULTS_FILE, RUN_FILE
 
 RECORDS = Path(__file__).parent / "results" / "quality"
-FILES = ("results.json", "run.json")
+FILES = (RESULTS_FILE, RUN_FILE)
 ABLATIONS = {name: method.ablations for name, method in METHODS.items() if method.ablations}
 FULL = {method: next(iter(rows)) for method, rows in ABLATIONS.items()}
 """Method -> its name for people, which is the first row of its ablation table."""
@@ -29,7 +30,7 @@ def take_study(folder: Path) -> None:
     for method, runs in methods_in(folder, "").items():
         for name in ABLATIONS[method]:
             take(runs / slug(name), _study_record(method, name))
-    for found in sorted((folder / FRESH).glob(f"*/*/{results.FILE_NAME}")):
+    for found in sorted((folder / FRESH).glob(f"*/*/{RESULTS_FILE}")):
         run = found.parent
         take(run, RECORDS / FRESH / run.parent.name / run.name)
 
@@ -119,7 +120,7 @@ def _real_record(method: str) -> Path:
 
 def _recorded(wanted: dict[str, Path]) -> dict[str, Path]:
     """Those whose results have been taken over."""
-    return {name: folder for name, folder in wanted.items() if (folder / results.FILE_NAME).exists()}
+    return {name: folder for name, folder in wanted.items() if (folder / RESULTS_FILE).exists()}
 
 
 def _runs(records: dict[str, Path]) -> list[Run]:
@@ -155,7 +156,7 @@ def _table(records: dict[str, Path], key: str) -> str:
     if len(report.group(runs)) != 1:
         raise ValueError(f"{', '.join(records)} were not evaluated on the same data; they cannot share a table")
     table = tables.metric_table(key, runs)
-    made = {name: read_json(folder / "run.json", "a run.json") for name, folder in records.items()}
+    made = {name: read_json(folder / RUN_FILE, "a run.json") for name, folder in records.items()}
     seeds = {name: ", ".join(map(str, found["seeds"])) for name, found in runs}
     machines = {
         name: f"{run['precision']} on {run['device']}, torch {run['versions']['torch']}" for name, run in made.items()

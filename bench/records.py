@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import time
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 
 from bench import power
-from fastmmkd.engine.run import commit, package_version
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, read_json, write_json
 from fastmmkd.ops import extension
+from fastmmkd.provenance import commit, cpu_brand, package_version, python_version
 
 SCHEMA = 1
 FOLDER = Path(__file__).parent / "results" / "speed"
@@ -109,7 +108,7 @@ def about(kind: str, device: torch.device) -> Record:
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": commit(),
         "versions": {
-            "python": platform.python_version(),
+            "python": python_version(),
             "torch": torch.__version__,
             **{name: package_version(name) for name in ("triton", "deepspeed", "numpy")},
         },
@@ -124,15 +123,6 @@ def cpu() -> Record:
         "threads": torch.get_num_threads(),
         "instruction set": extension.build_info().get("instruction set", "none"),
     }
-
-
-def cpu_brand() -> str:
-    """As the processor names itself: "AMD EPYC 9654 96-Core Processor"."""
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def gpu(device: torch.device) -> Record:

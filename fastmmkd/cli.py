@@ -1,4 +1,7 @@
-"""The command line: `fastmmkd train|eval|predict|report|ablate|suite|profile|data|env`, and what `train.py` runs."""
+"""The command line: `fastmmkd train|eval|predict|report|ablate|suite|profile|data|env`, and what `train.py` runs.
+
+Each command imports what it needs when it runs; what can be refused without torch is refused before it is imported.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from fastmmkd import __version__
+from fastmmkd.data import commands as data_commands
+from fastmmkd.engine import commands as engine_commands
 from fastmmkd.errors import Interrupted, UserError
+from fastmmkd.evaluation import commands as report_commands
 
 USER_ERROR, INTERRUPTED = 2, 130
 WITH_RESUME = "continue with --resume"
@@ -20,18 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="fastmmkd", description="Multimodal sentiment models that survive missing modalities."
     )
+    parser.add_argument("--version", action="version", version=f"fastmmkd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    add_train_arguments(commands.add_parser("train", help="train and evaluate a config (as train.py does)"))
-
-    from fastmmkd.data import commands as data_commands
-    from fastmmkd.engine import ablation, profile, suite
-    from fastmmkd.evaluation import commands as report_commands
-
+    engine_commands.register(commands)
     data_commands.register(commands)
     report_commands.register(commands)
-    ablation.register(commands)
-    suite.register(commands)
-    profile.register(commands)
     _register_eval(commands)
     _register_predict(commands)
     environment = commands.add_parser("env", help="versions, devices, and which implementation each operation uses")
@@ -43,33 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train_main(argv: Sequence[str] | None = None) -> int:
     """What `train.py` runs, alone or under the deepspeed launcher."""
     parser = argparse.ArgumentParser(prog="train.py", description="Train and evaluate a config.")
-    add_train_arguments(parser)
+    engine_commands.add_train_arguments(parser)
     args = parser.parse_args(argv)
     return _guarded(lambda: args.run(args), WITH_RESUME)
-
-
-def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of training."""
-    parser.add_argument("--config", required=True, type=Path, help="a config file, for example configs/umdf_mosi.json")
-    parser.add_argument("--data", metavar="FILE", help="data file in place of the config's data.path")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, train.epochs=2")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/<config name>)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the folder; finished seeds stay")
-    parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the config's train.seeds")
-    parser.add_argument("--together", action="store_true", help="train the seeds at once: train.together=true")
-    parser.add_argument("--teacher", type=Path, metavar="DIR", help="reuse the trained teachers of this run")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
-    parser.set_defaults(run=_run_train)
-
-
-def _run_train(args: argparse.Namespace) -> int:
-    from fastmmkd.config import command_overrides, load_config
-
-    config = load_config(args.config, command_overrides(args.set, args.data, args.seeds, args.together))
-    from fastmmkd.engine.run import train_run
-
-    train_run(config, args.output or Path("runs") / args.config.stem, args.resume, args.teacher)
-    return 0
 
 
 def _register_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -81,24 +57,28 @@ def _register_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _run_eval(args: argparse.Namespace) -> int:
+    from fastmmkd.config import parse_config
+    from fastmmkd.data.training_file import read_data, read_data_header
+    from fastmmkd.run_folder import RUN_FILE, read_record, seed_directory
+
+    record = read_record(args.folder)
+    config = parse_config(record["config"], str(args.folder / RUN_FILE))
+    path, task = args.data or Path(config.data.path), config.task
+    header = read_data_header(path)
+    if header.label_kind != task.label_kind:
+        raise UserError(f"{path}: has {header.label_kind} labels, the model was trained on {task.label_kind} labels")
+    if header.content_hash != record["data_hash"] and not args.out:
+        raise UserError(f"{path}: not the data of this run; expected --out DIR, to keep the run's own results")
+
     from rich.console import Console
 
     from fastmmkd.data.single_label import single_labelled
-    from fastmmkd.engine.run import read_data
     from fastmmkd.engine.teachers import phases_at_floor
-    from fastmmkd.evaluation.run_results import write_run_results
-    from fastmmkd.predictor import load_all, read_record, seed_directory
+    from fastmmkd.predictor import load_all
+    from fastmmkd.run_results import write_run_results
 
     predictors = load_all(args.folder)
-    config = predictors[0].config
-    path = args.data or Path(config.data.path)
-    dataset = read_data(path)
-    task = config.task
-    if dataset.label_kind != task.label_kind:
-        raise UserError(f"{path}: has {dataset.label_kind} labels, the model was trained on {task.label_kind} labels")
-    if dataset.content_hash != read_record(args.folder)["data_hash"] and not args.out:
-        raise UserError(f"{path}: not the data of this run; expected --out DIR, to keep the run's own results")
-    dataset = single_labelled(dataset, task, config.data.ambiguous)
+    dataset = single_labelled(read_data(path), task, config.data.ambiguous)
     test = dataset.splits["test"]
     evaluations = []
     for p in predictors:
@@ -120,6 +100,11 @@ def _register_predict(commands: argparse._SubParsersAction[argparse.ArgumentPars
 
 def _run_predict(args: argparse.Namespace) -> int:
     from fastmmkd.data import store
+    from fastmmkd.run_folder import read_record
+
+    read_record(args.folder)
+    store.read_header(args.data)
+
     from fastmmkd.predictor import load, write_predictions
 
     predictor = load(args.folder, args.seed)

@@ -6,8 +6,6 @@ import difflib
 import json
 from typing import Any
 
-import torch
-
 from fastmmkd.errors import nearest
 
 DEEPSPEED_KEYS = (
@@ -126,8 +124,12 @@ def _optimizer_problem(block: dict[str, Any]) -> str | None:
     kind = block["optimizer"].get("type")
     if not isinstance(kind, str):
         return 'deepspeed.optimizer.type: missing; expected for example "Adam"'
+    if kind.lower() in DEEPSPEED_OPTIMIZERS:
+        return None
+    import torch
+
     classes = [name for name, found in vars(torch.optim).items() if isinstance(found, type) and name != "Optimizer"]
-    if kind.lower() in DEEPSPEED_OPTIMIZERS or kind in classes:
+    if kind in classes:
         return None
     return f"deepspeed.optimizer.type: {kind!r} is not an optimizer{nearest(kind, ('Lamb', 'Lion', *classes))}"
 

@@ -10,9 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fastmmkd.engine.run import PACKAGES, commit, package_version
 from fastmmkd.errors import UserError
 from fastmmkd.ops import OPERATIONS, explain, extension
+from fastmmkd.provenance import PACKAGES, commit, package_version, python_version
 
 ENVIRONMENT_VARIABLES = (
     "FASTMMKD_PROVIDER",
@@ -28,7 +28,7 @@ def print_environment() -> None:
     """Print the report of `fastmmkd env`."""
     console = Console()
     facts = titled_table("versions", "", "")
-    facts.add_row("python", platform.python_version())
+    facts.add_row("python", python_version())
     for name in PACKAGES:
         facts.add_row(name, package_version(name) or "not installed")
     facts.add_row("commit", commit() or "not a checkout")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,18 +13,18 @@ from fastmmkd.blocks import Config
 from fastmmkd.config import parse_config
 from fastmmkd.data.batches import Normalisation, ResidentSplit
 from fastmmkd.data.store import EMOTIONS, Dataset, Split
-from fastmmkd.engine.checkpoint import import_model
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation.protocol import Evaluator, Scenario
-from fastmmkd.files import read_json, replacing
+from fastmmkd.files import replacing
 from fastmmkd.methods import METHODS
 from fastmmkd.methods.method import Network
 from fastmmkd.modalities import MODALITIES
+from fastmmkd.model_file import import_model
 from fastmmkd.nn.models import load_model
+from fastmmkd.run_folder import RUN_FILE, read_record, seed_directory, seeds_with_model
 from fastmmkd.tasks import Task
 
 COMPLETE = (True, True, True)
-RUN_FILE = "run.json"
 
 
 @dataclass
@@ -87,7 +86,7 @@ def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predi
     """
     run = Path(run)
     config = parse_config(read_record(run)["config"], str(run / RUN_FILE))
-    seeds = seeds_with_model(run, config)
+    seeds = seeds_with_model(run, config.train.seeds)
     if not seeds or (seed is not None and seed not in seeds):
         wanted = f"seed {seed}" if seed is not None else "any seed"
         raise UserError(f"{run}: no trained model of {wanted}; it has {', '.join(map(str, seeds)) or 'none'}")
@@ -103,34 +102,11 @@ def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predi
     return Predictor(config, seed, module.float().eval().to(device), normalisation, feature_dims, torch.device(device))
 
 
-def read_record(run: Path) -> dict[str, Any]:
-    """A run's `run.json`: among others its config, the hash of its data and its precision.
-
-    Raises:
-        UserError: missing, or not such a file.
-    """
-    record = read_json(run / RUN_FILE, "a training run's run.json")
-    wanted = ("config", "data_hash", "precision")
-    if not isinstance(record, dict) or not all(key in record for key in wanted):
-        raise UserError(f"{run / RUN_FILE}: not a training run's run.json; expected the keys {', '.join(wanted)}")
-    return record
-
-
 def load_all(run: Path | str, device: str = "cpu") -> list[Predictor]:
     """Every trained seed of a run, see `load`."""
     first = load(run, device=device)
-    seeds = seeds_with_model(Path(run), first.config)
+    seeds = seeds_with_model(Path(run), first.config.train.seeds)
     return [first, *(load(run, seed, device) for seed in seeds[1:])]
-
-
-def seed_directory(run: Path, seed: int) -> Path:
-    """Where a run keeps one seed."""
-    return run / f"seed_{seed}"
-
-
-def seeds_with_model(run: Path, config: Config) -> list[int]:
-    """The seeds of a run that have an exported model, in the config's order."""
-    return [seed for seed in config.train.seeds if (seed_directory(run, seed) / "model.safetensors").exists()]
 
 
 def write_predictions(predictor: Predictor, dataset: Dataset, out: Path) -> int:

@@ -6,19 +6,14 @@ Shape legend: G groups (independent models), N samples, O outputs of the head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from fastmmkd.data.dataset import EMOTIONS
-from fastmmkd.ops.precision import accumulation
+from fastmmkd.labels import EMOTIONS, SCORE_CLASS_NAMES
 
-SCORE_CLASS_NAMES = {
-    2: ("negative", "nonnegative"),
-    3: ("negative", "zero", "positive"),
-    7: ("-3", "-2", "-1", "0", "1", "2", "3"),
-}
+if TYPE_CHECKING:  # a config can be read without torch
+    import torch
 
 
 @dataclass(frozen=True)
@@ -86,10 +81,10 @@ class Task:
             logits_gno: `[G, N, O]`; computed in float32 or better.
             targets: `[G, N]` float for regression, `[G, N, problems]` int64 otherwise.
         """
-        logits_gno = accumulation(logits_gno)
+        logits_gno = _accumulation(logits_gno)
         if self.is_regression:
             return (logits_gno.squeeze(-1) - targets.to(logits_gno.dtype)).square().mean(-1)
-        log_p = F.log_softmax(self.split_problems(logits_gno), dim=-1)
+        log_p = self.split_problems(logits_gno).log_softmax(-1)
         return -log_p.gather(-1, targets.unsqueeze(-1)).mean((1, 2, 3))
 
     def divergence(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
@@ -100,10 +95,10 @@ class Task:
         Args:
             teacher, student: logits `[G, N, O]`; computed in float32 or better.
         """
-        teacher, student = accumulation(teacher), accumulation(student)
+        teacher, student = _accumulation(teacher), _accumulation(student)
         if self.is_regression:
             return (student - teacher).square().mean((1, 2))
-        log_t, log_s = (F.log_softmax(self.split_problems(x), dim=-1) for x in (teacher, student))
+        log_t, log_s = (self.split_problems(x).log_softmax(-1) for x in (teacher, student))
         return (log_t.exp() * (log_t - log_s)).sum(-1).mean((1, 2))
 
     def classes(self, targets: torch.Tensor, bins: int) -> tuple[torch.Tensor, int]:
@@ -131,7 +126,7 @@ class Task:
         logits = logits_no.detach().double().cpu()
         if self.is_regression:
             return logits.squeeze(-1).numpy()
-        p = torch.softmax(self.split_problems(logits), dim=-1)
+        p = self.split_problems(logits).softmax(-1)
         return p[..., 1].numpy() if self.name == "emotions-binary" else p.squeeze(-2).numpy()
 
 
@@ -143,6 +138,12 @@ TASKS = {
     "emotions-binary": 8,
     "emotions-4way": 4,
 }
+
+
+def _accumulation(x: torch.Tensor) -> torch.Tensor:
+    from fastmmkd.ops.precision import accumulation
+
+    return accumulation(x)
 
 
 def score_classes(scores: np.ndarray, classes: int) -> np.ndarray:

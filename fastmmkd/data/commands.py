@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from fastmmkd.data import store
-from fastmmkd.data.importers import FORMATS, import_dataset
-from fastmmkd.data.inspect import describe
-from fastmmkd.errors import UserError
+from fastmmkd.data.dataset import DTYPES, Dataset
+from fastmmkd.data.importers import FORMATS
+from fastmmkd.files import make_directory
 from fastmmkd.modalities import MODALITIES
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,12 +48,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.h5", help="replaced if it is there")
-    parser.add_argument("--dtype", choices=list(store.DTYPES), default="float32", help="of features on disk")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of features on disk")
 
 
 def run_import(args: argparse.Namespace) -> int:
     """`fastmmkd data import`: import, write, say what was written and cleaned."""
-    _make_folder(args.out)
+    from rich.console import Console
+
+    from fastmmkd.data.importers import import_dataset
+
+    make_directory(args.out.parent)  # before the long part, not after it
     console = Console()
     with console.status(f"reading {args.source}"):
         dataset = import_dataset(args.format, args.source, args.resplit)
@@ -62,15 +67,22 @@ def run_import(args: argparse.Namespace) -> int:
 
 def run_inspect(args: argparse.Namespace) -> int:
     """`fastmmkd data inspect`: check the hash and print the report."""
+    from rich.console import Console
+
+    from fastmmkd.data import store
+    from fastmmkd.data.inspect import describe
+
     Console().print(describe(store.read(args.file, verify=True)))
     return 0
 
 
 def run_synth(args: argparse.Namespace) -> int:
     """`fastmmkd data synth`: generate and write."""
-    from fastmmkd.data.synthetic import synthesize  # only this command needs the generator
+    from rich.console import Console
 
-    _make_folder(args.out)
+    from fastmmkd.data.synthetic import synthesize
+
+    make_directory(args.out.parent)  # before the long part, not after it
     console = Console()
     with console.status(f"drawing a data set like {args.like}"):
         dataset = synthesize(args.like, args.fraction, args.seed)
@@ -78,15 +90,9 @@ def run_synth(args: argparse.Namespace) -> int:
     return 0
 
 
-def _make_folder(out: Path) -> None:
-    """Before the long part, not after it."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out.parent}: cannot be made ({error.strerror or error})") from error
+def _write(console: Console, dataset: Dataset, args: argparse.Namespace) -> None:
+    from fastmmkd.data import store
 
-
-def _write(console: Console, dataset: store.Dataset, args: argparse.Namespace) -> None:
     with console.status(f"writing {args.out}"):
         written = store.write(dataset, args.out, args.dtype)
     sizes = "/".join(str(len(split)) for split in written.splits.values())
@@ -97,7 +103,7 @@ def _write(console: Console, dataset: store.Dataset, args: argparse.Namespace) -
         console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
 
 
-def cleaned(dataset: store.Dataset) -> list[str]:
+def cleaned(dataset: Dataset) -> list[str]:
     """What the importer changed or missed, one line per finding; empty if nothing."""
     report, lines = dataset.report, []
     for m in MODALITIES:

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from fastmmkd.labels import EMOTIONS
 from fastmmkd.modalities import MODALITIES
 
+__all__ = ["DTYPES", "EMOTIONS", "SPLITS", "Dataset", "Split"]
+
 SPLITS = ("train", "valid", "test")
-EMOTIONS = ("happy", "sad", "angry", "neutral")
-"""Column order of emotion labels in the store (the papers' order)."""
+DTYPES = ("float32", "float16")
+"""Of features on disk."""
 
 
 @dataclass

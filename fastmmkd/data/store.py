@@ -29,7 +29,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from fastmmkd.data.dataset import EMOTIONS, SPLITS, Dataset, Split
+from fastmmkd.data.dataset import DTYPES, EMOTIONS, SPLITS, Dataset, Split
 from fastmmkd.data.integrity import content_hash, normalisation, validate
 from fastmmkd.errors import UserError
 from fastmmkd.files import replacing
@@ -41,7 +41,6 @@ FORMAT = "fastmmkd"
 VERSION = 1
 IMPORTER_VERSION = 1
 """Raised when an importer turns the same source into another data set than before."""
-DTYPES = ("float32", "float16")
 CHUNK_BYTES = 256 * 1024
 """Aim for a chunk: always whole samples, at least one."""
 _PARTS = (

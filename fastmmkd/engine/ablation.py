@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from pathlib import Path
 
 from fastmmkd.blocks import Config
 from fastmmkd.config import command_overrides, load_config
 from fastmmkd.engine.suite import Member, train_and_report
 from fastmmkd.errors import UserError
 from fastmmkd.methods import METHODS
-
-
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `ablate` to the command line; its handler is `args.run(args) -> exit code`."""
-    parser = subparsers.add_parser("ablate", help="train a config's ablations and print the paper's ablation table")
-    parser.add_argument("--config", required=True, type=Path, help="the full method's config file")
-    parser.add_argument("--data", metavar="FILE", help="data file in place of the config's data.path")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every variant")
-    parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the config's train.seeds")
-    parser.add_argument("--together", action="store_true", help="train the seeds of each row at once")
-    parser.add_argument("--only", action="append", metavar="ROW", help="train only this row (may be repeated)")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="one run folder per row, and the report")
-    parser.set_defaults(run=run_ablate)
 
 
 def run_ablate(args: argparse.Namespace) -> int:

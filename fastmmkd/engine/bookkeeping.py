@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastmmkd.distributed import rank
-from fastmmkd.engine.checkpoint import Progress, export_model
+from fastmmkd.engine.checkpoint import Progress
 from fastmmkd.engine.phases import Phase
 from fastmmkd.engine.session import Session
 from fastmmkd.engine.telemetry import Journal
@@ -17,6 +17,7 @@ from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.protocol import mean_over_conditions
 from fastmmkd.evaluation.results import Outcome
+from fastmmkd.model_file import export_model
 
 FLOOR_DIGITS = 3
 """Decimals to which a score is compared with the floor: what a collapsed network has left to tell samples by moves the

@@ -1,32 +1,22 @@
-"""State that survives: resumable checkpoints, and the exported model.
+"""State that survives: resumable checkpoints.
 
 `checkpoints/latest.json`, in the folder of a seed or of seeds that are trained together, names the one complete
-checkpoint. A seed's folder holds `model.safetensors`, its best model so far with the normalisation statistics it was
-trained under.
+checkpoint.
 """
 
 from __future__ import annotations
 
 import pickle
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-
-from fastmmkd.data.batches import Normalisation
 from fastmmkd.distributed import barrier, rank, world_size
 from fastmmkd.errors import UserError
-from fastmmkd.files import read_json, replacing, write_json
-from fastmmkd.modalities import MODALITIES
-
-MODEL_FILE = "model.safetensors"
-NORMALISATION = "normalisation"
+from fastmmkd.files import read_json, write_json
+from fastmmkd.run_folder import LATEST_FILE
 
 
 @dataclass
@@ -62,7 +52,7 @@ def save_checkpoint(engine: Any, folder: Path, seeds: Sequence[Progress], global
     if rank() == 0:
         stands = [asdict(progress) for progress in seeds]
         pointer = {"tag": tag, "world_size": world_size(), "step": global_step}
-        write_json(folder / "latest.json", pointer | (stands[0] if len(stands) == 1 else {"seeds": stands}))
+        write_json(folder / LATEST_FILE, pointer | (stands[0] if len(stands) == 1 else {"seeds": stands}))
         for other in folder.iterdir():
             if other.is_dir() and other.name != tag:
                 shutil.rmtree(other)
@@ -75,7 +65,7 @@ def read_progress(folder: Path, seeds: int) -> tuple[list[Progress], dict[str, A
     Raises:
         UserError: not such a file, or of another number of seeds.
     """
-    pointer = folder / "latest.json"
+    pointer = folder / LATEST_FILE
     if not pointer.exists():
         return None
     saved = read_json(pointer, "a checkpoint's latest.json")
@@ -110,54 +100,3 @@ def load_checkpoint(engine: Any, folder: Path, saved: dict[str, Any]) -> None:
         raise UserError(f"{path}: a damaged checkpoint ({reason}); remove {folder.parent} to train anew") from error
     if found is None:
         raise UserError(f"{path}: no such checkpoint; remove {folder.parent} to train this seed anew")
-
-
-def export_model(
-    state: Mapping[str, torch.Tensor], normalisation: Normalisation, directory: Path, facts: dict[str, str]
-) -> None:
-    """Write `model.safetensors`: a model's parameters under their names, and `normalisation.<modality>.mean|std`."""
-    if rank() == 0:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        for modality in MODALITIES:
-            for name, value in zip(("mean", "std"), normalisation[modality], strict=True):
-                tensors[f"{NORMALISATION}.{modality}.{name}"] = torch.from_numpy(np.asarray(value, np.float64))
-        with replacing(directory / MODEL_FILE) as temporary:
-            save_file(tensors, str(temporary), metadata=facts)
-    barrier()
-
-
-def read_facts(directory: Path) -> dict[str, str]:
-    """What `export_model` was told about a model; empty where it was told nothing.
-
-    Raises:
-        UserError: missing, or not such a file.
-    """
-    path = directory / MODEL_FILE
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not an exported model: {error}") from None
-
-
-def import_model(directory: Path) -> tuple[dict[str, torch.Tensor], Normalisation]:
-    """Read `model.safetensors`: parameters and normalisation statistics.
-
-    Raises:
-        UserError: missing, or not such a file.
-    """
-    path = directory / MODEL_FILE
-    if not path.exists():
-        raise UserError(f"{path}: no such file; expected a trained model")
-    try:
-        tensors = load_file(str(path))
-        normalisation = {
-            m: (
-                tensors.pop(f"{NORMALISATION}.{m}.mean").numpy(),
-                tensors.pop(f"{NORMALISATION}.{m}.std").numpy(),
-            )
-            for m in MODALITIES
-        }
-    except (SafetensorError, KeyError, OSError) as error:
-        raise UserError(f"{path}: not an exported model: {error}") from None
-    return tensors, normalisation

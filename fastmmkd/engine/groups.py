@@ -13,10 +13,14 @@ from fastmmkd.blocks import Config
 from fastmmkd.distributed import barrier, rank
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, read_json, write_json
-from fastmmkd.predictor import seed_directory
-
-EVALUATION_FILE = "evaluation.json"
-GROUP_FILE = "group.json"
+from fastmmkd.run_folder import (
+    CHECKPOINTS_FOLDER,
+    GROUP_FILE,
+    group_files,
+    is_evaluated,
+    seed_directory,
+    together_directory,
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def alone(seed: int, directory: Path) -> Group:
 def together(seeds: tuple[int, ...], output: Path) -> Group:
     """Seeds of the run in `output`, trained at once."""
     directories = tuple(seed_directory(output, seed) for seed in seeds)
-    return Group(seeds, directories, output / f"together_{seeds[0]}")
+    return Group(seeds, directories, together_directory(output, seeds[0]))
 
 
 def plan_groups(config: Config, output: Path) -> list[Group]:
@@ -61,7 +65,7 @@ def plan_groups(config: Config, output: Path) -> list[Group]:
     Raises:
         UserError: seeds that were begun together are to go on alone, or the reverse; a damaged `group.json`.
     """
-    begun = [together(_read_seeds(file), output) for file in output.glob(f"together_*/{GROUP_FILE}")]
+    begun = [together(_read_seeds(file), output) for file in group_files(output)]
     if not config.train.together:
         for group in begun:
             if not all(map(is_evaluated, group.directories)):
@@ -74,15 +78,10 @@ def plan_groups(config: Config, output: Path) -> list[Group]:
     finished = [group for group in left if is_evaluated(group.directory)]
     fresh = [group for group in left if group not in finished]
     for group in fresh:
-        if next(group.directory.rglob("checkpoints"), None):
+        if next(group.directory.rglob(CHECKPOINTS_FOLDER), None):
             raise UserError(f"{group.directory}: begun alone; expected --resume without --together until it ends")
     seeds = tuple(seed for group in fresh for seed in group.seeds)
     return [*finished, *begun, *([together(seeds, output)] if seeds else [])]
-
-
-def is_evaluated(directory: Path) -> bool:
-    """Whether a seed is finished."""
-    return (directory / EVALUATION_FILE).exists()
 
 
 def begin(group: Group) -> None:
@@ -93,7 +92,7 @@ def begin(group: Group) -> None:
 
 
 def _read_seeds(file: Path) -> tuple[int, ...]:
-    found = read_json(file, "a group's group.json")
+    found = read_json(file, f"a group's {GROUP_FILE}")
     seeds = found.get("seeds") if isinstance(found, dict) else None
     if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
         raise UserError(f"{file}: not a group's {GROUP_FILE}; expected the key seeds")

@@ -7,7 +7,6 @@ pass is one range.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,15 +20,15 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fastmmkd.blocks import Config
-from fastmmkd.config import command_overrides, load_config
 from fastmmkd.data.single_label import single_labelled
+from fastmmkd.data.training_file import read_data
+from fastmmkd.engine.checks import check_fit
 from fastmmkd.engine.device import Placement, output_to, place, prepare_process, start_deepspeed, warnings_to, wrap
 from fastmmkd.engine.floor import Floor, floor
-from fastmmkd.engine.run import read_data
 from fastmmkd.engine.step import REPLAY, STAGES, STEPS, Objective, graph_mode, untrained_objective
 from fastmmkd.environment import titled_table
-from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, replacing
+from fastmmkd.run_folder import LOG_FILE
 
 WARM_UP = 3
 """Steps before those that count."""
@@ -60,29 +59,14 @@ class Profile:
     floor: Floor
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `profile` to the command line; its handler is `args.run(args) -> exit code`."""
-    parser = subparsers.add_parser("profile", help="train a few steps and say where their time goes")
-    parser.add_argument("--config", required=True, type=Path, help="a config file")
-    parser.add_argument("--data", metavar="FILE", help="data file in place of the config's data.path")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, train.batch_size=32")
-    parser.add_argument("--steps", type=int, default=20, help="steps that count (default 20)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for trace.json (default: runs/profile_<config name>)")
-    parser.set_defaults(run=run_profile)
-
-
-def run_profile(args: argparse.Namespace) -> int:
-    """Profile a config's steps, write the trace, print the tables."""
-    if args.steps < 1:
-        raise UserError(f"--steps {args.steps}: expected 1 or more")
-    config = load_config(args.config, command_overrides(args.set, args.data, None))
-    out = make_directory(args.out or Path("runs") / f"profile_{args.config.stem}")
+def profile_config(config: Config, steps: int, out: Path) -> None:
+    """Profile a config's steps, write the trace into `out`, print the tables."""
+    make_directory(out)
     console = Console()
-    found = profile_steps(config, args.steps, out)
+    found = profile_steps(config, steps, out)
     for table in tables(found):
         console.print(table)
     console.print(f"{out / 'trace.json'}: for chrome://tracing or ui.perfetto.dev", soft_wrap=True, highlight=False)
-    return 0
 
 
 def profile_steps(config: Config, steps: int, out: Path) -> Profile:
@@ -92,14 +76,10 @@ def profile_steps(config: Config, steps: int, out: Path) -> Profile:
         UserError: the data file is missing, or has fewer samples than a batch.
     """
     prepare_process(config)
-    placement, log_file = place(config), out / "deepspeed.log"
+    placement, log_file = place(config), out / LOG_FILE
     dataset = single_labelled(read_data(Path(config.data.path)), config.task, config.data.ambiguous)
     seed = config.train.seeds[0]
-    if len(dataset.splits["train"]) < config.train.batch_size:
-        raise UserError(
-            f"train.batch_size: {config.train.batch_size}, but {config.data.path} has "
-            f"{len(dataset.splits['train'])} training samples; expected at most that"
-        )
+    check_fit(config, dataset.label_kind, len(dataset.splits["train"]), config.data.path)
     with warnings_to(log_file):
         stage = lambda name: record_function(STAGE + name)  # noqa: E731
         objective = untrained_objective(config, dataset, [seed], placement.device, placement.dtype, stage)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import platform
-import subprocess
 import time
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +14,14 @@ import torch.distributed as dist
 from rich.console import Console
 
 from fastmmkd.blocks import Config
-from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.data.single_label import single_labelled
+from fastmmkd.data.training_file import read_data
 from fastmmkd.distributed import barrier, rank, world_size
 from fastmmkd.engine import teachers
+from fastmmkd.engine.checks import check_teacher, former_record
 from fastmmkd.engine.device import Placement, place, prepare_process, start_deepspeed, warnings_to
-from fastmmkd.engine.groups import EVALUATION_FILE, Group, begin, is_evaluated, plan_groups
+from fastmmkd.engine.groups import Group, begin, plan_groups
 from fastmmkd.engine.interruption import InterruptionWatch
 from fastmmkd.engine.phases import Phase, begin_phase, phases_of
 from fastmmkd.engine.session import Session
@@ -31,15 +29,13 @@ from fastmmkd.engine.step import graph_mode
 from fastmmkd.engine.trainer import Trainer
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
-from fastmmkd.evaluation.run_results import write_run_results
 from fastmmkd.files import make_directory, read_json, write_json
 from fastmmkd.methods.method import Network
 from fastmmkd.ops import OPERATIONS, explain
-from fastmmkd.predictor import RUN_FILE, load, read_record, seed_directory
-
-FREE = ("data.path", "data.ambiguous", "teacher.accept_floor", "train.gradients", "train.graph", "train.together")
-"""Keys of a config that may change between two sessions of a run."""
-PACKAGES = ("fastmmkd", "torch", "deepspeed", "numpy", "h5py", "triton")
+from fastmmkd.predictor import load
+from fastmmkd.provenance import PACKAGES, commit, device_name, package_version, python_version
+from fastmmkd.run_folder import EVALUATION_FILE, LOG_FILE, RUN_FILE, is_evaluated, seed_directory
+from fastmmkd.run_results import write_run_results
 
 
 def train_run(config: Config, output: Path, resume: bool, teacher: Path | None = None) -> Path:
@@ -56,14 +52,13 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
             that does not fit.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    if teacher and len(phases_of(config)) == 1:
-        raise UserError(f"--teacher {teacher}: this run has no teacher phase; expected a config with a teacher block")
+    check_teacher(config, teacher)
     prepare_process(config)
     placement = place(config)
     dataset = single_labelled(read_data(Path(config.data.path)), config.task, config.data.ambiguous)
     make_directory(output)
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
-    log_file = output / "deepspeed.log"
+    log_file = output / LOG_FILE
     with InterruptionWatch() as watch, warnings_to(log_file):
         deepspeed = start_deepspeed(placement, log_file)
         session = Session(config, placement, deepspeed, dataset, console, watch, log_file)
@@ -91,26 +86,6 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
     return output
 
 
-def read_data(path: Path) -> Dataset:
-    """Read a config's data file.
-
-    Raises:
-        UserError: it is not there, with the two ways to get it.
-    """
-    if not path.exists():
-        like = next((name for name in ("mosei", "iemocap", "mosi") if name in path.name.lower()), "mosi")
-        raise UserError(
-            f"{path}: no such data file; import the real features with `fastmmkd data import --format mult SRC --out "
-            f"{path}` (see the README), or make a synthetic stand-in with `fastmmkd data synth --like {like} "
-            f"--fraction 1.0 --seed 1 --out {path}`"
-        )
-    dataset = store.read(path)
-    for name in store.SPLITS:
-        if name not in dataset.splits or len(dataset.splits[name]) == 0:
-            raise UserError(f"{path}: split {name} is empty; training needs train, valid and test samples")
-    return dataset
-
-
 def _open_run(output: Path, config: Config, placement: Placement, dataset: Dataset, resume: bool) -> None:
     """Write `run.json`, or check that the one that is there belongs to the same run; all processes agree."""
     verdict: list[str | None] = [None]
@@ -126,22 +101,9 @@ def _open_run(output: Path, config: Config, placement: Placement, dataset: Datas
 
 
 def _check_or_write(path: Path, config: Config, placement: Placement, dataset: Dataset, resume: bool) -> None:
-    strays = sorted(path.parent.glob("seed_*")) + sorted(path.parent.glob("together_*"))
-    if strays and not path.exists():
-        raise UserError(f"{path.parent}: holds {strays[0].name} but no {path.name}; expected a run, or an empty folder")
-    former: dict[str, Any] = {}
     resumed: list[dict[str, Any]] = []
-    if path.exists():
-        if not resume:
-            raise UserError(
-                f"{path.parent}: already holds a run; expected --resume to continue it, or another --output"
-            )
-        former = read_record(path.parent)
-        changed = _difference(former["config"], config.model_dump(mode="json"))
-        if changed:
-            raise UserError(f"{path}: --resume with another config: {changed}")
-        if former["data_hash"] != dataset.content_hash:
-            raise UserError(f"{path}: --resume with other data: {dataset.path} is not the file this run was trained on")
+    former = former_record(config, path.parent, resume, dataset.content_hash)
+    if former:
         if former["precision"] != placement.precision:
             raise UserError(
                 f"{path}: --resume in {placement.precision} of a run in {former['precision']}: resume on a device like "
@@ -168,8 +130,8 @@ def _session(placement: Placement) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit(),
         "versions": {name: package_version(name) for name in PACKAGES},
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if placement.device.type == "cuda" else platform.machine() + " CPU",
+        "python": python_version(),
+        "device": device_name(placement.device),
         "precision": placement.precision,
         "operations": {op: explain(op, example).provider for op in OPERATIONS},
         "note": placement.note,
@@ -177,19 +139,6 @@ def _session(placement: Placement) -> dict[str, Any]:
         "world_size": world_size(),
         "threads": torch.get_num_threads(),
     }
-
-
-def _difference(former: dict[str, Any], now: dict[str, Any], prefix: str = "") -> str | None:
-    """The first key whose value changed; more seeds may be added to a run, and trained in another way."""
-    for key in sorted(former.keys() | now.keys()):
-        a, b, name = former.get(key), now.get(key), prefix + key
-        if isinstance(a, dict) and isinstance(b, dict):
-            found = _difference(a, b, name + ".")
-            if found:
-                return found
-        elif a != b and not (name == "train.seeds" and set(a or ()) <= set(b or ())) and name not in FREE:
-            return f"{name} was {a}, is {b}"
-    return None
 
 
 def _reuse_teachers(session: Session, output: Path, source: Path) -> None:
@@ -298,23 +247,3 @@ def evaluation_from_json(saved: dict[str, Any]) -> SeedEvaluation:
         sweep_samples=saved["sweep_samples"],
         at_floor=saved.get("at_floor", {}),
     )
-
-
-def package_version(name: str) -> str | None:
-    """The installed version of a package, or None."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def commit() -> str | None:
-    """The commit of the checkout this code runs from, `+changes` where it has some; None outside a checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
-
-    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")

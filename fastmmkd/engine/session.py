@@ -12,13 +12,12 @@ from fastmmkd.blocks import Config
 from fastmmkd.data.batches import ResidentSplit, scaling
 from fastmmkd.data.store import Dataset
 from fastmmkd.distributed import world_size
+from fastmmkd.engine.checks import check_fit, selection
 from fastmmkd.engine.device import Placement
 from fastmmkd.engine.interruption import InterruptionWatch
 from fastmmkd.engine.phases import phases_of
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.protocol import Evaluator
-from fastmmkd.tasks import TASKS, Task
 
 
 @dataclass
@@ -61,21 +60,8 @@ def check(config: Config, dataset: Dataset) -> None:
     Raises:
         UserError: labels, metric or sizes of the data do not fit the config.
     """
-    task, batch_size, path = config.task, config.train.batch_size, dataset.path
-    if task.label_kind != dataset.label_kind:
-        fitting = ", ".join(name for name in TASKS if Task(name).label_kind == dataset.label_kind)
-        raise UserError(
-            f"train.task: {task.name} needs {task.label_kind} labels, {path} has {dataset.label_kind} labels; "
-            f"expected one of {fitting}"
-        )
-    if selection(config) not in metrics.selectable(task):
-        valid = ", ".join(metrics.selectable(task))
-        raise UserError(f"train.select: {selection(config)!r} is no metric of {task.name}; expected one of {valid}")
-    train = dataset.splits["train"]
-    if len(train) < batch_size:
-        raise UserError(
-            f"train.batch_size: {batch_size}, but {path} has {len(train)} training samples; expected at most that"
-        )
+    train, batch_size, path = dataset.splits["train"], config.train.batch_size, dataset.path
+    check_fit(config, dataset.label_kind, len(train), path)
     for spec in phases_of(config):
         rows = len(spec.rows(config, train))
         if rows < batch_size:
@@ -85,13 +71,3 @@ def check(config: Config, dataset: Dataset) -> None:
             )
     if batch_size % world_size():
         raise UserError(f"train.batch_size: {batch_size} does not divide by {world_size()} processes")
-
-
-def selection(config: Config) -> str:
-    """The metric that chooses a run's checkpoint."""
-    return config.train.select or default_selection(config.task)
-
-
-def default_selection(task: Task) -> str:
-    """MAE for regression, else cross-entropy: small validation splits measure them more steadily than F1."""
-    return "mae" if task.is_regression else "loss"

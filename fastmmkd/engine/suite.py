@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastmmkd.blocks import Config
 from fastmmkd.config import command_overrides, load_config
+from fastmmkd.data.single_label import single_labelled
+from fastmmkd.data.training_file import read_data, read_data_header
+from fastmmkd.engine.checks import check_fit
 from fastmmkd.errors import UserError
+from fastmmkd.run_folder import is_evaluated, seed_directory
 
 
 @dataclass(frozen=True)
@@ -22,20 +27,6 @@ class Member:
     folder: Path
     teacher: Path | None = None
     """A run of the same teachers: they are taken from there where it has trained them for every seed."""
-
-
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `suite` to the command line; its handler is `args.run(args) -> exit code`."""
-    parser = subparsers.add_parser("suite", help="train several configs and report them side by side")
-    parser.add_argument("--config", required=True, nargs="+", type=Path, metavar="FILE", help="config files")
-    parser.add_argument("--data", metavar="FILE", help="data file in place of the configs' data.path")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for every config")
-    parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the configs' train.seeds")
-    parser.add_argument("--together", action="store_true", help="train the seeds of each config at once")
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="one run folder per config, named as it, and the report"
-    )
-    parser.set_defaults(run=run_suite)
 
 
 def run_suite(args: argparse.Namespace) -> int:
@@ -62,19 +53,24 @@ def train_and_report(members: Sequence[Member], out: Path) -> None:
             on the rest).
         Interrupted: a signal asked to stop; everything is saved, and the same call continues.
     """
-    from fastmmkd.data.single_label import single_labelled
-    from fastmmkd.engine.run import read_data, train_run
+    paths = list(dict.fromkeys(member.config.data.path for member in members))
+    headers = {path: read_data_header(Path(path)) for path in paths}
+    for member in members:
+        path = member.config.data.path
+        with _named(member):
+            check_fit(member.config, headers[path].label_kind, headers[path].samples["train"], path)
+
+    # Imported only now: what was refused so far did not need torch.
+    from fastmmkd.engine.run import train_run
     from fastmmkd.engine.session import check
     from fastmmkd.evaluation.commands import print_headline
     from fastmmkd.evaluation.report import report
 
-    datasets = {path: read_data(Path(path)) for path in dict.fromkeys(m.config.data.path for m in members)}
+    datasets = {path: read_data(Path(path)) for path in paths}
     for member in members:
-        try:
-            config = member.config
+        config = member.config
+        with _named(member):
             check(config, single_labelled(datasets[config.data.path], config.task, config.data.ambiguous))
-        except UserError as error:
-            raise UserError(f"{member.name}: {error}") from error
     for member in members:
         print(f"{member.name}: {plan(member)}", flush=True)
     failed: dict[str, UserError] = {}
@@ -95,10 +91,18 @@ def train_and_report(members: Sequence[Member], out: Path) -> None:
         raise UserError(f"{len(failed)} of {len(members)} runs failed and are not in the report: {reasons}")
 
 
+@contextmanager
+def _named(member: Member) -> Iterator[None]:
+    """Say whose mistake it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{member.name}: {error}") from error
+
+
 def trained_teachers(member: Member) -> Path | None:
     """The run to take a member's teachers from; None where it has to train its own."""
     from fastmmkd.engine.teachers import has_teachers
-    from fastmmkd.predictor import seed_directory
 
     source = member.teacher
     if source and all(has_teachers(member.config, seed_directory(source, seed)) for seed in member.config.train.seeds):
@@ -108,9 +112,6 @@ def trained_teachers(member: Member) -> Path | None:
 
 def plan(member: Member) -> str:
     """What is left of a member: `"done"`, `"2 of 3 seeds done"` or `"to do"`."""
-    from fastmmkd.engine.groups import is_evaluated
-    from fastmmkd.predictor import seed_directory
-
     seeds = member.config.train.seeds
     done = sum(is_evaluated(seed_directory(member.folder, seed)) for seed in seeds)
     if done == len(seeds):

@@ -14,18 +14,15 @@ import torch
 from fastmmkd.blocks import Config
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.distributed import barrier, rank
-from fastmmkd.engine.checkpoint import MODEL_FILE, import_model, read_facts
+from fastmmkd.engine.checks import differences
 from fastmmkd.engine.groups import Group
 from fastmmkd.engine.phases import frozen, initialised, phases_of
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, read_json, replacing, write_json
 from fastmmkd.methods.method import Earlier, Network, PhaseSpec
+from fastmmkd.model_file import import_model, read_facts
 from fastmmkd.nn.models import load_model, stack_models
-
-
-def marker(spec: PhaseSpec) -> str:
-    """The file that marks a phase as finished, relative to the seed's folder: `"teacher/teacher.json"`."""
-    return f"{spec.name}/{spec.name}.json"
+from fastmmkd.run_folder import MODEL_FILE, phase_marker, seed_directory
 
 
 def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -43,7 +40,7 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 def is_finished(spec: PhaseSpec, directory: Path) -> bool:
     """Whether a seed is through with a phase that is not its last."""
-    return (directory / marker(spec)).exists()
+    return (directory / phase_marker(spec.name)).exists()
 
 
 def has_teachers(config: Config, directory: Path) -> bool:
@@ -56,7 +53,7 @@ def finish(spec: PhaseSpec, config: Config, dataset: Dataset, group: Group) -> N
     if rank() == 0:
         for seed, directory in zip(group.seeds, group.directories, strict=True):
             said = {"identity": identity(config, dataset), "at_floor": is_at_floor(directory / spec.name)}
-            write_json(directory / marker(spec), {"version": 1, "seed": seed} | said)
+            write_json(directory / phase_marker(spec.name), {"version": 1, "seed": seed} | said)
     barrier()
 
 
@@ -115,7 +112,7 @@ def reuse(config: Config, dataset: Dataset, seed: int, directory: Path, source: 
         make_directory(own)
         with replacing(own / MODEL_FILE) as temporary:
             shutil.copyfile(folder / MODEL_FILE, temporary)
-        write_json(directory / marker(spec), _read(spec, folder) | {"source": str(folder)})
+        write_json(directory / phase_marker(spec.name), _read(spec, folder) | {"source": str(folder)})
 
 
 def find(config: Config, dataset: Dataset, seed: int, source: Path) -> list[tuple[PhaseSpec, Path]]:
@@ -130,7 +127,7 @@ def find(config: Config, dataset: Dataset, seed: int, source: Path) -> list[tupl
     earlier: dict[str, Network] = {}
     for spec in phases_of(config)[:-1]:
         name, file = spec.name, f"{spec.name}.json"
-        of_run = source / f"seed_{seed}" / name
+        of_run = seed_directory(source, seed) / name
         folder = next((f for f in (source, source / name, of_run) if (f / file).exists()), None)
         if folder is None:
             raise UserError(
@@ -141,9 +138,8 @@ def find(config: Config, dataset: Dataset, seed: int, source: Path) -> list[tupl
         theirs = said.get("identity")
         if not isinstance(theirs, dict):
             raise UserError(f"{folder / file}: not a {name}'s {file}; expected the key identity")
-        changed = _difference(theirs, identity(config, dataset))
-        if changed:
-            raise UserError(f"{folder}: this {name} does not fit the run: {changed}")
+        for key, has, wanted in differences(theirs, identity(config, dataset)):
+            raise UserError(f"{folder}: this {name} does not fit the run: {key} is {has}, the run has {wanted}")
         refuse_floor(spec, config, folder, said)
         earlier[spec.name] = read(spec, config, dataset, folder, earlier)
         found.append((spec, folder))
@@ -188,16 +184,3 @@ def read(spec: PhaseSpec, config: Config, dataset: Dataset, folder: Path, earlie
 def _read(spec: PhaseSpec, folder: Path) -> dict[str, Any]:
     found = read_json(folder / f"{spec.name}.json", f"a {spec.name}'s {spec.name}.json")
     return found if isinstance(found, dict) else {}
-
-
-def _difference(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> str | None:
-    """The first fact in which they differ, in words."""
-    for key in ours | theirs:
-        a, b, name = theirs.get(key), ours.get(key), prefix + key
-        if isinstance(a, dict) and isinstance(b, dict):
-            found = _difference(a, b, name + ".")
-            if found:
-                return found
-        elif a != b:
-            return f"{name} is {a}, the run has {b}"
-    return None

@@ -16,6 +16,7 @@ from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from fastmmkd.files import write_text
+from fastmmkd.run_folder import JOURNAL_FILE, TENSORBOARD_FOLDER
 
 
 class TrainingBar(Progress):
@@ -65,10 +66,10 @@ class Journal:
 
     def __init__(self, directory: Path, title: str, done: int, console: Console, silent: bool) -> None:
         self.silent = silent
-        self.path = directory / "metrics.jsonl"
+        self.path = directory / JOURNAL_FILE
         self.console = console
         self._title = title
-        self._writer = None if silent else SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
+        self._writer = None if silent else SummaryWriter(str(directory / TENSORBOARD_FOLDER), purge_step=done + 1)
 
     def __enter__(self) -> Journal:
         return self

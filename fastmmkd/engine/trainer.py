@@ -27,6 +27,7 @@ from fastmmkd.evaluation.results import Outcome
 from fastmmkd.methods.method import Trainable
 from fastmmkd.methods.objective import gradient_sizes
 from fastmmkd.nn.models import model_state
+from fastmmkd.run_folder import CHECKPOINTS_FOLDER
 
 
 class Trainer:
@@ -38,7 +39,7 @@ class Trainer:
     def __init__(self, session: Session, phase: Phase) -> None:
         self.session, self.phase = session, phase
         self.config = session.config
-        self.checkpoints = phase.group.directory / "checkpoints"
+        self.checkpoints = phase.group.directory / CHECKPOINTS_FOLDER
         self.engine = self._initialize(phase.module)
         seeds = phase.group.seeds
         phase.module.prepare(session.train)

@@ -16,6 +16,7 @@ from fastmmkd.evaluation import metrics, plots, render, results, tables
 from fastmmkd.evaluation.latex import escape, latex_metric
 from fastmmkd.evaluation.significance import MIN_T_PAIRS, MIN_WILCOXON_PAIRS, PairedTest, paired_test
 from fastmmkd.files import make_directory, write_text
+from fastmmkd.run_folder import CURVES_FILE, RESULTS_FILE
 from fastmmkd.tasks import TASKS, Task
 
 Run = tuple[str, dict[str, Any]]
@@ -101,7 +102,7 @@ def report(runs: Sequence[Path], out: Path, names: Sequence[str] | None = None) 
     """
     groups = group(load(runs, names))
     make_directory(out)
-    pictures = [out / ("curves.png" if i == 0 else f"curves-{i + 1}.png") for i in range(len(groups))]
+    pictures = [out / (CURVES_FILE if i == 0 else f"curves-{i + 1}.png") for i in range(len(groups))]
     for found, picture in zip(groups, pictures, strict=True):
         plots.curves(picture, found.runs)
     texts = {
@@ -120,7 +121,7 @@ def load(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Run]
     Raises:
         UserError: a run without readable results, or given twice.
     """
-    files = [(p / results.FILE_NAME if p.is_dir() else p) for p in paths]
+    files = [(p / RESULTS_FILE if p.is_dir() else p) for p in paths]
     twice = [str(p) for p, n in Counter(f.resolve() for f in files).items() if n > 1]
     if twice:
         raise UserError(f"{twice[0]}: given more than once, each run can be listed only once")

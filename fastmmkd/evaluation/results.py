@@ -14,9 +14,8 @@ from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.schema import VERSION, problem
 from fastmmkd.files import make_directory, write_text
 from fastmmkd.modalities import CONDITIONS, INCOMPLETE_CONDITIONS
+from fastmmkd.run_folder import CURVES_FILE, RESULTS_FILE, RESULTS_SHEET, RESULTS_TEXT
 from fastmmkd.tasks import Task
-
-FILE_NAME = "results.json"
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,10 @@ def write(directory: Path, results: dict[str, Any]) -> None:
     if found:
         raise ValueError(f"not a valid results dictionary: {found}")
     make_directory(directory)
-    write_text(directory / "results.md", render.results_markdown(results))
-    write_text(directory / "results.csv", render.results_csv(results))
-    plots.curves(directory / "curves.png", results)
-    write_text(directory / FILE_NAME, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_text(directory / RESULTS_TEXT, render.results_markdown(results))
+    write_text(directory / RESULTS_SHEET, render.results_csv(results))
+    plots.curves(directory / CURVES_FILE, results)
+    write_text(directory / RESULTS_FILE, json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -133,7 +132,7 @@ def read(path: Path) -> dict[str, Any]:
         UserError: missing, not JSON, of another format version, or not as docs/results_format.md says.
     """
     path = Path(path)
-    file = path / FILE_NAME if path.is_dir() else path
+    file = path / RESULTS_FILE if path.is_dir() else path
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as e:

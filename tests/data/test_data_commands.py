@@ -100,7 +100,7 @@ def test_synth_writes_what_the_generator_makes(run: Run, tmp_path: Path, capsys:
 
 def test_an_output_folder_that_cannot_be_made_is_found_before_the_work(run: Run, mmmo: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="file: cannot be made"):
+    with pytest.raises(UserError, match="file: cannot create this folder"):
         run("import", "--format", "mfn", tmp_path / "nowhere", "--out", tmp_path / "file" / "a.h5")
 
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from fastmmkd import run_results
 from fastmmkd.blocks import Config
 from fastmmkd.cli import main
 from fastmmkd.config import load_config
 from fastmmkd.engine import run
 from fastmmkd.engine.ablation import slug
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import plots, results, run_results
+from fastmmkd.evaluation import plots, results
 from fastmmkd.methods import METHODS
 
 CONFIGS = Path(__file__).parents[2] / "configs"

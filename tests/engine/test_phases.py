@@ -16,6 +16,7 @@ from run_records import assert_same, assert_same_phase, assert_same_run, paramet
 from safetensors.torch import load_file, save_file
 
 import fastmmkd
+from fastmmkd import run_results
 from fastmmkd.blocks import LARGEST_SEED
 from fastmmkd.cli import main, train_main
 from fastmmkd.config import parse_config
@@ -27,7 +28,7 @@ from fastmmkd.engine import teachers
 from fastmmkd.engine.groups import alone
 from fastmmkd.engine.phases import Phase, begin_phase, phases_of
 from fastmmkd.errors import Interrupted, UserError
-from fastmmkd.evaluation import plots, run_results
+from fastmmkd.evaluation import plots
 from fastmmkd.evaluation.protocol import Evaluator
 from fastmmkd.methods.corrkd import CorrKD
 from fastmmkd.methods.hrlf import HRLF

@@ -12,13 +12,14 @@ import pytest
 import torch
 from run_records import assert_same, parameters, progress
 
+from fastmmkd import run_results
 from fastmmkd.cli import main
 from fastmmkd.config import parse_config
 from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine import interruption, run
 from fastmmkd.engine.suite import Member, plan
-from fastmmkd.evaluation import plots, run_results
+from fastmmkd.evaluation import plots
 
 pytestmark = pytest.mark.usefixtures("process_state")
 

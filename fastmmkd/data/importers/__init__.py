@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
-from fastmmkd.data.importers import csd, mfn, mmsa, mult
-from fastmmkd.data.importers.resplit import resplit as resplit_dataset
-from fastmmkd.data.store import Dataset
+from fastmmkd.data.dataset import Dataset
 from fastmmkd.errors import UserError
 
-FORMATS: dict[str, Callable[[Path], Dataset]] = {
-    "mmsa": mmsa.load,
-    "mult": mult.load,
-    "csd": csd.load,
-    "mfn": mfn.load,
-}
+FORMATS = ("mmsa", "mult", "csd", "mfn")
+"""Modules of this package; the one that is asked for is imported."""
 
 
 def import_dataset(format: str, source: Path | str, resplit: int | None = None) -> Dataset:
@@ -31,5 +25,9 @@ def import_dataset(format: str, source: Path | str, resplit: int | None = None) 
     """
     if format not in FORMATS:
         raise UserError(f"format {format!r} is not one of {', '.join(FORMATS)}")
-    dataset = FORMATS[format](Path(source))
-    return dataset if resplit is None else resplit_dataset(dataset, resplit)
+    dataset: Dataset = import_module(f"{__name__}.{format}").load(Path(source))
+    if resplit is None:
+        return dataset
+    from fastmmkd.data.importers.resplit import resplit as divided_again
+
+    return divided_again(dataset, resplit)

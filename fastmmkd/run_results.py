@@ -14,6 +14,7 @@ from fastmmkd.evaluation.protocol import Scenario
 from fastmmkd.evaluation.results import SeedEvaluation
 from fastmmkd.modalities import CONDITIONS, condition_modalities
 from fastmmkd.predictor import Predictor
+from fastmmkd.run_folder import CURVES_FILE, EMBEDDING_FILE, RESULTS_FILE, RESULTS_SHEET, RESULTS_TEXT
 
 LANGUAGE_ONLY_HALF = Scenario((True, False, False), p=0.5, index=1 << 10)
 """What the papers' t-SNE pictures show; its index keys draws of its own."""
@@ -52,9 +53,9 @@ def write_run_results(
         floors.trivial(config.task, test.labels[test.present.all(axis=1)], train.labels),
     )
     results.write(directory, found)
-    draw_embedding(directory / "embedding.png", predictor, dataset)
+    draw_embedding(directory / EMBEDDING_FILE, predictor, dataset)
     print_headline(report.group(report.load([directory]))[0], console)
-    for name in ("results.md", "results.csv", "results.json", "curves.png", "embedding.png"):
+    for name in (RESULTS_TEXT, RESULTS_SHEET, RESULTS_FILE, CURVES_FILE, EMBEDDING_FILE):
         console.print(f"  {directory / name}", markup=False, highlight=False, soft_wrap=True)
 
 

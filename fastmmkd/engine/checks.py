@@ -1,0 +1,120 @@
+"""What is refused before a run begins. Nothing here needs torch, DeepSpeed or the data themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastmmkd.config import Config
+from fastmmkd.data.training_file import read_data_header
+from fastmmkd.errors import UserError
+from fastmmkd.evaluation import metrics
+from fastmmkd.run_folder import RUN_FILE, parts_of_a_run, read_record
+from fastmmkd.tasks import TASKS, Task
+
+FREE = ("data.path", "data.ambiguous", "teacher.accept_floor", "train.gradients", "train.graph", "train.together")
+"""Keys of a config that may change between two sessions of a run."""
+
+
+def check_run(config: Config, output: Path, resume: bool, teacher: Path | None = None) -> None:
+    """Refuse a run by its config, its folder and the header of its data file.
+
+    Args:
+        config, output, resume, teacher: as `fastmmkd.engine.run.train_run` takes them.
+
+    Raises:
+        UserError: what `check_teacher`, `check_data` and `former_record` refuse.
+    """
+    check_teacher(config, teacher)
+    content_hash = check_data(config)
+    former_record(config, output, resume, content_hash)
+
+
+def check_teacher(config: Config, teacher: Path | None) -> None:
+    """Refuse `--teacher` for a run that has none."""
+    if teacher and not config.teacher:
+        raise UserError(f"--teacher {teacher}: this run has no teacher phase; expected a config with a teacher block")
+
+
+def check_data(config: Config) -> str:
+    """Refuse a data file by its header: the content hash that it states.
+
+    Raises:
+        UserError: it is missing or damaged, or what `check_fit` refuses.
+    """
+    header = read_data_header(Path(config.data.path))
+    check_fit(config, header.label_kind, header.samples["train"], config.data.path)
+    return header.content_hash
+
+
+def check_fit(config: Config, label_kind: str, samples: int, path: Path | str | None) -> None:
+    """Refuse data that do not fit the config.
+
+    Args:
+        config: the run.
+        label_kind, samples: of the data; training samples.
+        path: the data file, for the message.
+
+    Raises:
+        UserError: labels of another kind than the task's, a metric that the task has not, fewer samples than a batch.
+    """
+    task, batch_size = config.task, config.train.batch_size
+    if task.label_kind != label_kind:
+        fitting = ", ".join(name for name in TASKS if Task(name).label_kind == label_kind)
+        raise UserError(
+            f"train.task: {task.name} needs {task.label_kind} labels, {path} has {label_kind} labels; "
+            f"expected one of {fitting}"
+        )
+    if selection(config) not in metrics.selectable(task):
+        valid = ", ".join(metrics.selectable(task))
+        raise UserError(f"train.select: {selection(config)!r} is no metric of {task.name}; expected one of {valid}")
+    if samples < batch_size:
+        raise UserError(
+            f"train.batch_size: {batch_size}, but {path} has {samples} training samples; expected at most that"
+        )
+
+
+def former_record(config: Config, output: Path, resume: bool, content_hash: str) -> dict[str, Any]:
+    """The `run.json` of the run that is to be continued; empty where a new one begins.
+
+    Args:
+        config, output, resume: the run that is asked for.
+        content_hash: of its data file.
+
+    Raises:
+        UserError: the folder holds a run and `resume` is false, or the run of another config or data.
+    """
+    path, strays = output / RUN_FILE, parts_of_a_run(output)
+    if strays and not path.exists():
+        raise UserError(f"{output}: holds {strays[0].name} but no {path.name}; expected a run, or an empty folder")
+    if not path.exists():
+        return {}
+    if not resume:
+        raise UserError(f"{output}: already holds a run; expected --resume to continue it, or another --output")
+    former = read_record(output)
+    for key, was, now in differences(former["config"], config.model_dump(mode="json")):
+        more_seeds = key == "train.seeds" and set(was or ()) <= set(now or ())
+        if key not in FREE and not more_seeds:
+            raise UserError(f"{path}: --resume with another config: {key} was {was}, is {now}")
+    if former["data_hash"] != content_hash:
+        raise UserError(f"{path}: --resume with other data: {config.data.path} is not the file this run was trained on")
+    return former
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The keys, `"model.width"`, in which two nested dictionaries differ, and both values; None where there is none."""
+    for key in sorted(a.keys() | b.keys()):
+        x, y, name = a.get(key), b.get(key), prefix + key
+        if isinstance(x, dict) and isinstance(y, dict):
+            yield from differences(x, y, name + ".")
+        elif x != y:
+            yield name, x, y
+
+
+def selection(config: Config) -> str:
+    """The metric that chooses a run's checkpoint.
+
+    By default MAE for regression, else cross-entropy: small validation splits measure them more steadily than F1.
+    """
+    return config.train.select or ("mae" if config.task.is_regression else "loss")

@@ -1,0 +1,85 @@
+"""Names and layout of a run's folder.
+
+run.json                           what is run, on which data, and what on
+deepspeed.log                      what DeepSpeed and torch print
+results.json, .md, .csv            what was reached; written last
+curves.png, embedding.png
+seed_<s>/                          one seed, in the state of its last phase
+    model.safetensors              its best model
+    metrics.jsonl, tensorboard/    its records, one an epoch
+    checkpoints/latest.json        names the folder beside it that the seed resumes from
+    evaluation.json                the seed is finished
+    teacher/                       a phase before it, named so, laid out alike
+        teacher.json               that phase is finished
+together_<s>/                      in place of their own checkpoints/, of seeds that are trained at once; s: the first
+    group.json                     names them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fastmmkd.errors import UserError
+from fastmmkd.files import read_json
+
+RUN_FILE = "run.json"
+LOG_FILE = "deepspeed.log"
+RESULTS_FILE, RESULTS_TEXT, RESULTS_SHEET = "results.json", "results.md", "results.csv"
+CURVES_FILE, EMBEDDING_FILE = "curves.png", "embedding.png"
+
+MODEL_FILE = "model.safetensors"
+JOURNAL_FILE, TENSORBOARD_FOLDER = "metrics.jsonl", "tensorboard"
+CHECKPOINTS_FOLDER, LATEST_FILE = "checkpoints", "latest.json"
+EVALUATION_FILE = "evaluation.json"
+
+GROUP_FILE = "group.json"
+
+
+def seed_directory(run: Path, seed: int) -> Path:
+    """Where a run keeps one seed."""
+    return run / f"seed_{seed}"
+
+
+def together_directory(run: Path, first_seed: int) -> Path:
+    """Where a run keeps the resumable state of seeds that are trained at once."""
+    return run / f"together_{first_seed}"
+
+
+def group_files(run: Path) -> list[Path]:
+    """The `group.json` of every group of seeds that was begun together."""
+    return sorted(run.glob(f"together_*/{GROUP_FILE}"))
+
+
+def parts_of_a_run(folder: Path) -> list[Path]:
+    """Folders of seeds and of groups, whether or not there is a `run.json` beside them."""
+    return sorted(folder.glob("seed_*")) + sorted(folder.glob("together_*"))
+
+
+def is_evaluated(directory: Path) -> bool:
+    """Whether a seed is finished."""
+    return (directory / EVALUATION_FILE).exists()
+
+
+def phase_marker(name: str) -> Path:
+    """What marks a phase before a seed's last as finished, relative to the seed's folder: `teacher/teacher.json`."""
+    return Path(name) / f"{name}.json"
+
+
+def seeds_with_model(run: Path, seeds: Iterable[int]) -> list[int]:
+    """Those of a run's seeds that have an exported model."""
+    return [seed for seed in seeds if (seed_directory(run, seed) / MODEL_FILE).exists()]
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """A run's `run.json`: among others its config, the hash of its data and its precision.
+
+    Raises:
+        UserError: missing, or not such a file.
+    """
+    record = read_json(run / RUN_FILE, "a training run's run.json")
+    wanted = ("config", "data_hash", "precision")
+    if not isinstance(record, dict) or not all(key in record for key in wanted):
+        raise UserError(f"{run / RUN_FILE}: not a training run's run.json; expected the keys {', '.join(wanted)}")
+    return record
