@@ -1,7 +1,8 @@
 """The field's metrics, one definition for models, floors and ideal classifiers.
 
-Every metric compares the labels with a *decision*: a score, a bin, or a yes/no per sample. `decisions` says how a
-model's predictions become decisions, `score` compares them; `floors` makes its own decisions and shares `score`.
+A metric compares what is true of the labels with a *decision*: a score, a bin, or a yes/no per sample. Mostly the
+decision is what is true of predicted labels; `decisions` says how a model's predictions become decisions, `floors`
+makes its own. Adding a metric is an entry in `METRICS`.
 
     key                        compares
     mae, corr                  raw scores: mean absolute error, Pearson correlation
@@ -20,67 +21,164 @@ A metric that has no sample to be computed on (after dropping zeros) is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score
 
-from fastmmkd.data.store import EMOTIONS
 from fastmmkd.errors import UserError
+from fastmmkd.labels import EMOTIONS
 from fastmmkd.tasks import Task
 
-SIGN_KEYS = ("f1_non0", "acc2_non0", "f1_has0", "acc2_has0")
+Truth = Callable[[np.ndarray], np.ndarray]
+"""Labels as stored, `[...]` scores or `[..., 4]` emotion indicators -> what a decision about them should be."""
+Score = Callable[[np.ndarray, np.ndarray], float]
+"""The truth and the decisions of N samples, in this order -> a number; NaN where no sample is left."""
 
-KEYS: dict[str, tuple[str, ...]] = {
-    "regression": ("f1_non0", "mae", "corr", "acc2_non0", "f1_has0", "acc2_has0", "acc7", "acc5"),
-    "classification-2": SIGN_KEYS,
-    "classification-3": (*SIGN_KEYS, "acc3"),
-    "classification-7": (*SIGN_KEYS, "acc7"),
-    "emotions-binary": ("f1", *(f"f1_{e}" for e in EMOTIONS), "acc", *(f"acc_{e}" for e in EMOTIONS)),
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that predictions are judged by."""
+
+    key: str
+    """Its name in `results.json`."""
+    title: str
+    """Its name in tables and on axes."""
+    higher_is_better: bool
+    percent: bool
+    truth: Truth
+    score: Score
+
+
+def as_labelled(scores: np.ndarray) -> np.ndarray:
+    """The scores themselves."""
+    return scores
+
+
+def rounded(limit: int) -> Truth:
+    """Scores clipped to +- `limit` and rounded half to even, as the public code of the field does."""
+    return lambda scores: np.round(np.clip(scores, -limit, limit))
+
+
+def nonnegative(scores: np.ndarray) -> np.ndarray:
+    return scores >= 0
+
+
+def all_that_hold(emotions: np.ndarray) -> np.ndarray:
+    return emotions > 0.5
+
+
+def holds(emotion: str) -> Truth:
+    return lambda emotions: emotions[..., EMOTIONS.index(emotion)] > 0.5
+
+
+def single_label(emotions: np.ndarray) -> np.ndarray:
+    return emotions.argmax(axis=-1)
+
+
+def single_label_is(emotion: str) -> Truth:
+    return lambda emotions: emotions.argmax(axis=-1) == EMOTIONS.index(emotion)
+
+
+def mean_absolute_error(truth: np.ndarray, decision: np.ndarray) -> float:
+    return float(np.abs(truth - decision).mean()) if len(truth) else float("nan")
+
+
+def correlation(truth: np.ndarray, decision: np.ndarray) -> float:
+    """Pearson's; 0 where either is constant (it explains nothing), NaN for fewer than two samples."""
+    if len(truth) < 2:
+        return float("nan")
+    x, y = truth - truth.mean(), decision - decision.mean()
+    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
+    if np.ptp(truth) == 0 or np.ptp(decision) == 0 or norm == 0:
+        return 0.0
+    return float(np.clip(x @ y / norm, -1.0, 1.0))
+
+
+def accuracy(truth: np.ndarray, decision: np.ndarray) -> float:
+    """In percent."""
+    return 100.0 * float((truth == decision).mean()) if len(truth) else float("nan")
+
+
+def weighted_f1(truth: np.ndarray, decision: np.ndarray) -> float:
+    """In percent."""
+    if not len(truth):
+        return float("nan")
+    from sklearn.metrics import f1_score  # a second, which reading a config or a report need not wait for
+
+    return 100.0 * float(f1_score(truth, decision, average="weighted", zero_division=0))
+
+
+def without_zeros(score: Score) -> Score:
+    """Positive against negative, on the samples whose score is not zero; truth and decision are signs, or scores."""
+    return lambda truth, decision: score(truth[truth != 0] > 0, decision[truth != 0] > 0)
+
+
+def mean_over_emotions(score: Score) -> Score:
+    """Truth and decision are `[N, 4]` bool."""
+    return lambda truth, decision: float(np.mean([score(truth[:, i], decision[:, i]) for i in range(len(EMOTIONS))]))
+
+
+SIGNS = (
+    Metric("f1_non0", "F1 non0 (%)", True, True, np.sign, without_zeros(weighted_f1)),
+    Metric("acc2_non0", "Acc-2 non0 (%)", True, True, np.sign, without_zeros(accuracy)),
+    Metric("f1_has0", "F1 has0 (%)", True, True, nonnegative, weighted_f1),
+    Metric("acc2_has0", "Acc-2 has0 (%)", True, True, nonnegative, accuracy),
+)
+ACC7 = Metric("acc7", "Acc-7 (%)", True, True, rounded(3), accuracy)
+
+METRICS: dict[str, tuple[Metric, ...]] = {
+    "regression": (
+        SIGNS[0],
+        Metric("mae", "MAE", False, False, as_labelled, mean_absolute_error),
+        Metric("corr", "Pearson correlation", True, False, as_labelled, correlation),
+        *SIGNS[1:],
+        ACC7,
+        Metric("acc5", "Acc-5 (%)", True, True, rounded(2), accuracy),
+    ),
+    "classification-2": SIGNS,
+    "classification-3": (*SIGNS, Metric("acc3", "Acc-3 (%)", True, True, np.sign, accuracy)),
+    "classification-7": (*SIGNS, ACC7),
+    "emotions-binary": (
+        Metric("f1", "F1, mean of the emotions (%)", True, True, all_that_hold, mean_over_emotions(weighted_f1)),
+        *(Metric(f"f1_{e}", f"F1 {e} (%)", True, True, holds(e), weighted_f1) for e in EMOTIONS),
+        Metric("acc", "Accuracy, mean of the emotions (%)", True, True, all_that_hold, mean_over_emotions(accuracy)),
+        *(Metric(f"acc_{e}", f"Accuracy {e} (%)", True, True, holds(e), accuracy) for e in EMOTIONS),
+    ),
     "emotions-4way": (
-        "f1_4way",
-        "acc_4way",
-        *(f"f1_{e}_ovr" for e in EMOTIONS),
-        *(f"acc_{e}_ovr" for e in EMOTIONS),
+        Metric("f1_4way", "F1 4-way (%)", True, True, single_label, weighted_f1),
+        Metric("acc_4way", "Accuracy 4-way (%)", True, True, single_label, accuracy),
+        *(Metric(f"f1_{e}_ovr", f"F1 {e} vs rest (%)", True, True, single_label_is(e), weighted_f1) for e in EMOTIONS),
+        *(
+            Metric(f"acc_{e}_ovr", f"Accuracy {e} vs rest (%)", True, True, single_label_is(e), accuracy)
+            for e in EMOTIONS
+        ),
     ),
 }
-"""Task name -> its metric keys; the first one is the headline metric."""
+"""Task name -> its metrics; the first one is the headline metric."""
 
-_TITLES = {
-    "mae": "MAE",
-    "corr": "Pearson correlation",
-    "acc7": "Acc-7 (%)",
-    "acc5": "Acc-5 (%)",
-    "acc3": "Acc-3 (%)",
-    "acc2_has0": "Acc-2 has0 (%)",
-    "acc2_non0": "Acc-2 non0 (%)",
-    "f1_has0": "F1 has0 (%)",
-    "f1_non0": "F1 non0 (%)",
-    "f1": "F1, mean of the emotions (%)",
-    "acc": "Accuracy, mean of the emotions (%)",
-    "f1_4way": "F1 4-way (%)",
-    "acc_4way": "Accuracy 4-way (%)",
-}
+_BY_KEY = {metric.key: metric for found in METRICS.values() for metric in found}
+_OF_SCORES = {m.key: m for name, found in METRICS.items() if Task(name).label_kind == "score" for m in found}
 
 
 def keys(task: Task) -> tuple[str, ...]:
     """Metric keys that `compute` returns for the task, the headline metric first."""
-    return KEYS[task.name]
+    return tuple(metric.key for metric in METRICS[task.name])
 
 
 def selectable(task: Task) -> tuple[str, ...]:
     """What a checkpoint can be chosen by: the metrics, and the task's `loss`."""
-    return (*KEYS[task.name], "loss")
+    return (*keys(task), "loss")
 
 
 def primary(task: Task) -> str:
     """The headline metric: `f1_non0` for scores, `f1` for four binary emotions, `f1_4way` for the single label."""
-    return KEYS[task.name][0]
+    return METRICS[task.name][0].key
 
 
 def higher_is_better(key: str) -> bool:
     """False only for the mean absolute error and the loss."""
-    return key not in ("mae", "loss")
+    return key != "loss" and _BY_KEY[key].higher_is_better
 
 
 def better(key: str, value: float, than: float) -> bool:
@@ -90,15 +188,12 @@ def better(key: str, value: float, than: float) -> bool:
 
 def is_percent(key: str) -> bool:
     """Whether the metric is reported in percent: all but MAE and correlation."""
-    return key not in ("mae", "corr")
+    return _BY_KEY[key].percent
 
 
 def title(key: str) -> str:
     """Name for tables and axes: `"f1_non0"` -> `"F1 non0 (%)"`, `"acc_happy_ovr"` -> `"Accuracy happy vs rest (%)"`."""
-    if key in _TITLES:
-        return _TITLES[key]
-    measure, _, problem = key.partition("_")
-    return f"{'F1' if measure == 'f1' else 'Accuracy'} {problem.replace('_ovr', ' vs rest')} (%)"
+    return _BY_KEY[key].title
 
 
 def compute(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
@@ -165,9 +260,8 @@ def decisions(task: Task, predictions: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def score_decisions(scores: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores `[N]` -> decisions for every metric of the score tasks."""
-    made = {"mae": scores, "corr": scores, "acc7": _rounded(scores, 3), "acc5": _rounded(scores, 2)}
-    return made | {"acc3": np.sign(scores)} | sign_decisions(nonnegative=scores >= 0, positive=scores > 0)
+    """Scores `[N]` -> decisions for every metric of the score tasks: what is true of these scores."""
+    return {key: metric.truth(scores) for key, metric in _OF_SCORES.items()}
 
 
 def sign_decisions(nonnegative: np.ndarray | None = None, positive: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -182,18 +276,13 @@ def sign_decisions(nonnegative: np.ndarray | None = None, positive: np.ndarray |
 
 def emotion_decisions(holds: np.ndarray) -> dict[str, np.ndarray]:
     """`[N, 4]` bool, which emotions hold -> decisions of `emotions-binary`."""
-    made = {"f1": holds, "acc": holds}
-    for i, emotion in enumerate(EMOTIONS):
-        made |= {f"f1_{emotion}": holds[:, i], f"acc_{emotion}": holds[:, i]}
-    return made
+    return {metric.key: metric.truth(holds) for metric in METRICS["emotions-binary"]}
 
 
 def single_label_decisions(label: np.ndarray) -> dict[str, np.ndarray]:
     """`[N]` index into `EMOTIONS` -> decisions of `emotions-4way`."""
-    made = {"f1_4way": label, "acc_4way": label}
-    for i, emotion in enumerate(EMOTIONS):
-        made |= {f"f1_{emotion}_ovr": label == i, f"acc_{emotion}_ovr": label == i}
-    return made
+    emotions = np.eye(len(EMOTIONS))[label]
+    return {metric.key: metric.truth(emotions) for metric in METRICS["emotions-4way"]}
 
 
 def score_all(task: Task, labels: np.ndarray, made: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -207,56 +296,9 @@ def score(key: str, labels: np.ndarray, decision: np.ndarray) -> float:
     Args:
         labels: `[N]` or `[N, 4]` as stored.
         decision: `[N]` (for `acc` and `f1`: `[N, 4]` bool), on all samples, zeros included.
-
-    Returns:
-        The value; NaN where no sample is left. The correlation is 0 where predictions or labels are constant (they
-        explain nothing), NaN for fewer than two samples.
     """
-    if key in ("f1", "acc"):
-        return float(np.mean([score(f"{key}_{e}", labels, decision[:, i]) for i, e in enumerate(EMOTIONS)]))
-    if key == "mae":
-        return float(np.abs(labels - decision).mean()) if len(labels) else float("nan")
-    if key == "corr":
-        return _correlation(labels, decision)
-    if key.endswith("_non0"):
-        labels, decision = labels[labels != 0], decision[labels != 0]
-    if len(labels) == 0:
-        return float("nan")
-    true = _truth(key, labels)
-    if key.startswith("f1"):
-        return 100.0 * float(f1_score(true, decision, average="weighted", zero_division=0))
-    return 100.0 * float(accuracy_score(true, decision))
-
-
-def _truth(key: str, labels: np.ndarray) -> np.ndarray:
-    """Labels -> what the decision of a class metric should have been."""
-    kind = key.partition("_")[2]
-    if kind == "has0":
-        return labels >= 0
-    if kind == "non0":
-        return labels > 0
-    if kind == "4way":
-        return labels.argmax(axis=1)
-    if kind.endswith("_ovr"):
-        return labels.argmax(axis=1) == EMOTIONS.index(kind.removesuffix("_ovr"))
-    if kind:
-        return labels[:, EMOTIONS.index(kind)] > 0.5
-    return {"acc7": _rounded(labels, 3), "acc5": _rounded(labels, 2), "acc3": np.sign(labels)}[key]
-
-
-def _rounded(scores: np.ndarray, limit: int) -> np.ndarray:
-    # np.round rounds half to even, as the public code of the field does.
-    return np.round(np.clip(scores, -limit, limit))
-
-
-def _correlation(labels: np.ndarray, scores: np.ndarray) -> float:
-    if len(labels) < 2:
-        return float("nan")
-    x, y = labels - labels.mean(), scores - scores.mean()
-    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
-    if np.ptp(labels) == 0 or np.ptp(scores) == 0 or norm == 0:
-        return 0.0
-    return float(np.clip(x @ y / norm, -1.0, 1.0))
+    metric = _BY_KEY[key]
+    return metric.score(metric.truth(labels), decision)
 
 
 def _check_shapes(task: Task, labels: np.ndarray, predictions: np.ndarray) -> None:

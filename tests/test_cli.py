@@ -1,0 +1,123 @@
+"""The command line: what a command imports, and what it refuses before anything heavy is imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastmmkd
+from fastmmkd.cli import main
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("torch", "deepspeed", "matplotlib", "sklearn", "tensorboard")
+COMMANDS = (
+    *((), ("train",), ("eval",), ("predict",), ("report",), ("ablate",), ("suite",), ("profile",), ("env",)),
+    *(("data",), ("data", "import"), ("data", "inspect"), ("data", "synth")),
+)
+
+
+def run(code: str) -> list[str]:
+    """The lines that a fresh Python prints; the last names the heavy packages that it has imported."""
+    code += f"\nimport sys\nprint(*(name for name in {HEAVY} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return (done.stdout + done.stderr).split("\n")[:-1]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    calls = [[*command, "--help"] for command in COMMANDS]
+    printed = run(
+        "from contextlib import suppress\nfrom fastmmkd.cli import main, train_main\n"
+        f"for words in {calls}:\n    with suppress(SystemExit):\n        main(words)\n"
+        "with suppress(SystemExit):\n    train_main(['--help'])"
+    )
+    assert printed[-1] == ""
+    assert sum(line.startswith("usage: ") for line in printed) == len(COMMANDS) + 1
+
+
+def test_every_command_is_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = capsys.readouterr().out.partition("{")[2].partition("}")[0]
+    assert set(listed.split(",")) == {command[0] for command in COMMANDS if command}
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"fastmmkd {fastmmkd.__version__}\n"
+
+
+class TestRefusedBeforeTorch:
+    @pytest.fixture
+    def config(self, tiny_config: dict, tmp_path: Path) -> Path:
+        path = tmp_path / "tiny.json"
+        path.write_text(json.dumps(tiny_config))
+        return path
+
+    @staticmethod
+    def refusals(*calls: list[str]) -> list[str]:
+        """What each call says as it exits with 2, in one process that has not imported torch by then."""
+        code = "from fastmmkd.cli import main\nimport sys\nsys.stderr = sys.stdout\n"
+        printed = run(code + f"for words in {list(calls)}:\n    assert main(words) == 2, words")
+        assert printed[-1] == ""
+        assert len(printed) == len(calls) + 1
+        return [line.removeprefix("error: ") for line in printed[:-1]]
+
+    def test_by_the_config(self, config: Path, tmp_path: Path) -> None:
+        train = ["train", "--config", str(config)]
+        unknown, value, absent, teacher, optimizer = self.refusals(
+            [*train, "--set", "train.epoch=2"],
+            [*train, "--set", "train.epochs=0"],
+            ["train", "--config", str(tmp_path / "none.json")],
+            [*train, "--teacher", "runs/other"],
+            ["profile", "--config", str(config), "--steps", "0"],
+        )
+        assert unknown.startswith(f"{config}: train.epoch: unknown key; ")
+        assert value.startswith(f"{config}: train.epochs: expected a number greater than 0, got 0")
+        assert absent.startswith(f"{tmp_path / 'none.json'}: no such config file")
+        assert teacher.startswith("--teacher runs/other: this run has no teacher phase")
+        assert optimizer == "--steps 0: expected 1 or more"
+
+    def test_by_the_data_file(self, config: Path, tiny_store: Path, tmp_path: Path) -> None:
+        words, absent = ["--config", str(config)], str(tmp_path / "absent.h5")
+        out = ["--out", str(tmp_path / "out")]
+        found = self.refusals(
+            ["train", *words, "--data", absent],
+            ["profile", *words, "--data", absent],
+            ["suite", *words, *out, "--data", absent],
+            ["ablate", *words, *out, "--data", absent],
+        )
+        assert all(line.startswith(f"{absent}: no such data file; import the real features") for line in found)
+        large = f"train.batch_size: 41, but {tiny_store} has 40 training samples; expected at most that"
+        assert self.refusals(
+            ["train", *words, "--set", "train.batch_size=41"],
+            ["profile", *words, "--set", "train.batch_size=41"],
+            ["suite", *words, *out, "--set", "train.batch_size=41"],
+        ) == [large, large, f"tiny: {large}"]
+        kind, metric = self.refusals(
+            ["train", *words, "--set", "train.task=emotions-binary"], ["train", *words, "--set", "train.select=f1"]
+        )
+        assert kind.startswith(f"train.task: emotions-binary needs emotions labels, {tiny_store} has score labels")
+        assert metric.startswith("train.select: 'f1' is no metric of regression; expected one of f1_non0, ")
+
+    def test_by_the_runs_folder(self, config: Path, trained: Path, tmp_path: Path) -> None:
+        stray = tmp_path / "stray"
+        (stray / "seed_1").mkdir(parents=True)
+        train = ["train", "--config", str(config), "--output"]
+        held, other, no_run, no_model, no_file = self.refusals(
+            [*train, str(trained)],
+            [*train, str(trained), "--resume", "--seeds", "1,2", "--set", "model.width=16"],
+            [*train, str(stray)],
+            ["eval", "--run", str(tmp_path)],
+            ["predict", "--run", str(trained), "--data", str(config), "--out", str(tmp_path / "a.csv")],
+        )
+        assert held == f"{trained}: already holds a run; expected --resume to continue it, or another --output"
+        assert other == f"{trained / 'run.json'}: --resume with another config: model.width was 8, is 16"
+        assert no_run == f"{stray}: holds seed_1 but no run.json; expected a run, or an empty folder"
+        assert no_model.startswith(f"{tmp_path / 'run.json'}: ")
+        assert no_file.startswith(f"{config}: not an HDF5 file")

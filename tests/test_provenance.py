@@ -1,0 +1,43 @@
+"""What something was made with."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+
+import pytest
+import torch
+
+from fastmmkd import provenance
+
+
+def test_a_package_that_is_not_there_has_no_version() -> None:
+    assert provenance.package_version("torch") == torch.__version__
+    assert provenance.package_version("no-such-package") is None
+
+
+def test_the_commit_says_whether_there_are_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {"rev-parse": "abc\n", "status": ""}
+
+    def git(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert command[0] == "git"
+        return subprocess.CompletedProcess(command, 0, answers[command[3]])
+
+    monkeypatch.setattr(subprocess, "run", git)
+    assert provenance.commit() == "abc"
+    answers["status"] = " M setup.py\n"
+    assert provenance.commit() == "abc+changes"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.CalledProcessError(128, "git")])
+def test_without_git_or_its_answer_the_commit_is_unknown(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def no_git(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert provenance.commit() == "unknown"
+
+
+def test_a_cpu_is_named_by_its_architecture() -> None:
+    assert provenance.device_name(torch.device("cpu")) == f"{platform.machine()} CPU"
+    assert provenance.cpu_brand()
