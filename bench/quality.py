@@ -157,15 +157,15 @@ def _table(records: dict[str, Path], key: str) -> str:
         raise ValueError(f"{', '.join(records)} were not evaluated on the same data; they cannot share a table")
     table = tables.metric_table(key, runs)
     made = {name: read_json(folder / RUN_FILE, "a run.json") for name, folder in records.items()}
-    seeds = {name: ", ".join(map(str, found["seeds"])) for name, found in runs}
+    seeds = {name: ", ".join(map(str, found.seeds)) for name, found in runs}
     machines = {
         name: f"{run['precision']} on {run['device']}, torch {run['versions']['torch']}" for name, run in made.items()
     }
     facts = [f"mean ± standard deviation over seeds {_stated(seeds)}", _stated(machines)]
-    tasks = {name: found["task"] for name, found in runs}
+    tasks = {name: found.task for name, found in runs}
     if len(set(tasks.values())) > 1:
         facts.append(f"trained for {_stated(tasks)}")
-    return f"{table.title} on {runs[0][1]['data']}; {'; '.join(facts)}.\n\n{tables.markdown_metric(table)}"
+    return f"{table.title} on {runs[0][1].data}; {'; '.join(facts)}.\n\n{tables.markdown_metric(table)}"
 
 
 def _stated(facts: dict[str, str]) -> str:

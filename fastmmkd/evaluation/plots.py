@@ -16,9 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
-from fastmmkd.data.store import EMOTIONS
 from fastmmkd.evaluation import metrics, tables
+from fastmmkd.evaluation.schema import Results
 from fastmmkd.files import replacing
+from fastmmkd.labels import EMOTIONS
 from fastmmkd.tasks import Task
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness.
@@ -52,7 +53,7 @@ MIN_EMBEDDED = 4
 """t-SNE of fewer points shows nothing."""
 
 
-def curves(path: Path, results: dict[str, Any] | Sequence[tuple[str, dict[str, Any]]]) -> None:
+def curves(path: Path, results: Results | Sequence[tuple[str, Results]]) -> None:
     """Metrics against the ratio p of missing frames, as PNG.
 
     One line per run with a band of one standard deviation over its seeds, the floor dashed, and the ideal on complete
@@ -66,8 +67,8 @@ def curves(path: Path, results: dict[str, Any] | Sequence[tuple[str, dict[str, A
     Raises:
         UserError: the file cannot be written.
     """
-    runs = [(results["method"], results)] if isinstance(results, dict) else list(results)
-    keys = list(dict.fromkeys(key for _, found in runs for key in _curve_keys(Task(found["task"]))))
+    runs = [(results.method, results)] if isinstance(results, Results) else list(results)
+    keys = list(dict.fromkeys(key for _, found in runs for key in _curve_keys(Task(found.task))))
     columns = min(2, len(keys))
     rows = -(-len(keys) // columns)
     width = 5.2 * columns if columns > 1 else 6.4
@@ -78,7 +79,7 @@ def curves(path: Path, results: dict[str, Any] | Sequence[tuple[str, dict[str, A
             _curve_panel(axis, key, runs)
             _draw_references(axis, key, runs)
         handles, names = axes[0].get_legend_handles_labels()
-        data = runs[0][1]["data"]
+        data = runs[0][1].data
         title = data if len(data) <= 70 else data[:69] + "…"
         figure.suptitle(title, fontsize=12)
         figure.legend(handles, names, loc="outside lower center", ncols=_legend_columns(names, width))
@@ -131,14 +132,13 @@ def _curve_keys(task: Task) -> list[str]:
     return [metrics.primary(task)]
 
 
-def _curve_panel(axis: Axes, key: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> None:
+def _curve_panel(axis: Axes, key: str, runs: Sequence[tuple[str, Results]]) -> None:
     for i, (name, results) in enumerate(runs):
-        if key not in metrics.keys(Task(results["task"])):
+        if key not in metrics.keys(Task(results.task)):
             continue
-        points = [(s["p"], s["metrics"][key]) for s in results["sweep"] if s["metrics"][key]["mean"] is not None]
-        p = np.array([q for q, _ in points])
-        mean = np.array([s["mean"] for _, s in points])
-        deviation = np.array([s["std"] or 0.0 for _, s in points])
+        known = [(point.p, point.metrics[key]) for point in results.sweep if key in point.metrics]
+        points = [(q, s.mean, s.std or 0.0) for q, s in known if s.mean is not None]
+        p, mean, deviation = np.array(points).reshape(-1, 3).T
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         axis.plot(p, mean, color=colour, marker=marker, markersize=5, linewidth=1.8, label=name, zorder=3)
         axis.fill_between(p, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
@@ -150,7 +150,7 @@ def _curve_panel(axis: Axes, key: str, runs: Sequence[tuple[str, dict[str, Any]]
     )
 
 
-def _draw_references(axis: Axes, key: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> None:
+def _draw_references(axis: Axes, key: str, runs: Sequence[tuple[str, Results]]) -> None:
     for row in tables.metric_table(key, runs).references:
         value = row.cells[tables.COLUMNS.index("lav")].mean
         if value is not None and row.name.startswith("floor"):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Any
 
 from fastmmkd.evaluation import metrics, tables
+from fastmmkd.evaluation.schema import Entry, Results, Statistic, SweepPoint
 from fastmmkd.modalities import CONDITIONS, condition_label
 from fastmmkd.tasks import Task
 
@@ -29,27 +29,24 @@ SAMPLES_LEGEND = (
 )
 
 
-def results_markdown(results: dict[str, Any]) -> str:
+def results_markdown(results: Results) -> str:
     """`results.md`: one table per metric in the papers' layout, then the sweep over p."""
-    task = Task(results["task"])
+    task = Task(results.task)
     shown = tables.shown_metrics(task)
-    parts = [f"# {results['method']} on {results['data']}\n", facts(results), legend(results)]
+    parts = [f"# {results.method} on {results.data}\n", facts(results), legend(results)]
     for key in shown:
-        table = tables.metric_table(key, [(results["method"], results)])
+        table = tables.metric_table(key, [(results.method, results)])
         parts += [f"## {table.title}\n", tables.markdown_metric(table)]
-    if results["sweep"]:
+    if results.sweep:
         parts += [
             "## Frames missing at ratio p\n",
-            f"All modalities present, {results['sweep'][0]['samples']} samples.\n",
+            f"All modalities present, {results.sweep[0].samples} samples.\n",
             tables.markdown_table(
                 ["p", *map(metrics.title, shown)],
-                [
-                    [f"{point['p']:g}", *(_cell(key, point["metrics"][key]) for key in shown)]
-                    for point in results["sweep"]
-                ],
+                [[f"{point.p:g}", *(_cell(key, point.metrics.get(key)) for key in shown)] for point in results.sweep],
             ),
         ]
-    if results.get("trivial"):
+    if results.trivial:
         parts += [
             "## Predictors that see no features\n",
             f"On {condition_label('lav')}; the floor is the best of these per metric.\n",
@@ -57,27 +54,27 @@ def results_markdown(results: dict[str, Any]) -> str:
                 ["", *map(metrics.title, shown)],
                 [
                     [name, *(tables.format_number(key, values.get(key)) for key in shown)]
-                    for name, values in results["trivial"].items()
+                    for name, values in results.trivial.items()
                 ],
             ),
         ]
     return "\n".join(parts)
 
 
-def facts(results: dict[str, Any]) -> str:
+def facts(results: Results) -> str:
     """One line: task, seeds, data hash."""
-    seeds = results["seeds"]
+    seeds = results.seeds
     count = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
-    line = f"Task {results['task']}; {count} ({', '.join(map(str, seeds))}); data {results['data_hash'][:12]}.\n"
+    line = f"Task {results.task}; {count} ({', '.join(map(str, seeds))}); data {results.data_hash[:12]}.\n"
     note = floor_note(results)
     return f"{line}\n{note}\n" if note else line
 
 
-def floor_note(results: dict[str, Any]) -> str:
+def floor_note(results: Results) -> str:
     """One line that names the phases of training that learnt nothing; empty where all did."""
     failed = {
-        phase: [str(seed) for seed, at_floor in zip(results["seeds"], per_seed, strict=True) if at_floor]
-        for phase, per_seed in results.get("at_floor", {}).items()
+        phase: [str(seed) for seed, at_floor in zip(results.seeds, per_seed, strict=True) if at_floor]
+        for phase, per_seed in results.at_floor.items()
     }
     named = [f"{phase} of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for phase, seeds in failed.items() if seeds]
     if not named:
@@ -85,11 +82,11 @@ def floor_note(results: dict[str, Any]) -> str:
     return f"**At the floor**, no better than a constant prediction on the validation split: {'; '.join(named)}."
 
 
-def legend(results: dict[str, Any]) -> str:
+def legend(results: Results) -> str:
     """What the rows and metric names mean, and which conditions "Avg." had to leave out."""
-    score = Task(results["task"]).label_kind == "score"
+    score = Task(results.task).label_kind == "score"
     text = (SCORE_LEGEND if score else EMOTION_LEGEND) + FLOOR_LEGEND
-    if results["average"]["ideal"] is not None:
+    if results.average.ideal is not None:
         text += IDEAL_LEGEND
     text += SAMPLES_LEGEND
     empty = tables.empty_conditions(results)
@@ -98,7 +95,7 @@ def legend(results: dict[str, Any]) -> str:
     return text + ".\n"
 
 
-def results_csv(results: dict[str, Any]) -> str:
+def results_csv(results: Results) -> str:
     """`results.csv`: one line per (condition, average or sweep point) and metric, empty where there is no value.
 
     Columns: part, condition, p, metric, samples, mean, std, floor, ideal, then one `seed_<n>` per seed.
@@ -106,18 +103,19 @@ def results_csv(results: dict[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = ["part", "condition", "p", "metric", "samples", "mean", "std", "floor", "ideal"]
-    writer.writerow([*head, *(f"seed_{s}" for s in results["seeds"])])
-    entries = [("condition", c, 0.0, results["conditions"][c]) for c in CONDITIONS]
-    entries += [("average", "average", 0.0, results["average"])]
-    entries += [("sweep", "lav", point["p"], point) for point in results["sweep"]]
+    writer.writerow([*head, *(f"seed_{s}" for s in results.seeds)])
+    entries: list[tuple[str, str, float, Entry | SweepPoint]] = [
+        *(("condition", c, 0.0, results.conditions[c]) for c in CONDITIONS),
+        ("average", "average", 0.0, results.average),
+        *(("sweep", "lav", point.p, point) for point in results.sweep),
+    ]
     for part, condition, p, entry in entries:
-        for key, s in entry["metrics"].items():
-            references = [(entry.get(name) or {}).get(key) for name in ("floor", "ideal")]
-            writer.writerow(
-                [part, condition, p, key, entry["samples"], s["mean"], s["std"], *references, *s["per_seed"]]
-            )
+        floor, ideal = (entry.floor, entry.ideal or {}) if isinstance(entry, Entry) else ({}, {})
+        for key, s in entry.metrics.items():
+            references = floor.get(key), ideal.get(key)
+            writer.writerow([part, condition, p, key, entry.samples, s.mean, s.std, *references, *s.per_seed])
     return out.getvalue()
 
 
-def _cell(key: str, statistic: dict[str, Any]) -> str:
-    return tables.format_cell(key, statistic["mean"], statistic["std"])
+def _cell(key: str, statistic: Statistic | None) -> str:
+    return tables.format_cell(key, statistic.mean, statistic.std) if statistic else tables.NONE

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics, plots, render, results, tables
 from fastmmkd.evaluation.latex import escape, latex_metric
+from fastmmkd.evaluation.schema import Results
 from fastmmkd.evaluation.significance import MIN_T_PAIRS, MIN_WILCOXON_PAIRS, PairedTest, paired_test
 from fastmmkd.files import make_directory, write_text
 from fastmmkd.run_folder import CURVES_FILE, RESULTS_FILE
 from fastmmkd.tasks import TASKS, Task
 
-Run = tuple[str, dict[str, Any]]
+Run = tuple[str, Results]
 """Display name and the contents of its results.json."""
 
 
@@ -34,15 +34,15 @@ class Group:
     runs: list[Run]
 
     @property
-    def reference(self) -> dict[str, Any]:
+    def reference(self) -> Results:
         """A run to read off what all share, with an ideal if any run knows it."""
         contents = [content for _, content in self.runs]
-        return next((content for content in contents if content["average"]["ideal"] is not None), contents[0])
+        return next((content for content in contents if content.average.ideal is not None), contents[0])
 
     @property
     def tasks(self) -> list[Task]:
         """Each task once, in the order of `fastmmkd.tasks`."""
-        present = {content["task"] for _, content in self.runs}
+        present = {content.task for _, content in self.runs}
         return [Task(name) for name in TASKS if name in present]
 
     @property
@@ -62,7 +62,7 @@ class Group:
 
     @property
     def title(self) -> str:
-        return f"{self.reference['data']}, {' and '.join(task.name for task in self.tasks)}"
+        return f"{self.reference.data}, {' and '.join(task.name for task in self.tasks)}"
 
     @property
     def task_note(self) -> str:
@@ -71,7 +71,7 @@ class Group:
             return ""
         parts = []
         for task in self.tasks:
-            names = [name for name, content in self.runs if content["task"] == task.name]
+            names = [name for name, content in self.runs if content.task == task.name]
             parts.append(f"{task.name} ({', '.join(names)})")
         return f" Tasks: {'; '.join(parts)}."
 
@@ -129,7 +129,7 @@ def load(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Run]
     if names is not None:
         return list(zip(names, contents, strict=True))
     folders = [f.resolve().parent for f in files]
-    methods = [c["method"] for c in contents]
+    methods = [c.method for c in contents]
     named = [f"{m} ({folder.name})" for m, folder in zip(methods, folders, strict=True)]
     full = [f"{m} ({file})" for m, file in zip(methods, files, strict=True)]
     found = [next((c[i] for c in (methods, named) if c.count(c[i]) == 1), full[i]) for i in range(len(contents))]
@@ -140,9 +140,9 @@ def group(runs: Sequence[Run]) -> list[Group]:
     """Split runs by data hash and kind of labels, emotions by task too; keeps their order."""
     found: dict[tuple[str, str], list[Run]] = {}
     for name, content in runs:
-        kind = Task(content["task"]).label_kind
-        together = kind if kind == "score" else content["task"]
-        found.setdefault((content["data_hash"], together), []).append((name, content))
+        kind = Task(content.task).label_kind
+        together = kind if kind == "score" else content.task
+        found.setdefault((content.data_hash, together), []).append((name, content))
     return [Group(members) for members in found.values()]
 
 
@@ -156,14 +156,15 @@ def compare(members: Group) -> list[Comparison]:
     ]
 
 
-def paired_on_average(a: dict[str, Any], b: dict[str, Any], key: str) -> PairedTest:
+def paired_on_average(a: Results, b: Results, key: str) -> PairedTest:
     """Paired tests of two results on a metric's "Avg.", over the seeds they have in common."""
-    common = [seed for seed in a["seeds"] if seed in b["seeds"]]
-    values = [
-        [content["average"]["metrics"][key]["per_seed"][content["seeds"].index(seed)] for seed in common]
-        for content in (a, b)
-    ]
-    return paired_test(*values)
+    common = [seed for seed in a.seeds if seed in b.seeds]
+
+    def values(content: Results) -> list[float | None]:
+        found = content.average.metrics.get(key)  # unknown to whoever evaluated it, perhaps
+        return [found.per_seed[content.seeds.index(seed)] if found else None for seed in common]
+
+    return paired_test(values(a), values(b))
 
 
 def markdown(groups: Sequence[Group], pictures: Sequence[str]) -> str:
@@ -199,8 +200,8 @@ def as_csv(groups: Sequence[Group]) -> str:
     head = ["data", "data_hash", "task", "metric", "run", "seeds"]
     writer.writerow([*head, *tables.COLUMNS, *(f"{c}_std" for c in tables.COLUMNS)])
     for members in groups:
-        facts = [members.reference[k] for k in ("data", "data_hash")]
-        known = {name: (content["task"], len(content["seeds"])) for name, content in members.runs}
+        facts = [members.reference.data, members.reference.data_hash]
+        known = {name: (content.task, len(content.seeds)) for name, content in members.runs}
         shared = members.tasks[0].name if len(members.tasks) == 1 else ""
         for key in members.keys:
             table = tables.metric_table(key, members.runs)
@@ -244,8 +245,8 @@ _SIGNIFICANCE_HEADER = ("runs (first - second)", "metric", "common seeds", "mean
 def _runs_table(members: Group) -> str:
     header, tasks_differ = ["run", "seeds", "which", "data hash"], len(members.tasks) > 1
     rows = [
-        [name, str(len(content["seeds"])), ", ".join(map(str, content["seeds"])), content["data_hash"][:12]]
-        + [content["task"]] * tasks_differ
+        [name, str(len(content.seeds)), ", ".join(map(str, content.seeds)), content.data_hash[:12]]
+        + [content.task] * tasks_differ
         for name, content in members.runs
     ]
     return tables.markdown_table(header + ["task"] * tasks_differ, rows)

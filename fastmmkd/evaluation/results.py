@@ -11,7 +11,7 @@ from typing import Any
 
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
-from fastmmkd.evaluation.schema import VERSION, problem
+from fastmmkd.evaluation.schema import VERSION, Results, parse
 from fastmmkd.files import make_directory, write_text
 from fastmmkd.modalities import CONDITIONS, INCOMPLETE_CONDITIONS
 from fastmmkd.run_folder import CURVES_FILE, RESULTS_FILE, RESULTS_SHEET, RESULTS_TEXT
@@ -50,8 +50,8 @@ def assemble(
     floors: Mapping[str, Mapping[str, float]],
     ideals: Mapping[str, Mapping[str, float]] | None,
     trivial: Mapping[str, Mapping[str, float]] | None = None,
-) -> dict[str, Any]:
-    """Per-seed evaluations -> the contents of `results.json`, JSON-able, NaN as None.
+) -> Results:
+    """Per-seed evaluations -> the contents of `results.json`, NaN as None.
 
     `std` is the sample standard deviation over seeds (n - 1), None for one seed. "average" is taken per seed over the
     incomplete conditions that have a value, then summarised over seeds; its `samples` is their sum.
@@ -78,54 +78,54 @@ def assemble(
             "floor": _values(floors.get(condition, {}), names),
             "ideal": None if ideals is None else _values(ideals.get(condition, {}), names),
         }
-    return {
-        "version": VERSION,
-        "method": method,
-        "data": data,
-        "data_hash": data_hash,
-        "task": task.name,
-        "seeds": [e.seed for e in evaluations],
-        "at_floor": {
-            phase: [e.at_floor.get(phase) for e in evaluations]
-            for phase in dict.fromkeys(phase for e in evaluations for phase in e.at_floor)
-        },
-        "conditions": conditions,
-        "average": _average(conditions, names, has_ideal=ideals is not None),
-        "sweep": [
-            {
-                "p": p,
-                "samples": evaluations[0].sweep_samples,
-                "metrics": {key: _statistic([e.sweep[i][1].get(key, math.nan) for e in evaluations]) for key in names},
-            }
-            for i, (p, _) in enumerate(evaluations[0].sweep)
-        ],
-        "trivial": None if trivial is None else {name: _values(found, names) for name, found in trivial.items()},
-    }
+    return Results.model_validate(
+        {
+            "version": VERSION,
+            "method": method,
+            "data": data,
+            "data_hash": data_hash,
+            "task": task.name,
+            "seeds": [e.seed for e in evaluations],
+            "at_floor": {
+                phase: [e.at_floor.get(phase) for e in evaluations]
+                for phase in dict.fromkeys(phase for e in evaluations for phase in e.at_floor)
+            },
+            "conditions": conditions,
+            "average": _average(conditions, names, has_ideal=ideals is not None),
+            "sweep": [
+                {
+                    "p": p,
+                    "samples": evaluations[0].sweep_samples,
+                    "metrics": {
+                        key: _statistic([e.sweep[i][1].get(key, math.nan) for e in evaluations]) for key in names
+                    },
+                }
+                for i, (p, _) in enumerate(evaluations[0].sweep)
+            ],
+            "trivial": None if trivial is None else {name: _values(found, names) for name, found in trivial.items()},
+        }
+    )
 
 
-def write(directory: Path, results: dict[str, Any]) -> None:
+def write(directory: Path, results: Results) -> None:
     """Write `results.md`, `results.csv`, `curves.png` and `results.json` into a folder, created if missing.
 
     Each file appears whole or not at all; `results.json` comes last, so where it lies the others do too.
 
     Raises:
         UserError: the folder cannot be written to.
-        ValueError: `results` is not what `assemble` returns.
     """
     # Imported here: reading results needs neither matplotlib nor the renderers.
     from fastmmkd.evaluation import plots, render
 
-    found = problem(results)
-    if found:
-        raise ValueError(f"not a valid results dictionary: {found}")
     make_directory(directory)
     write_text(directory / RESULTS_TEXT, render.results_markdown(results))
     write_text(directory / RESULTS_SHEET, render.results_csv(results))
     plots.curves(directory / CURVES_FILE, results)
-    write_text(directory / RESULTS_FILE, json.dumps(results, indent=1, allow_nan=False) + "\n")
+    write_text(directory / RESULTS_FILE, json.dumps(results.model_dump(), indent=1, allow_nan=False) + "\n")
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Results:
     """Read a `results.json`, given itself or the run folder it lies in.
 
     Raises:
@@ -134,7 +134,7 @@ def read(path: Path) -> dict[str, Any]:
     path = Path(path)
     file = path / RESULTS_FILE if path.is_dir() else path
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         hint = "evaluate the run first: fastmmkd eval --run DIR" if path.is_dir() else "expected a run folder or file"
         raise UserError(f"{file}: no such file ({hint})") from e
@@ -142,10 +142,10 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{file}: cannot be read ({e.strerror})") from e
     except ValueError as e:
         raise UserError(f"{file}: not a JSON file ({e})") from e
-    found = problem(results)
-    if found:
-        raise UserError(f"{file}: {found}")
-    return results
+    try:
+        return parse(value)
+    except ValueError as e:
+        raise UserError(f"{file}: {e}") from None
 
 
 def _check_evaluations(evaluations: Sequence[SeedEvaluation]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-from fastmmkd.data.store import EMOTIONS
 from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.markdown import NONE, markdown_table
+from fastmmkd.evaluation.schema import Entry, Results, Statistic
+from fastmmkd.labels import EMOTIONS
 from fastmmkd.modalities import INCOMPLETE_CONDITIONS, condition_label
 from fastmmkd.tasks import Task
 
@@ -55,23 +56,24 @@ def shown_metrics(task: Task) -> list[str]:
     return [key for key in names if key.startswith("f1") or not any(e in key for e in EMOTIONS)]
 
 
-def with_metric(key: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+def with_metric(key: str, runs: Sequence[tuple[str, Results]]) -> list[tuple[str, Results]]:
     """The runs whose task has the metric."""
-    return [(name, results) for name, results in runs if key in metrics.keys(Task(results["task"]))]
+    return [(name, results) for name, results in runs if key in metrics.keys(Task(results.task))]
 
 
-def metric_table(key: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> MetricTable:
+def metric_table(key: str, runs: Sequence[tuple[str, Results]]) -> MetricTable:
     """Arrange one metric of named results (same data); the best run per column is marked if there are two.
 
-    Runs whose task lacks the metric are left out; at least one has it.
+    Runs whose task lacks the metric are left out; at least one has it. One that an earlier version evaluated, which did
+    not know the metric, has cells without a value.
     """
     runs = with_metric(key, runs)
-    rows = [Row(name, [_cell(entry["metrics"][key]) for entry in _entries(results)]) for name, results in runs]
+    rows = [Row(name, [_cell(entry.metrics.get(key)) for entry in _entries(results)]) for name, results in runs]
     return MetricTable(
         key,
         _mark_best(key, rows) if len(rows) > 1 else rows,
         _references(key, "floor", runs) + _references(key, "ideal", runs),
-        [entry["samples"] for entry in _entries(runs[0][1])],
+        [entry.samples for entry in _entries(runs[0][1])],
     )
 
 
@@ -99,16 +101,16 @@ def markdown_metric(table: MetricTable) -> str:
     return markdown_table(["", *HEADERS], [*rows, ["samples", *map(str, table.samples)]])
 
 
-def empty_conditions(results: dict[str, Any]) -> list[str]:
+def empty_conditions(results: Results) -> list[str]:
     """Incomplete conditions without any sample; "Avg." is taken over the others."""
-    return [c for c in INCOMPLETE_CONDITIONS if results["conditions"][c]["samples"] == 0]
+    return [c for c in INCOMPLETE_CONDITIONS if results.conditions[c].samples == 0]
 
 
-def _entries(results: dict[str, Any]) -> list[dict[str, Any]]:
-    return [results["average"] if c == "average" else results["conditions"][c] for c in COLUMNS]
+def _entries(results: Results) -> list[Entry]:
+    return [results.average if c == "average" else results.conditions[c] for c in COLUMNS]
 
 
-def _references(key: str, kind: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> list[Row]:
+def _references(key: str, kind: Literal["floor", "ideal"], runs: Sequence[tuple[str, Results]]) -> list[Row]:
     """The runs' floor or ideal: one row if all that know it print the same, else one per value, naming its runs.
 
     Both follow from the data alone, whatever the task; they differ between files of different versions at most.
@@ -116,9 +118,12 @@ def _references(key: str, kind: str, runs: Sequence[tuple[str, dict[str, Any]]])
     found: dict[tuple[str, ...], tuple[list[Cell], list[str]]] = {}
     for name, results in runs:
         entries = _entries(results)
-        if all(entry[kind] is None for entry in entries):
+        references = [entry.floor if kind == "floor" else entry.ideal for entry in entries]
+        if all(
+            key not in (values or {}) for values in references
+        ):  # real data's ideal, or a file older than the metric
             continue
-        cells = [Cell((entry[kind] or {}).get(key)) for entry in entries]
+        cells = [Cell((values or {}).get(key)) for values in references]
         printed = tuple(format_number(key, cell.mean) for cell in cells)
         found.setdefault(printed, (cells, []))[1].append(name)
     if len(found) == 1:
@@ -126,8 +131,8 @@ def _references(key: str, kind: str, runs: Sequence[tuple[str, dict[str, Any]]])
     return [Row(f"{kind} of {', '.join(names)}", cells) for cells, names in found.values()]
 
 
-def _cell(statistic: dict[str, Any]) -> Cell:
-    return Cell(statistic["mean"], statistic["std"])
+def _cell(statistic: Statistic | None) -> Cell:
+    return Cell(statistic.mean, statistic.std) if statistic else Cell(None)
 
 
 def _mark_best(key: str, rows: list[Row]) -> list[Row]:

@@ -1,6 +1,5 @@
 """The documents say what the records say."""
 
-import copy
 import json
 import re
 import shutil
@@ -13,6 +12,7 @@ from bench.quality import ABLATIONS
 from fastmmkd.engine.ablation import slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import results
+from fastmmkd.evaluation.schema import Results
 
 UMDF = quality.RECORDS / "study" / "umdf"
 PARTS = (
@@ -59,17 +59,17 @@ class TestOtherRecords:
         found = results.read(UMDF / "umdf")
         for name in ABLATIONS["umdf"]:
             self.write(tmp_path / "runs" / "umdf" / slug(name), found)
-        found = copy.deepcopy(found) | {"task": "classification-2", "method": "corrkd"}
-        statistic = found["average"]["metrics"]["f1_non0"]
-        statistic["per_seed"] = [value - 1 - 0.1 * i for i, value in enumerate(statistic["per_seed"])]
+        found = found.model_copy(deep=True, update={"task": "classification-2", "method": "corrkd"})
+        statistic = found.average.metrics["f1_non0"]
+        statistic.per_seed = [value - 1 - 0.1 * i for i, value in enumerate(statistic.per_seed)]
         for name in ABLATIONS["corrkd"]:
             self.write(tmp_path / "runs" / "corrkd" / slug(name), found)
         self.write(tmp_path / "runs" / "corrkd_ict_mmmo", found)
         return tmp_path / "runs"
 
-    def write(self, folder: Path, found: dict) -> None:
+    def write(self, folder: Path, found: Results) -> None:
         folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps(found))
+        (folder / "results.json").write_text(found.model_dump_json())
         shutil.copyfile(UMDF / "umdf" / "run.json", folder / "run.json")
 
     def parts(self) -> dict[str, str]:
@@ -106,7 +106,7 @@ class TestOtherRecords:
         text = self.parts()["methods"]
         assert text.startswith("F1 non0 (%) on synthetic, like mosi")
         assert "trained for regression (UMDF, UMDF complete training) and classification-2 (CorrKD, Corr" in text
-        seeds = results.read(UMDF / "umdf")["seeds"]
+        seeds = results.read(UMDF / "umdf").seeds
         assert f"over seeds {', '.join(map(str, seeds))}; " in text
         (difference,) = (line for line in text.splitlines() if line.startswith("| UMDF − CorrKD "))
         cells = [cell.strip() for cell in difference.split("|")[1:-1]]

@@ -45,7 +45,7 @@ def test_rows_are_trained_and_reported(
     assert main([*command, "--only", rows[0], "--only", rows[1]]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == ["UMDF: to do", "w/o L_logits: to do"]
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"umdf", "without_l_logits"}
-    assert results.read(out / "umdf")["seeds"] == [3]
+    assert results.read(out / "umdf").seeds == [3]
     record = json.loads((out / "without_l_logits" / "run.json").read_text())
     assert record["config"]["loss"]["lambda_logits"] == 0
     assert "| UMDF - w/o L_logits " in (out / "report.md").read_text()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 
 from fastmmkd.evaluation import floors, metrics
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation, assemble
+from fastmmkd.evaluation.schema import Results
 from fastmmkd.modalities import CONDITIONS
 from fastmmkd.tasks import Task
 
@@ -81,7 +81,7 @@ def make_world() -> Callable[..., World]:
 
 
 @pytest.fixture(scope="session")
-def simulate(make_world: Callable[..., World]) -> Callable[..., dict[str, Any]]:
+def simulate(make_world: Callable[..., World]) -> Callable[..., Results]:
     """Results of a simulated run: `simulate(method, noise=.., seeds=.., task=..)`; shared, so do not change them."""
 
     @cache
@@ -94,7 +94,7 @@ def simulate(make_world: Callable[..., World]) -> Callable[..., dict[str, Any]]:
         known_posterior: bool = True,
         steps: int = 3,
         samples: int = 120,
-    ) -> dict[str, Any]:
+    ) -> Results:
         world = make_world(Task(task), samples)
         return assemble(
             method,

@@ -95,9 +95,9 @@ def test_curves_show_the_mean_over_seeds_the_floor_and_every_run(tmp_path, simul
     for line, (name, found) in zip((first, second), runs, strict=True):
         assert line.get_label() == name
         np.testing.assert_allclose(line.get_xdata(), [0.0, 0.5, 1.0])
-        np.testing.assert_allclose(line.get_ydata(), [s["metrics"]["f1_non0"]["mean"] for s in found["sweep"]])
-    assert set(floor.get_ydata()) == {runs[0][1]["conditions"]["lav"]["floor"]["f1_non0"]}
-    assert list(ideal.get_ydata()) == [runs[1][1]["conditions"]["lav"]["ideal"]["f1_non0"]]  # the second run knows it
+        np.testing.assert_allclose(line.get_ydata(), [s.metrics["f1_non0"].mean for s in found.sweep])
+    assert set(floor.get_ydata()) == {runs[0][1].conditions["lav"].floor["f1_non0"]}
+    assert list(ideal.get_ydata()) == [runs[1][1].conditions["lav"].ideal["f1_non0"]]  # the second run knows it
 
 
 def test_a_panel_shows_the_runs_that_have_its_metric(tmp_path, simulate, monkeypatch):
@@ -117,7 +117,7 @@ def test_a_panel_shows_the_runs_that_have_its_metric(tmp_path, simulate, monkeyp
 
 def test_curves_without_a_sweep_or_with_one_seed(tmp_path, simulate):
     plots.curves(tmp_path / "one.png", simulate(seeds=(1,)))
-    plots.curves(tmp_path / "none.png", {**simulate(seeds=(1,)), "sweep": []})
+    plots.curves(tmp_path / "none.png", simulate(seeds=(1,)).model_copy(update={"sweep": []}))
     assert imread(tmp_path / "none.png").ndim == 3
 
 

@@ -1,7 +1,5 @@
 import argparse
-import copy
 import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ def make_run(tmp_path, simulate):
     def make(folder: str, **wanted: object) -> Path:
         run = tmp_path / folder
         run.mkdir(parents=True)
-        (run / "results.json").write_text(json.dumps(simulate(**wanted)))
+        (run / "results.json").write_text(simulate(**wanted).model_dump_json())
         return run
 
     return make
@@ -151,18 +149,18 @@ def test_floor_and_ideal_do_not_depend_on_the_task(simulate, key):
     tasks = ("regression", "classification-2", "classification-3", "classification-7")
     table = tables.metric_table(key, [(task, simulate(task=task)) for task in tasks])
     assert [row.name for row in table.references] == ["floor", "ideal"]
-    first = simulate()["conditions"]["la"]
-    assert [row.cells[3].mean for row in table.references] == [first["floor"][key], first["ideal"][key]]
+    first = simulate().conditions["la"]
+    assert [row.cells[3].mean for row in table.references] == [first.floor[key], first.ideal[key]]
 
 
 def test_references_that_disagree_name_their_runs(simulate):
-    other = copy.deepcopy(simulate())
-    other["conditions"]["a"]["floor"]["f1_non0"] += 1.0
+    other = simulate().model_copy(deep=True)
+    other.conditions["a"].floor["f1_non0"] += 1.0
     runs = [("a", simulate()), ("b", other), ("c", simulate(noise=0.5)), ("d", simulate(known_posterior=False))]
     table = tables.metric_table("f1_non0", runs)
     assert [row.name for row in table.references] == ["floor of a, c, d", "floor of b", "ideal"]
     assert [row.cells[1].mean for row in table.references[:2]] == [
-        found["conditions"]["a"]["floor"]["f1_non0"] for found in (simulate(), other)
+        found.conditions["a"].floor["f1_non0"] for found in (simulate(), other)
     ]
 
 
@@ -173,10 +171,10 @@ def test_csv_in_the_papers_columns(tmp_path, three_runs):
     by_row = {(r["metric"], r["run"]): r for r in lines}
     good = results.read(three_runs[0])
     row = by_row["mae", "umdf (good)"]
-    assert float(row["average"]) == good["average"]["metrics"]["mae"]["mean"]
-    assert float(row["lav_std"]) == good["conditions"]["lav"]["metrics"]["mae"]["std"]
+    assert float(row["average"]) == good.average.metrics["mae"].mean
+    assert float(row["lav_std"]) == good.conditions["lav"].metrics["mae"].std
     assert row["seeds"] == "3"
-    assert float(by_row["mae", "floor"]["la"]) == good["conditions"]["la"]["floor"]["mae"]
+    assert float(by_row["mae", "floor"]["la"]) == good.conditions["la"].floor["mae"]
     assert by_row["mae", "ideal"]["la_std"] == ""
 
 
@@ -248,9 +246,34 @@ def test_the_command_prints_the_headline_table_and_the_files(tmp_path, three_run
     args = parser.parse_args(["report", *map(str, three_runs), "--out", str(tmp_path / "out")])
     assert args.run(args) == 0
     printed = capsys.readouterr().out
-    mean = results.read(three_runs[0])["average"]["metrics"]["f1_non0"]["mean"]
+    mean = results.read(three_runs[0]).average.metrics["f1_non0"].mean
     assert f"{mean:.2f}" in printed
     assert "{l,a,v}" in printed
     assert "…" not in printed
     assert ("±" in printed) == (columns == "140")
     assert str(tmp_path / "out" / "report.md") in printed
+
+
+def test_results_of_before_a_metric_was_known_show_a_dash_for_it(tmp_path, simulate):
+    """`old` was evaluated by a version without Acc-5; its other metrics are compared as ever."""
+    old = simulate(seeds=(1, 2), noise=0.5).model_copy(deep=True)
+    measured = [*old.conditions.values(), old.average, *old.sweep]
+    for entry in measured:
+        del entry.metrics["acc5"]
+    for entry in (*old.conditions.values(), old.average):
+        del entry.floor["acc5"], entry.ideal["acc5"]
+    results.write(tmp_path / "old", old)
+    assert results.read(tmp_path / "old") == old
+    assert "| old |" not in (tmp_path / "old" / "results.md").read_text()
+    results.write(tmp_path / "new", simulate(seeds=(1, 2)))
+    groups, files = report.report([tmp_path / "old", tmp_path / "new"], tmp_path / "out")
+    assert len(groups) == 1
+    rows = {}
+    for key in ("acc5", "acc7"):
+        table = tables.metric_table(key, groups[0].runs)
+        rows[key] = dict(zip(("old", "new"), table.runs, strict=True))
+        assert [row.name for row in table.references] == ["floor", "ideal"]
+    assert all(cell.mean is None for cell in rows["acc5"]["old"].cells)
+    assert all(cell.best for cell in rows["acc5"]["new"].cells)
+    assert all(cell.mean is not None for cell in rows["acc7"]["old"].cells)
+    assert "| umdf (old) |   " in files[0].read_text()

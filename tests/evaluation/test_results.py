@@ -1,4 +1,3 @@
-import copy
 import csv
 import json
 import math
@@ -10,6 +9,7 @@ import pytest
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics, results
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation, assemble
+from fastmmkd.evaluation.schema import Results, Statistic
 from fastmmkd.modalities import CONDITIONS
 from fastmmkd.tasks import TASKS, Task
 
@@ -31,27 +31,27 @@ def floors(value: float = 40.0) -> dict[str, dict[str, float]]:
 
 def test_mean_and_deviation_over_seeds():
     found = assemble("m", "d", "h", TASK, [evaluation(7, [60.0] * 7), evaluation(8, [64.0] * 7)], floors(), None)
-    assert found["seeds"] == [7, 8]
-    statistic = found["conditions"]["la"]["metrics"]["f1_non0"]
-    assert statistic == {"mean": 62.0, "std": pytest.approx(math.sqrt(8)), "per_seed": [60.0, 64.0]}
-    assert found["conditions"]["la"]["floor"]["f1_non0"] == 40.0
-    assert found["conditions"]["la"]["ideal"] is None
-    assert found["average"]["ideal"] is None
+    assert found.seeds == [7, 8]
+    statistic = found.conditions["la"].metrics["f1_non0"]
+    assert (statistic.mean, statistic.std, statistic.per_seed) == (62.0, pytest.approx(math.sqrt(8)), [60.0, 64.0])
+    assert found.conditions["la"].floor["f1_non0"] == 40.0
+    assert found.conditions["la"].ideal is None
+    assert found.average.ideal is None
 
 
 def test_average_is_taken_per_seed_and_leaves_out_the_complete_condition():
     up, down = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 99.0], [60.0, 50.0, 40.0, 30.0, 20.0, 10.0, 1.0]
     found = assemble("m", "d", "h", TASK, [evaluation(1, up), evaluation(2, down)], floors(), floors(90.0))
-    assert found["average"]["metrics"]["f1_non0"] == {"mean": 35.0, "std": 0.0, "per_seed": [35.0, 35.0]}
-    assert found["average"]["samples"] == 60
-    assert found["average"]["floor"]["f1_non0"] == 40.0
-    assert found["average"]["ideal"]["f1_non0"] == 90.0
+    assert found.average.metrics["f1_non0"] == Statistic(mean=35.0, std=0.0, per_seed=[35.0, 35.0])
+    assert found.average.samples == 60
+    assert found.average.floor["f1_non0"] == 40.0
+    assert found.average.ideal["f1_non0"] == 90.0
 
 
 def test_one_seed_has_no_deviation():
     found = assemble("m", "d", "h", TASK, [evaluation(1, [60.0] * 7)], floors(), None)
-    assert found["conditions"]["l"]["metrics"]["f1_non0"]["std"] is None
-    assert found["average"]["metrics"]["f1_non0"]["std"] is None
+    assert found.conditions["l"].metrics["f1_non0"].std is None
+    assert found.average.metrics["f1_non0"].std is None
 
 
 def test_a_condition_without_samples_is_null_and_not_averaged(tmp_path):
@@ -61,10 +61,10 @@ def test_a_condition_without_samples_is_null_and_not_averaged(tmp_path):
     known = {c: f for c, f in floors().items() if c not in ("l", "la")}
     found = assemble("m", "d", "h", TASK, [one], known, None)
     for condition in ("l", "la"):
-        assert found["conditions"][condition]["samples"] == 0
-        assert found["conditions"][condition]["metrics"]["f1_non0"] == {"mean": None, "std": None, "per_seed": [None]}
-    assert found["average"]["metrics"]["f1_non0"]["mean"] == 60.0
-    assert found["average"]["samples"] == 40
+        assert found.conditions[condition].samples == 0
+        assert found.conditions[condition].metrics["f1_non0"] == Statistic(mean=None, std=None, per_seed=[None])
+    assert found.average.metrics["f1_non0"].mean == 60.0
+    assert found.average.samples == 40
     results.write(tmp_path, found)
     assert "here without {l}, {l,a}" in (tmp_path / "results.md").read_text()
     assert results.read(tmp_path) == found
@@ -84,14 +84,17 @@ def test_phases_at_the_floor_are_named_and_may_be_unknown(tmp_path):
     said = [{"teacher": True, "student": False}, {"teacher": None, "student": True}, {"teacher": True, "student": True}]
     evaluations = [replace(evaluation(i, [60.0] * 7), at_floor=found) for i, found in enumerate(said)]
     found = assemble("m", "d", "h", TASK, evaluations, floors(), None)
-    assert found["at_floor"] == {"teacher": [True, None, True], "student": [False, True, True]}
+    assert found.at_floor == {"teacher": [True, None, True], "student": [False, True, True]}
     results.write(tmp_path, found)
     assert results.read(tmp_path) == found
     assert "teacher of seeds 0, 2; student of seeds 1, 2." in (tmp_path / "results.md").read_text()
 
-    del found["at_floor"]  # as earlier versions wrote them
+    saved = found.model_dump()
+    del saved["at_floor"]  # as earlier versions wrote them
+    (tmp_path / "results.json").write_text(json.dumps(saved))
+    found = results.read(tmp_path)
+    assert found.at_floor == {}
     results.write(tmp_path, found)
-    assert results.read(tmp_path) == found
     assert "At the floor" not in (tmp_path / "results.md").read_text()
 
 
@@ -113,11 +116,11 @@ def test_markdown_shows_ours_floor_and_ideal_in_the_papers_columns(tmp_path, sim
     table = text.split("## F1 non0 (%)\n\n")[1].split("\n\n")[0].splitlines()
     rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in table}
     assert rows[""] == ["{l}", "{a}", "{v}", "{l,a}", "{l,v}", "{a,v}", "Avg.", "{l,a,v}"]
-    lav, average = found["conditions"]["lav"], found["average"]
-    ours = lav["metrics"]["f1_non0"]
-    assert rows["umdf"][-1] == f"{ours['mean']:.2f} ± {ours['std']:.2f}"
-    assert rows["floor"][-1] == f"{lav['floor']['f1_non0']:.2f}"
-    assert rows["ideal"][-2] == f"{average['ideal']['f1_non0']:.2f}"
+    lav, average = found.conditions["lav"], found.average
+    ours = lav.metrics["f1_non0"]
+    assert rows["umdf"][-1] == f"{ours.mean:.2f} ± {ours.std:.2f}"
+    assert rows["floor"][-1] == f"{lav.floor['f1_non0']:.2f}"
+    assert rows["ideal"][-2] == f"{average.ideal['f1_non0']:.2f}"
     assert rows["samples"][-2:] == ["720", "120"]
     assert "over 3 seeds (1, 2, 3)" in text
     assert "always-negative" in text
@@ -140,11 +143,11 @@ def test_csv_has_every_number(tmp_path, simulate):
     assert len(lines) == (7 + 1 + 3) * len(metrics.keys(Task("regression")))
     by_key = {(r["part"], r["condition"], r["p"], r["metric"]): r for r in lines}
     line = by_key["condition", "av", "0.0", "mae"]
-    expected = found["conditions"]["av"]["metrics"]["mae"]
+    expected = found.conditions["av"].metrics["mae"]
     assert [float(line[k]) for k in ("mean", "std", "seed_1", "seed_2")] == [
-        expected["mean"],
-        expected["std"],
-        *expected["per_seed"],
+        expected.mean,
+        expected.std,
+        *expected.per_seed,
     ]
     assert by_key["sweep", "lav", "0.5", "mae"]["floor"] == ""
 
@@ -181,15 +184,15 @@ def test_missing_and_foreign_files(tmp_path):
 
 
 def test_a_newer_version_says_to_update(tmp_path, simulate):
-    newer = {**simulate(seeds=(1,)), "version": 2}
+    newer = {**simulate(seeds=(1,)).model_dump(), "version": 2}
     (tmp_path / "results.json").write_text(json.dumps(newer))
     with pytest.raises(UserError, match="version 2 is newer than this fastmmkd reads"):
         results.read(tmp_path)
 
 
-def edit(found: dict, path: str, value: object = None) -> dict:
-    """A copy with the key at `path` set, or removed if no value is given."""
-    found = copy.deepcopy(found)
+def edited(results: Results, path: str, value: object = None) -> dict:
+    """What the file would hold, with the key at `path` set, or removed if no value is given."""
+    found = results.model_dump()
     *parents, last = path.split("/")
     target = found
     for key in parents:
@@ -206,14 +209,15 @@ def edit(found: dict, path: str, value: object = None) -> dict:
     [
         ("seeds", None, "seeds: Field required"),
         ("conditions/av", None, "conditions are"),
-        ("conditions/av/metrics/mae", None, "av lacks the metric 'mae' of task regression"),
+        ("conditions/av/metrics/mae", None, "av lacks the metric 'mae' that average has"),
+        ("average/metrics/mae", None, "average lacks the metric 'mae' that l has"),
         ("conditions/av/samples", "ten", "conditions.av.samples: Input should be a valid integer"),
         ("average/metrics/mae/per_seed", [1.0], "average.mae has 1 per-seed values, seeds lists 2"),
         ("task", "translation", "task 'translation' is not one of regression"),
     ],
 )
 def test_damaged_results_name_the_key(tmp_path, simulate, path, value, message):
-    (tmp_path / "results.json").write_text(json.dumps(edit(simulate(seeds=(1, 2)), path, value)))
+    (tmp_path / "results.json").write_text(json.dumps(edited(simulate(seeds=(1, 2)), path, value)))
     with pytest.raises(UserError) as e:
         results.read(tmp_path)
     assert message in str(e.value)
@@ -222,12 +226,15 @@ def test_damaged_results_name_the_key(tmp_path, simulate, path, value, message):
 
 
 def test_keys_that_a_later_version_adds_are_kept(tmp_path, simulate):
-    found = {**simulate(seeds=(1,)), "notes": "added later"}
+    found = {**simulate(seeds=(1,)).model_dump(), "notes": "added later"}
     (tmp_path / "results.json").write_text(json.dumps(found))
-    assert results.read(tmp_path)["notes"] == "added later"
+    results.write(tmp_path, results.read(tmp_path))
+    assert json.loads((tmp_path / "results.json").read_text()) == found
 
 
-def test_write_refuses_what_read_would_refuse(tmp_path, simulate):
-    with pytest.raises(ValueError, match="seeds"):
-        results.write(tmp_path, edit(simulate(seeds=(1,)), "seeds"))
-    assert not list(tmp_path.iterdir())
+def test_the_file_holds_the_keys_in_the_order_of_the_documentation(tmp_path, simulate):
+    results.write(tmp_path, simulate(seeds=(1,)))
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert list(found) == list(Results.model_fields)
+    assert list(found["average"]) == ["samples", "metrics", "floor", "ideal"]
+    assert tuple(found["average"]["metrics"]) == metrics.keys(Task("regression"))
