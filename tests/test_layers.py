@@ -1,0 +1,122 @@
+"""Nothing flows backwards: which part of the package may import which, at its head, in a function, or for types alone.
+
+A part is a folder of the package or a module beside them. Data flow from configs through data, methods and engine to
+evaluation; the trainer validates by the protocol and the metrics of evaluation, and so imports run
+
+    config -> data -> methods (on nn and ops) -> evaluation -> predictor -> engine -> cli
+
+where every part knows those before it, as far as it is allowed here, and none that comes after. One edge is not seen:
+`ops.registry` loads the Triton kernels by name when they are first called, and they in turn use `ops.providers`.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+BASE = {"errors", "files", "labels", "modalities"}
+"""What says one thing about the world and is known to all that come after."""
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "modalities": set(),
+    "labels": set(),
+    "files": {"errors"},
+    "provenance": set(),
+    "run_folder": {"errors", "files"},
+    "ops": {"errors"},
+    "kernels": {"errors", "ops"},
+    "distributed": set(),
+    "tasks": {"labels", "ops"},
+    "deepspeed_block": {"errors"},
+    "config": {"deepspeed_block", "errors", "tasks"},
+    "data": {*BASE, "config", "ops", "tasks"},
+    "nn": {"data", "ops"},
+    "methods": {"config", "data", "distributed", "nn", "ops", "tasks"},
+    "evaluation": {*BASE, "config", "data", "distributed", "run_folder", "tasks"},
+    "model_file": {*BASE, "data", "distributed", "run_folder"},
+    "predictor": {*BASE, "config", "data", "evaluation", "methods", "model_file", "run_folder", "tasks"},
+    "run_results": {*BASE, "data", "evaluation", "predictor", "run_folder"},
+    "environment": {"errors", "ops", "provenance"},
+    "engine": {
+        *BASE,
+        *("config", "data", "deepspeed_block", "distributed", "environment", "evaluation", "methods", "model_file"),
+        *("nn", "ops", "predictor", "provenance", "run_folder", "run_results", "tasks"),
+    },
+    "cli": {
+        "config",
+        "data",
+        "engine",
+        "environment",
+        "errors",
+        "evaluation",
+        "predictor",
+        "run_folder",
+        "run_results",
+    },
+}
+"""Part -> the parts it may import, which all come before it."""
+
+
+def imported(source: str) -> Iterator[str]:
+    """The parts of the package that a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "fastmmkd" else [module]
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "fastmmkd":
+                yield rest.partition(".")[0]
+
+
+def parts() -> dict[str, list[Path]]:
+    """Part -> its modules. The package's own `__init__` and `__main__` are none."""
+    package = ROOT / "fastmmkd"
+    found = {path.stem: [path] for path in package.glob("*.py") if not path.stem.startswith("__")}
+    found |= {path.parent.name: sorted(path.parent.rglob("*.py")) for path in package.glob("*/__init__.py")}
+    return found | {"kernels": sorted((ROOT / "kernels").rglob("*.py"))}
+
+
+def test_every_part_has_its_place() -> None:
+    assert set(MAY_IMPORT) == set(parts())
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_knows_only_what_comes_before_it(part: str) -> None:
+    before = list(MAY_IMPORT)[: list(MAY_IMPORT).index(part)]
+    assert MAY_IMPORT[part] <= set(before)
+    for path in parts()[part]:
+        names = set(imported(path.read_text(encoding="utf-8"))) - {part, "_C", "__version__"}
+        assert names <= MAY_IMPORT[part], f"{path.relative_to(ROOT)} imports {sorted(names - MAY_IMPORT[part])}"
+
+
+@pytest.mark.parametrize("folder", ["fastmmkd", "kernels"])
+def test_the_package_needs_neither_its_tests_nor_its_benchmarks(folder: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.partition(".")[0] for name in names} & {"bench", "tests", "conftest"}, path
+
+
+def test_no_import_escapes() -> None:
+    source = """
+import fastmmkd.engine.run as run
+from fastmmkd import predictor, ops
+if TYPE_CHECKING:
+    from fastmmkd.methods.umdf import UMDF
+def late():
+    from fastmmkd.evaluation import metrics
+    import numpy, fastmmkd.cli
+"""
+    assert sorted(imported(source)) == ["cli", "engine", "evaluation", "methods", "ops", "predictor"]
