@@ -7,9 +7,11 @@ PyTorch before it is timed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.attention import scaled_dot_product
 from fastmmkd.ops import cross_attention, extension, reference, use_provider
@@ -19,7 +21,7 @@ PRESENT = {"all modalities": (True, True, True), "one modality": (True, False, F
 ROUNDS = {50: 60, 375: 30}
 
 
-def ours(*args) -> torch.Tensor:
+def ours(*args: Any) -> torch.Tensor:
     with use_provider("cpp"):
         return cross_attention(*args)
 
@@ -51,7 +53,7 @@ def draw(frames: int, present: tuple[bool, ...] | None) -> Callable[[Callable], 
 @pytest.mark.parametrize("contender", CONTENDERS)
 @pytest.mark.parametrize("present", PRESENT)
 @pytest.mark.parametrize("frames", ROUNDS)
-def test_forward_and_backward(benchmark, frames, present, contender) -> None:
+def test_forward_and_backward(benchmark: BenchmarkFixture, frames: int, present: str, contender: str) -> None:
     step = draw(frames, PRESENT[present])
     for actual, expected in zip(step(CONTENDERS[contender]), step(reference.cross_attention), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from fastmmkd import ops
 from fastmmkd.ops import reference
@@ -93,7 +94,7 @@ def contenders(case: Case) -> list[str]:
     [(case, contender) for case in cases() for contender in contenders(case)],
     ids=lambda x: f"{x.op}-{x.size}" if isinstance(x, Case) else x,
 )
-def test_loss(case: Case, contender: str, benchmark) -> None:
+def test_loss(case: Case, contender: str, benchmark: BenchmarkFixture) -> None:
     assert ops.explain(case.op, *case.inputs).provider == "cpp"
     part = [x[:, :CHECKED] if x.dim() == 3 else x for x in case.inputs]
     constants = [x[:, :CHECKED] if isinstance(x, torch.Tensor) else x for x in case.constants]

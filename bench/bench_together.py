@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.workload import Shape, random_dataset
 from fastmmkd.config import load_config
@@ -44,7 +45,7 @@ def make_step(seeds: tuple[int, ...], steps: int) -> Callable[[], torch.Tensor]:
 
 @pytest.mark.parametrize("variant", [ONE_AFTER_ANOTHER, TOGETHER])
 @pytest.mark.parametrize("steps", [50, 8])
-def test_five_seeds(benchmark, variant: str, steps: int) -> None:
+def test_five_seeds(benchmark: BenchmarkFixture, variant: str, steps: int) -> None:
     benchmark.group = f"five seeds, T={steps}"
     benchmark.extra_info["baselines"] = [ONE_AFTER_ANOTHER]
     benchmark.name = variant

@@ -96,16 +96,16 @@ def cases(op: str) -> Iterator[Case]:
             label = f"G={shape[0]} B={shape[1]} T={shape[2]} keys={sum(shape[3])}"
             yield Case(label, drawn.inputs, drawn.names(), partial(_attend, drawn), drawn.grad)
     elif op == "residual_layer_norm":
-        for shape in NORM:
-            inputs, grad = norm.draw(shape)
-            label = f"G={shape[0]} rows={shape[1] * shape[2]} d={shape[3]}"
+        for groups, batch, frames, width in NORM:
+            inputs, grad = norm.draw((groups, batch, frames, width))
+            label = f"G={groups} rows={batch * frames} d={width}"
             yield Case(label, inputs, list(norm.NAMES), lambda implementation: implementation, grad)
     elif op in losses.CASES:
-        for shape in LOSSES:
-            found = losses.CASES[op](*shape)
+        for groups, rows, width in LOSSES:
+            found = losses.CASES[op](groups, rows, width)
             names = ["value", *(f"grad {i}" for i in range(len(found.inputs)))]
-            label = f"G={shape[0]} N={shape[1]} d={shape[2]}"
-            yield Case(label, list(found.inputs), names, partial(_with_constants, found), losses.upstream(shape[0]))
+            label = f"G={groups} N={rows} d={width}"
+            yield Case(label, list(found.inputs), names, partial(_with_constants, found), losses.upstream(groups))
 
 
 def _attend(drawn: attention.Case, implementation: Implementation) -> Callable[..., torch.Tensor]:

@@ -20,7 +20,7 @@ def start(command: Sequence[str], folder: Path, environment: Mapping[str, str], 
         return subprocess.Popen(
             command,
             cwd=folder,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

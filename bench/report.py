@@ -70,9 +70,10 @@ def render(text: str, bodies: dict[str, str], document: str) -> str:
     """
     for name, body in bodies.items():
         pattern = re.compile(rf"(<!-- begin: {name} [^\n]*-->\n).*?(<!-- end: {name} -->)", re.DOTALL)
-        text, found = pattern.subn(lambda match, body=body: match.group(1) + body + match.group(2), text)
-        if found != 1:
-            raise ValueError(f"{document} has {found} parts named {name}; expected one")
+        found = list(pattern.finditer(text))
+        if len(found) != 1:
+            raise ValueError(f"{document} has {len(found)} parts named {name}; expected one")
+        text = text[: found[0].end(1)] + body + text[found[0].start(2) :]
     return text
 
 

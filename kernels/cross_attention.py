@@ -99,7 +99,8 @@ def cross_attention_backward(
 def _view(x: torch.Tensor) -> View:
     if x.dim() == 4 and x.stride(3) != 1:
         x = x.contiguous()
-    return (x, *x.stride()[:3])
+    group, sample, frame, *_ = x.stride()
+    return x, group, sample, frame
 
 
 def _options(kernel: str, query: torch.Tensor, lengths: Sequence[int], heads: int) -> dict[str, Any]:
@@ -295,7 +296,7 @@ def _own(pointers, inside, E: tl.constexpr, TILE: tl.constexpr):
     else:
         x = ()
         for e in tl.static_range(E):
-            x += (tl.load(pointers + e, inside, 0.0).to(tl.float32),)
+            x += (tl.load(pointers + e, inside, 0.0).to(tl.float32),)  # type: ignore[assignment]  # Triton tuples grow
         return x
 
 
@@ -329,7 +330,7 @@ def _add_weighted(x, weight, walked, TILE: tl.constexpr):
         for e in tl.static_range(len(x)):
             # The policy keeps the compiler from holding on to what _products has read.
             b_walked = tl.load(walked[0] + e, walked[1], 0.0, eviction_policy="evict_last").to(tl.float32)
-            y += (x[e] + tl.sum(weight * b_walked[:, None], 0),)
+            y += (x[e] + tl.sum(weight * b_walked[:, None], 0),)  # type: ignore[assignment]  # Triton tuples grow
         return y
 
 
@@ -349,7 +350,7 @@ def _times(x, factor, TILE: tl.constexpr):
     else:
         y = ()
         for e in tl.static_range(len(x)):
-            y += (x[e] * factor,)
+            y += (x[e] * factor,)  # type: ignore[assignment]  # Triton tuples grow
         return y
 
 
@@ -361,7 +362,7 @@ def _only(present, x, TILE: tl.constexpr):
     else:
         y = ()
         for e in tl.static_range(len(x)):
-            y += (tl.where(present, x[e], 0.0),)
+            y += (tl.where(present, x[e], 0.0),)  # type: ignore[assignment]  # Triton tuples grow
         return y
 
 

@@ -112,7 +112,7 @@ def _gather(
             before = b_there[None, :] & ((b_other[None, :] < b_u[:, None]) | equal)  # [BT, BT]
             rank += tl.sum(before.to(tl.int32), 1)
             frames += tl.sum(b_there.to(tl.int32), 0)
-        wanted = p * frames.to(tl.float32)
+        wanted = p * frames.to(tl.float32)  # type: ignore[attr-defined]  # no int after the loop
         above = rank.to(tl.float32) + 0.5
         dropped = (wanted > above) | ((wanted == above) & (rank % 2 == 1))  # rank < wanted rounded half to even
     else:
