@@ -55,7 +55,7 @@ def blocks(block: Block) -> dict[str, Block]:
     half = any(block.get(key, {}).get("enabled") for key in ("fp16", "bf16"))
     stages = (1, 2) if half else (0, 1, 2)
     found = {AS_CONFIGURED: block}
-    found |= {f"ZeRO {n}": changed(lambda b, n=n: b.update(zero_optimization={"stage": n})) for n in stages}
+    found |= {f"ZeRO {n}": copy.deepcopy(block) | {"zero_optimization": {"stage": n}} for n in stages}
     if not half:
         found[REDUCED] = found["ZeRO 0"]
     found["no clipping"] = changed(lambda b: b.update(gradient_clipping=0.0))

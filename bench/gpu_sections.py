@@ -85,8 +85,8 @@ def what_must_be_known(count: int) -> list[Section]:
 
 def training_and_reasons(count: int) -> list[Section]:
     sanitizer = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # it sees little of memory that torch keeps
-    memcheck = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", "-m", "pytest", "tests/parity")
-    memcheck = (*memcheck, "-p", "no:cacheprovider", "-x", "-k", SANITIZED)
+    sanitized = ("compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", "-m", "pytest", "tests/parity")
+    memcheck = (*sanitized, "-p", "no:cacheprovider", "-x", "-k", SANITIZED)
     kernels = ("-m", "bench.gpu_kernels", "--main", "--dtype", "bf16", "--no-compile", "--out", FOUND)
     return [
         Section("training", ("-m", "bench.gpu_training", FOUND), 90, least=30),
