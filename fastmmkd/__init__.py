@@ -26,7 +26,7 @@ class _BesideThePackage:
         return spec_from_file_location(name, cls.folder / "__init__.py", submodule_search_locations=[str(cls.folder)])
 
 
-if not (Path(__file__).parent / "kernels").exists():
+if _BesideThePackage.folder.exists() and not (Path(__file__).parent / "kernels").exists():
     sys.meta_path.insert(0, _BesideThePackage)  # before the finder of an editable install of another checkout
 
 

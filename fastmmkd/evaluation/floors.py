@@ -95,10 +95,10 @@ def trivial(task: Task, test_labels: np.ndarray, train_labels: np.ndarray) -> di
 def ideal(task: Task, labels: np.ndarray, posterior: np.ndarray, support: np.ndarray) -> dict[str, float]:
     """Metrics of the classifier that knows the posterior and decides optimally for each metric.
 
-    MAE: posterior median. Correlation: posterior mean. Acc-7, Acc-5, Acc-3: the most probable bin. *non0*: positive
-    where P(y > 0) > P(y < 0); *has0*: non-negative where P(y >= 0) >= P(y < 0). Emotions: an emotion holds where its
-    probability exceeds one half; the single label is the most probable one. (These maximise accuracy; for F1, which has
-    no per-sample optimum, they are the standard choice.)
+    MAE: posterior median. Acc-7, Acc-5, Acc-3: the most probable bin. *non0*: positive where P(y > 0) > P(y < 0);
+    *has0*: non-negative where P(y >= 0) >= P(y < 0). Correlation, and a score's metric that is not named here: posterior
+    mean. Emotions: an emotion holds where its probability exceeds one half; the single label is the most probable one.
+    (These maximise accuracy; for F1, which has no per-sample optimum, they are the standard choice.)
 
     Args:
         labels: `[N]` or `[N, 4]` as stored.
@@ -161,11 +161,9 @@ def _ideal_scores(posterior: np.ndarray, support: np.ndarray) -> dict[str, np.nd
     zero = posterior[:, support == 0].sum(axis=1)
     total = posterior.sum(axis=1, keepdims=True)
     bins = metrics.score_decisions(support)
-    made = {key: _most_probable(posterior, bins[key]) for key in ("acc7", "acc5", "acc3")}
-    made |= {
-        "mae": support[(posterior.cumsum(axis=1) >= total / 2).argmax(axis=1)],
-        "corr": posterior @ support,
-    }
+    made = metrics.score_decisions(posterior @ support)
+    made |= {key: _most_probable(posterior, bins[key]) for key in ("acc7", "acc5", "acc3")}
+    made |= {"mae": support[(posterior.cumsum(axis=1) >= total / 2).argmax(axis=1)]}
     return made | metrics.sign_decisions(nonnegative=positive + zero >= negative, positive=positive > negative)
 
 

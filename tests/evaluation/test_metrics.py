@@ -164,7 +164,8 @@ def test_headline_metrics_and_their_direction():
     assert [metrics.primary(Task(t)) for t in ("regression", "classification-7")] == ["f1_non0", "f1_non0"]
     assert metrics.primary(Task("emotions-binary")) == "f1"
     assert metrics.primary(Task("emotions-4way")) == "f1_4way"
-    assert [k for t in TASKS for k in metrics.keys(Task(t)) if not metrics.higher_is_better(k)] == ["mae"]
+    assert not metrics.higher_is_better("mae")
+    assert all(metrics.higher_is_better(k) for t in TASKS for k in metrics.keys(Task(t)) if metrics.is_percent(k))
     assert metrics.title("acc_happy_ovr") == "Accuracy happy vs rest (%)"
     assert metrics.title("f1_sad") == "F1 sad (%)"
 
@@ -253,3 +254,24 @@ class TestLoss:
         for name in TASKS:
             assert metrics.selectable(Task(name)) == (*metrics.keys(Task(name)), "loss")
         assert not metrics.higher_is_better("loss")
+
+
+class TestAMetricIsOneEntry:
+    def test_keys_and_titles_are_its_own(self) -> None:
+        entries = {metric.key: metric for found in metrics.METRICS.values() for metric in found}
+        assert len({metric.title for metric in entries.values()}) == len(entries)
+        for found in metrics.METRICS.values():
+            keys = [metric.key for metric in found]
+            assert len(set(keys)) == len(keys)
+            assert all(entries[metric.key] is metric for metric in found)  # tasks share it, none has a variant
+
+    @pytest.mark.parametrize("name", TASKS)
+    def test_what_is_true_of_the_labels_is_the_best_decision(self, name: str) -> None:
+        rng = np.random.default_rng(0)
+        scores = rng.integers(-9, 10, 50) / 3
+        emotions = np.eye(4)[rng.integers(0, 4, 50)]
+        labels = scores if Task(name).label_kind == "score" else emotions
+        for metric in metrics.METRICS[name]:
+            best = 0.0 if not metric.higher_is_better else 100.0 if metric.percent else 1.0
+            assert metric.score(metric.truth(labels), metric.truth(labels)) == pytest.approx(best)
+            assert math.isnan(metric.score(metric.truth(labels[:0]), metric.truth(labels[:0])))
