@@ -96,7 +96,7 @@ def ideal(task: Task, labels: np.ndarray, posterior: np.ndarray, support: np.nda
     """Metrics of the classifier that knows the posterior and decides optimally for each metric.
 
     MAE: posterior median. Acc-7, Acc-5, Acc-3: the most probable bin. *non0*: positive where P(y > 0) > P(y < 0);
-    *has0*: non-negative where P(y >= 0) >= P(y < 0). Correlation, and a score's metric that is not named here: posterior
+    *has0*: non-negative where P(y >= 0) >= P(y < 0). Correlation, and a metric of scores that is not named: posterior
     mean. Emotions: an emotion holds where its probability exceeds one half; the single label is the most probable one.
     (These maximise accuracy; for F1, which has no per-sample optimum, they are the standard choice.)
 
