@@ -85,11 +85,11 @@ class TestACollapsedTeacher:
         assert not (tmp_path / "refused" / "run.json").exists()
         raw["teacher"]["accept_floor"] = True
         run = train_tiny(raw, tmp_path / "run", teacher=collapsed, results=True)
-        assert results.read(run)["at_floor"] == {"teacher": [True], "student": [True]}
+        assert results.read(run).at_floor == {"teacher": [True], "student": [True]}
         note = "**At the floor**, no better than a constant prediction on the validation split: teacher of seed 1; "
         assert note + "student of seed 1." in (run / "results.md").read_text()
         assert main(["eval", "--run", str(run), "--out", str(tmp_path / "again")]) == 0
-        assert results.read(tmp_path / "again")["at_floor"] == {"teacher": [True], "student": [True]}
+        assert results.read(tmp_path / "again").at_floor == {"teacher": [True], "student": [True]}
         assert main(["report", str(run), "--out", str(tmp_path / "report")]) == 0
         assert note in (tmp_path / "report" / "report.md").read_text()
 
@@ -108,7 +108,7 @@ def test_a_run_goes_on_when_its_teacher_is_accepted(
 class TestATeacherThatLearnt:
     def test_each_phase_is_told_apart(self, learnt: Path) -> None:
         assert teacher_says(learnt)["at_floor"] is False
-        assert results.read(learnt)["at_floor"] == {"teacher": [False], "student": [True]}
+        assert results.read(learnt).at_floor == {"teacher": [False], "student": [True]}
         assert json.loads((learnt / "seed_1" / "evaluation.json").read_text())["at_floor"]["student"] is True
 
     def test_a_teacher_of_an_earlier_version_has_to_be_accepted(
@@ -134,7 +134,7 @@ def test_a_network_by_itself(trained: Path) -> None:
     config = load(trained).config
     for seed in (1, 2):
         assert set(phases_at_floor(config, trained / f"seed_{seed}")) == {"network"}
-    found = results.read(trained)["at_floor"]
+    found = results.read(trained).at_floor
     assert found == {"network": [phases_at_floor(config, trained / f"seed_{s}")["network"] for s in (1, 2)]}
     assert found["network"] != [None, None]
 
