@@ -103,8 +103,8 @@ def former_record(config: Config, output: Path, resume: bool, content_hash: str)
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The keys, `"model.width"`, in which two nested dictionaries differ, and both values; None where there is none."""
-    for key in sorted(a.keys() | b.keys()):
+    """The keys, `"model.width"`, in which two nested dictionaries differ, in the order of b, and both values."""
+    for key in b | a:
         x, y, name = a.get(key), b.get(key), prefix + key
         if isinstance(x, dict) and isinstance(y, dict):
             yield from differences(x, y, name + ".")
