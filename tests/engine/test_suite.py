@@ -171,7 +171,7 @@ class TestMistakesAreFoundBeforeTraining:
         for split in dataset.splits.values():
             split.labels = np.ones((len(split), 4), np.float32)
         store.write(dataset, tmp_path / "all.h5")
-        task = {"task": "emotions-4way", "batch_size": 8, "epochs": 1}
+        task = {"task": "emotions-4way", "batch_size": 8, "epochs": 1, "select": "f1_4way"}
         files = configs(first={}, last={"train": task, "data": {"path": str(tmp_path / "all.h5")}})
         assert suite(files, tmp_path / "out") == 2
         assert capsys.readouterr().err.startswith("error: last: train.task: emotions-4way is for samples ")
