@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastmmkd.blocks import AttentionModel
 from fastmmkd.config import load_config
 from fastmmkd.kernels.launch import Launch, recorded
-from fastmmkd.methods.umdf import UmdfModel
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -26,7 +26,7 @@ FRAMES = 50
 """Of aligned data."""
 UNALIGNED = 375
 """Of each modality; 3 segments of keys are 1125."""
-WIDTH, HIDDEN = UmdfModel().width, 64
+WIDTH, HIDDEN = AttentionModel().width, 64
 """Of a modality's representation, and of a statistics network."""
 VERSIONS = 2
 """Of a batch; UMDF trains on two at once."""
@@ -99,13 +99,15 @@ def shipped() -> dict[int, int]:
     batches: dict[int, int] = {}
     for path in sorted(CONFIGS.glob("*.json")):
         config = load_config(path)
-        batches[config.model.heads] = max(config.train.batch_size, batches.get(config.model.heads, 0))
+        if isinstance(config.model, AttentionModel):
+            heads = config.model.heads
+            batches[heads] = max(config.train.batch_size, batches.get(heads, 0))
     return batches
 
 
 def _cross_attention() -> Iterator[Specimen]:
     for heads, batch in shipped().items():
-        rows, main = VERSIONS * batch, heads == UmdfModel().heads
+        rows, main = VERSIONS * batch, heads == AttentionModel().heads
         yield from _attention("coarse", 3, rows, FRAMES, 3, WIDTH, heads, main)
         yield from _attention("fine", 6, rows, FRAMES, 2, WIDTH, heads)
         yield from _attention("of a modality", 3, batch, FRAMES, 1, WIDTH, heads)

@@ -17,7 +17,6 @@ from pydantic import ValidationError
 
 from fastmmkd.blocks import Config
 from fastmmkd.errors import UserError, nearest
-from fastmmkd.methods import METHODS
 
 
 def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
@@ -29,6 +28,15 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
 
     Raises:
         UserError: one line that names the file, the key and what was expected.
+    """
+    return parse_config(read_config(path, overrides), str(path))
+
+
+def read_config(path: Path | str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """What a config file and overrides say, not validated yet: for what is refused before torch is imported.
+
+    Raises:
+        UserError: no such file, or no JSON object.
     """
     path = Path(path)
     try:
@@ -43,7 +51,7 @@ def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
         raise UserError(f"{path}: expected a JSON object with the keys {', '.join(Config.model_fields)}")
     for override in overrides or []:
         _apply_override(raw, override)
-    return parse_config(raw, str(path))
+    return raw
 
 
 def command_overrides(assignments: list[str], data: str | None, seeds: str | None, together: bool = False) -> list[str]:
@@ -60,6 +68,8 @@ def command_overrides(assignments: list[str], data: str | None, seeds: str | Non
 
 def parse_config(raw: dict[str, Any], name: str = "config") -> Config:
     """Validate a config held in memory; `name` stands for the file in error messages."""
+    from fastmmkd.methods import METHODS  # and torch with them
+
     found = raw.get("method")
     if "method" in raw and not (isinstance(found, str) and found in METHODS):
         hint = nearest(str(found), METHODS)

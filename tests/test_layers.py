@@ -1,9 +1,9 @@
 """Nothing flows backwards: which part of the package may import which, at its head, in a function, or for types alone.
 
 A part is a folder of the package or a module beside them. Data flow from configs through data, methods and engine to
-evaluation; the trainer validates by the protocol and the metrics of evaluation, and so imports run
+evaluation; a method brings its own part of the config, so that reading one comes after the methods; the trainer validates by the protocol and the metrics of evaluation, and so imports run
 
-    config -> data -> methods (on nn and ops) -> evaluation -> predictor -> engine -> cli
+    blocks -> data -> methods (on nn and ops) -> config -> evaluation -> predictor -> engine -> cli
 
 where every part knows those before it, as far as it is allowed here, and none that comes after. One edge is not seen:
 `ops.registry` loads the Triton kernels by name when they are first called, and they in turn use `ops.providers`.
@@ -34,18 +34,29 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": set(),
     "tasks": {"labels", "ops"},
     "deepspeed_block": {"errors"},
-    "config": {"deepspeed_block", "errors", "tasks"},
-    "data": {*BASE, "config", "ops", "tasks"},
+    "blocks": {"deepspeed_block", "errors", "tasks"},
+    "data": {*BASE, "blocks", "ops", "tasks"},
     "nn": {"data", "ops"},
-    "methods": {"config", "data", "distributed", "nn", "ops", "tasks"},
-    "evaluation": {*BASE, "config", "data", "distributed", "run_folder", "tasks"},
+    "methods": {"blocks", "data", "distributed", "nn", "ops", "tasks"},
+    "config": {"blocks", "errors", "methods"},
+    "evaluation": {*BASE, "blocks", "data", "distributed", "run_folder", "tasks"},
     "model_file": {*BASE, "data", "distributed", "run_folder"},
-    "predictor": {*BASE, "config", "data", "evaluation", "methods", "model_file", "run_folder", "tasks"},
+    "predictor": {*BASE, "blocks", "config", "data", "evaluation", "methods", "model_file", "run_folder", "tasks"},
     "run_results": {*BASE, "data", "evaluation", "predictor", "run_folder"},
     "environment": {"errors", "ops", "provenance"},
     "engine": {
         *BASE,
-        *("config", "data", "deepspeed_block", "distributed", "environment", "evaluation", "methods", "model_file"),
+        *(
+            "blocks",
+            "config",
+            "data",
+            "deepspeed_block",
+            "distributed",
+            "environment",
+            "evaluation",
+            "methods",
+            "model_file",
+        ),
         *("nn", "ops", "predictor", "provenance", "run_folder", "run_results", "tasks"),
     },
     "cli": {

@@ -1,4 +1,4 @@
-"""What is refused before a run begins. Nothing here needs torch, DeepSpeed or the data themselves."""
+"""What is refused before a run begins. Nothing here needs DeepSpeed or the data themselves, nor, but for configs, torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastmmkd.config import Config
+from fastmmkd.blocks import Config
 from fastmmkd.data.training_file import read_data_header
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
@@ -29,6 +29,46 @@ def check_run(config: Config, output: Path, resume: bool, teacher: Path | None =
     check_teacher(config, teacher)
     content_hash = check_data(config)
     former_record(config, output, resume, content_hash)
+
+
+def check_before(raw: dict[str, Any], output: Path, resume: bool) -> None:
+    """Refuse a run by what needs neither the method nor torch: the run's folder, and the header of the data file.
+
+    Args:
+        raw: its config, not validated yet; what is odd about it is said later.
+        output, resume: as `check_run` takes them.
+
+    Raises:
+        UserError: the folder holds a run and `resume` is false; no such data file; fewer samples than a batch.
+    """
+    refuse_occupied(output, resume)
+    data, train = raw.get("data"), raw.get("train")
+    path = data.get("path") if isinstance(data, dict) else None
+    batch_size = train.get("batch_size") if isinstance(train, dict) else None
+    if isinstance(path, str):
+        samples = read_data_header(Path(path)).samples["train"]
+        if isinstance(batch_size, int) and samples < batch_size:
+            raise _too_few(batch_size, samples, path)
+
+
+def refuse_occupied(output: Path, resume: bool) -> bool:
+    """Whether a folder holds a run, which is then to be continued.
+
+    Raises:
+        UserError: it holds a run and `resume` is false, or parts of one.
+    """
+    path, strays = output / RUN_FILE, parts_of_a_run(output)
+    if strays and not path.exists():
+        raise UserError(f"{output}: holds {strays[0].name} but no {path.name}; expected a run, or an empty folder")
+    if path.exists() and not resume:
+        raise UserError(f"{output}: already holds a run; expected --resume to continue it, or another --output")
+    return path.exists()
+
+
+def _too_few(batch_size: int, samples: int, path: Path | str | None) -> UserError:
+    return UserError(
+        f"train.batch_size: {batch_size}, but {path} has {samples} training samples; expected at most that"
+    )
 
 
 def check_teacher(config: Config, teacher: Path | None) -> None:
@@ -70,9 +110,7 @@ def check_fit(config: Config, label_kind: str, samples: int, path: Path | str | 
         valid = ", ".join(metrics.selectable(task))
         raise UserError(f"train.select: {selection(config)!r} is no metric of {task.name}; expected one of {valid}")
     if samples < batch_size:
-        raise UserError(
-            f"train.batch_size: {batch_size}, but {path} has {samples} training samples; expected at most that"
-        )
+        raise _too_few(batch_size, samples, path)
 
 
 def former_record(config: Config, output: Path, resume: bool, content_hash: str) -> dict[str, Any]:
@@ -85,13 +123,9 @@ def former_record(config: Config, output: Path, resume: bool, content_hash: str)
     Raises:
         UserError: the folder holds a run and `resume` is false, or the run of another config or data.
     """
-    path, strays = output / RUN_FILE, parts_of_a_run(output)
-    if strays and not path.exists():
-        raise UserError(f"{output}: holds {strays[0].name} but no {path.name}; expected a run, or an empty folder")
-    if not path.exists():
+    path = output / RUN_FILE
+    if not refuse_occupied(output, resume):
         return {}
-    if not resume:
-        raise UserError(f"{output}: already holds a run; expected --resume to continue it, or another --output")
     former = read_record(output)
     for key, was, now in differences(former["config"], config.model_dump(mode="json")):
         more_seeds = key == "train.seeds" and set(was or ()) <= set(now or ())

@@ -57,11 +57,13 @@ def _add_overrides(parser: argparse.ArgumentParser, whose: str, each: str) -> No
 
 def run_train(args: argparse.Namespace) -> int:
     """Refuse what can be refused without torch, then train."""
-    from fastmmkd.config import command_overrides, load_config
-    from fastmmkd.engine.checks import check_run
+    from fastmmkd.config import command_overrides, parse_config, read_config
+    from fastmmkd.engine.checks import check_before, check_run
 
-    config = load_config(args.config, command_overrides(args.set, args.data, args.seeds, args.together))
+    raw = read_config(args.config, command_overrides(args.set, args.data, args.seeds, args.together))
     output = args.output or Path("runs") / args.config.stem
+    check_before(raw, output, args.resume)
+    config = parse_config(raw, str(args.config))
     check_run(config, output, args.resume, args.teacher)
 
     from fastmmkd.engine.run import train_run
