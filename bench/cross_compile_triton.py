@@ -96,7 +96,7 @@ def job(launch: Launch, arch: int) -> Job:
     """What the JIT would compile for a launch."""
     names, kernel = launch.kernel.arg_names, launch.kernel
     constexprs = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
-    plain_types = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+    unspecialised = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
     bound = dict(zip(names, launch.args, strict=False)) | launch.options
     signature: list[tuple[str, Any]] = []
     constants: list[tuple[Position, Any]] = []
@@ -106,32 +106,35 @@ def job(launch: Launch, arch: int) -> Job:
             constants.append(((i,), bound[name]))
             signature.append((name, "constexpr"))
         else:
-            noted = ([], []) if name in plain_types else (constants, aligned)
-            signature.append((name, _specialised(bound[name], (i,), *noted, name not in plain_types)))
+            plain = name in unspecialised and type(bound[name]) is int  # the JIT specialises members of tuples anyway
+            kind = _integer(bound[name]) if plain else _specialised(bound[name], (i,), constants, aligned)
+            signature.append((name, kind))
     options = {name: value for name, value in launch.options.items() if name not in names}
     module, function = kernel.fn.__module__, kernel.fn.__name__
     plain = tuple(signature), tuple(constants), tuple(aligned), tuple(sorted(options.items()))
     return Job(module, function, arch, *plain)
 
 
-def _specialised(
-    value: Any, at: Position, constants: list[tuple[Position, Any]], aligned: list[Position], on_one: bool
-) -> Any:
+def _specialised(value: Any, at: Position, constants: list[tuple[Position, Any]], aligned: list[Position]) -> Any:
     """The type of an argument as a signature spells it; its constants and alignment are noted."""
     if isinstance(value, tuple):
-        return tuple(_specialised(x, (*at, i), constants, aligned, on_one) for i, x in enumerate(value))
-    if value is None or (on_one and type(value) is int and value == 1):
+        return tuple(_specialised(x, (*at, i), constants, aligned) for i, x in enumerate(value))
+    if value is None or (type(value) is int and value == 1):
         constants.append((at, value))
         return "constexpr"
     if isinstance(value, torch.Tensor):
         offset, kind = value.storage_offset() * value.element_size(), f"*{POINTERS[value.dtype]}"
     elif type(value) is int:
-        offset, kind = value, "i32" if -(2**31) <= value < 2**31 else "i64"
+        offset, kind = value, _integer(value)
     else:
         return {bool: "u1", float: "fp32"}[type(value)]
     if offset % ALIGNMENT == 0:
         aligned.append(at)
     return kind
+
+
+def _integer(value: int) -> str:
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
 
 
 @cache

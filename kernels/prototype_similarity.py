@@ -46,7 +46,7 @@ def prototype_similarity(
     many = n > ONE_PROGRAM * rows
     default = {"BN": min(power_of_two(n), rows), "num_warps": 2}
     if many:
-        default = {"BN": max(1, MANY_TILE // (max(blocks["BK"], 4) * blocks["BD"])), "num_warps": MANY_WARPS}
+        default = {"BN": max(1, MANY_TILE // (max(blocks["BK"], 8) * blocks["BD"])), "num_warps": MANY_WARPS}
     tuned = parameters("prototype_similarity", default, student.device, n=n, classes=count, width=width)
     flags = {"GRAD_STUDENT": wanted[0], "GRAD_TEACHER": wanted[1]}
     inputs, options = (student, teacher, classes, n, count, width), {**blocks, **tuned}

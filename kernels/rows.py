@@ -69,7 +69,7 @@ def add_up(*sums: tuple[torch.Tensor, torch.Tensor]) -> None:
     launch(_add_up, grid, partials, totals, counts, widths, **blocks)
 
 
-@triton.jit(do_not_specialize=["counts", "widths"])
+@triton.jit
 def _add_up(partials, totals, counts, widths, BP: tl.constexpr, BW: tl.constexpr):
     for i in tl.static_range(len(partials)):
         if tl.program_id(2) == i:

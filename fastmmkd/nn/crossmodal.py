@@ -94,6 +94,7 @@ class CrossmodalInteraction(nn.Module):
         of_target, of_other = ([masks[source] for source in sources] for sources in zip(*FINE_SOURCES, strict=True))
         if not self.crossmodal:
             return [linear(z_c, weights.key_value)], [join_groups(of_target)]
+        # A product with ones and zeros is exact; the gradient of an index would be added by atomics, in any order.
         chosen = constant(_one_hot, FINE_SOURCES, device=z.device, dtype=z.dtype)  # [12, 3]
         of_pairs = (chosen @ z.unflatten(0, (-1, 3)).flatten(2)).view(-1, 2, *z.shape[1:])  # [S * 6, 2, B, T, d]
         key_masks = torch.stack([*of_target, *of_other], dim=1).chunk(2, dim=1)

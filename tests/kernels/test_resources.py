@@ -69,14 +69,14 @@ ptxas info    : Used 24 registers, used 0 barriers, 380 bytes cmem[0]
     assert ptxas_usage(log) == {"one": (255, 20, 1024), "two": (24, 0, 0)}
 
 
-@triton.jit
-def _kernel(x, pair, n, scale, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["size"])
+def _kernel(x, pair, n, size, scale, BLOCK: tl.constexpr):
     tl.store(x + tl.arange(0, BLOCK) + n, scale)
 
 
 def test_launches_are_specialised_as_the_jit_would() -> None:
     x = torch.empty(64, device="meta", dtype=torch.float16)
-    args = x, (x[1:], 1, (48, None)), 1, 2.5
+    args = x, (x[1:], 1, (48, None)), 1, 1, 2.5
     with recorded() as launches:
         launch(_kernel, (1,), *args, BLOCK=16, num_warps=2)
     found = job(launches[0], 80)
@@ -84,14 +84,15 @@ def test_launches_are_specialised_as_the_jit_would() -> None:
         "x": "*fp16",
         "pair": ("*fp16", "constexpr", ("i32", "constexpr")),
         "n": "constexpr",
+        "size": "i32",
         "scale": "fp32",
         "BLOCK": "constexpr",
     }
-    assert dict(found.constants) == {(1, 1): 1, (1, 2, 1): None, (2,): 1, (4,): 16}
+    assert dict(found.constants) == {(1, 1): 1, (1, 2, 1): None, (2,): 1, (5,): 16}
     assert found.aligned == ((0,), (1, 2, 0))
     assert dict(found.options) == {"num_warps": 2}
-    for (_, kind), value in zip(found.signature, args, strict=False):
-        assert native_specialize_impl(BaseBackend, value, False, True, True)[0] == kind
+    for (name, kind), value in zip(found.signature, args, strict=False):
+        assert native_specialize_impl(BaseBackend, value, False, name != "size", True)[0] == kind
 
 
 def test_bfloat16_is_left_out_where_there_is_none() -> None:
