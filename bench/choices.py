@@ -9,7 +9,7 @@ import time
 import torch
 
 from fastmmkd.errors import UserError
-from fastmmkd.ops.registry import OPERATIONS
+from fastmmkd.ops import OPERATIONS
 
 BY_IMPORTANCE = (
     "cross_attention",

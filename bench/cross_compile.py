@@ -19,7 +19,7 @@ from bench.resources import Resources
 from bench.specimens import DTYPES, specimens
 from fastmmkd.evaluation import tables
 from fastmmkd.files import read_json, write_json
-from fastmmkd.ops.registry import OPERATIONS
+from fastmmkd.ops import OPERATIONS
 
 BUDGETS = Path(__file__).with_name("budgets.json")
 LIMITED = ("registers", "spill_bytes", "shared_bytes")

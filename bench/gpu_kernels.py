@@ -33,6 +33,7 @@ from bench.kernel_times import OURS, SHORT, measure
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import markdown
 from fastmmkd.files import write_json
+from fastmmkd.ops import operation
 from fastmmkd.ops.providers import obstacle
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +209,7 @@ def measure_part(part: Part, say: Callable[[Record], object]) -> int:
 def usable(op: str, names: Sequence[str], device: torch.device) -> list[torch.dtype]:
     """Precisions that one of our kernels has on the device; where none has, float32 for the others."""
     dtypes = [choices.PRECISIONS[name] for name in names]
-    return [x for x in dtypes if not all(obstacle(p, op, device, [x]) for p in OURS)] or [torch.float32]
+    return [x for x in dtypes if not all(obstacle(p, operation(op), device, [x]) for p in OURS)] or [torch.float32]
 
 
 def spoiled(device: torch.device) -> bool:

@@ -87,7 +87,7 @@ def device(rehearsed: bool) -> dict[str, Any]:
 
     print_environment()
     lacking = extension.missing
-    if not lacking and not rehearsed and not extension.cuda_operations:
+    if not lacking and not rehearsed and not extension.has_cuda:
         lacking = "the extension was built without CUDA"
     on = "cpu" if rehearsed else "cuda"
     x = torch.full((64, 64), 0.5, device=on if rehearsed or torch.cuda.is_available() else "cpu")

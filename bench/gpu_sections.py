@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from bench.variants import AUTOTUNED, COMPILED, COMPILED_GRAPHED, OURS, OURS_COMPILED
-from fastmmkd.ops.extension import CUDA_OPERATIONS
+from fastmmkd.ops import OPERATIONS
 
 FOUND = "{found}"
 """Stands in a command for the file that a section writes what it found to."""
@@ -155,6 +155,5 @@ def version(text: str) -> tuple[int, ...]:
 
 def smoke_tests() -> list[tuple[str, str]]:
     """(provider, operation) of every process of the smoke test, the preferred provider first."""
-    from fastmmkd.ops import OPERATIONS
-
-    return [*(("triton", op) for op in OPERATIONS), *(("cuda", op) for op in CUDA_OPERATIONS)]
+    providers = ("triton", "cuda")
+    return [(provider, name) for provider in providers for name, op in OPERATIONS.items() if provider in op.kernels]

@@ -66,7 +66,7 @@ def contenders(
     public = getattr(ops, case.op)
     found: dict[str, tuple[str | None, Callable[..., torch.Tensor]]] = {}
     for provider in OURS:
-        if not obstacle(provider, case.op, device, [case.dtype]):
+        if not obstacle(provider, operation(case.op), device, [case.dtype]):
             found[provider] = provider, public
     found["reference"] = None, getattr(reference, case.op)
     if device.type == "cuda":

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from fastmmkd.ops.registry import BACKWARD
+from fastmmkd.ops import OPERATIONS
 
 Run = Callable[[], object]
 
@@ -51,7 +51,8 @@ class PredictedLaunches(OperatorCalls):
     def _of(self, func: Any, args: Any) -> int:
         library, name = func.name().split("::")
         if library == "fastmmkd":
-            kernel = getattr(import_module(f"fastmmkd.kernels.{name.removesuffix(BACKWARD)}"), name)
+            (op,) = (op.name for op in OPERATIONS.values() if name in op.functions)
+            kernel = getattr(import_module(f"fastmmkd.kernels.{op}"), name)
             from fastmmkd.kernels.launch import recorded
 
             with recorded() as launches, PredictedLaunches() as copies:

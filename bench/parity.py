@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="append a record under bench/results/speed")
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() and args.provider != "cpp" else "cpu")
-    provider = args.provider or ops.explain(OPERATIONS[0], device).provider
+    provider = args.provider or ops.explain("cross_attention", device).provider
     body = {"provider": provider, "interpreted": INTERPRETED, "rows": measure(provider, device)}
     text = render(body)
     print(text)
@@ -74,12 +74,14 @@ def measure(provider: str, device: torch.device) -> list[dict[str, Any]]:
         UserError: the provider cannot run here.
     """
     rows = []
-    for op in OPERATIONS:
-        reason = obstacle(provider, op, device, [])
+    for op, described in OPERATIONS.items():
+        if provider not in described.kernels:
+            continue
+        reason = obstacle(provider, described, device, [])
         if reason:
             raise UserError(f"--provider {provider}: {op} cannot run: {reason}")
         for dtype in DTYPES.get(provider, ()):
-            if obstacle(provider, op, device, [dtype]):
+            if obstacle(provider, described, device, [dtype]):
                 continue
             name = str(dtype).removeprefix("torch.")
             for case in cases(op):

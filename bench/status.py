@@ -10,37 +10,47 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.cross_compile_cuda import kernels
 from bench.gpu_check import RESULTS
 from fastmmkd.evaluation import tables
 from fastmmkd.ops import OPERATIONS
-from fastmmkd.ops.extension import CUDA_OPERATIONS
+from fastmmkd.ops.operation import Op
 
 ROOT = Path(__file__).parents[1]
 BUDGETS = ROOT / "bench" / "budgets.json"
 ARCHITECTURES = ("sm_70", "sm_80", "sm_90")
-CUDA_KERNEL = "attend_rows"
-"""One of the kernels of csrc/cuda, which are compiled together."""
 
 
 def status_table(budgets: Path = BUDGETS, results: Path = RESULTS) -> str:
-    """Markdown: a row per operation."""
+    """Markdown: a row per operation that has kernels."""
     compiled: dict[str, dict[str, Any]] = json.loads(budgets.read_text(encoding="utf-8"))
     passed = measured(results)
 
-    def cell(op: str, provider: str, architecture: str) -> str:
-        if (provider, architecture) in passed and (provider == "triton" or op in CUDA_OPERATIONS):
+    def cell(op: Op, provider: str, architecture: str) -> str:
+        if provider not in op.kernels:
+            return tables.NONE
+        if (provider, architecture) in passed:
             return "parity"
-        if provider == "triton":
-            kernels = [name for name in compiled if name.startswith(op)]
-            held = kernels and all(architecture in compiled[name] for name in kernels)
-            return "interpreted, compiles" if held else tables.NONE
-        held = op in CUDA_OPERATIONS and architecture in compiled.get(CUDA_KERNEL, {})
-        return "emulated, compiles" if held else tables.NONE
+        names = budgeted(op, provider, compiled)
+        if not names or any(architecture not in compiled.get(name, {}) for name in names):
+            return tables.NONE
+        return "interpreted, compiles" if provider == "triton" else "emulated, compiles"
 
     columns = [(provider, architecture) for provider in ("triton", "cuda") for architecture in ARCHITECTURES]
-    rows = [[op, "parity", *(cell(op, *column) for column in columns)] for op in OPERATIONS]
+    rows = [
+        [op.name, "parity" if "cpp" in op.kernels else tables.NONE, *(cell(op, *column) for column in columns)]
+        for op in OPERATIONS.values()
+        if op.kernels
+    ]
     header = ["operation", "C++, CPU", *(f"{provider}, {arch}" for provider, arch in columns)]
     return tables.markdown_table(header, rows)
+
+
+def budgeted(op: Op, provider: str, compiled: dict[str, Any]) -> list[str]:
+    """The names that an operation's kernels have in the table of budgets."""
+    if provider == "triton":
+        return [name for name in compiled if name.startswith(op.name)]
+    return [kernel.name.split("<")[0] for kernel in kernels() if kernel.header.startswith(op.name)]
 
 
 def measured(results: Path = RESULTS) -> set[tuple[str, str]]:

@@ -20,7 +20,7 @@ from bench.specimens import Make, Specimen, specimens
 from fastmmkd.errors import UserError
 from fastmmkd.files import read_json, write_json
 from fastmmkd.kernels.parameters import TABLE, Parameters, architecture, trying
-from fastmmkd.ops import providers
+from fastmmkd.ops import operation, providers
 
 WORTH = 0.98
 """A candidate takes the default's place if it takes at most this share of its time."""
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available() or providers.INTERPRETED:
         raise UserError("no CUDA device to measure on; expected one, and TRITON_INTERPRET not set")
     device = torch.device("cuda", torch.cuda.current_device())
-    dtypes = [x for x in dtypes if not providers.obstacle("triton", "missing_draw", device, [x])]
+    dtypes = [x for x in dtypes if not providers.obstacle("triton", operation("missing_draw"), device, [x])]
     for op in ops:
         if time.monotonic() > end:
             print(f"{op}: skipped, no time left", flush=True)

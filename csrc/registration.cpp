@@ -1,5 +1,5 @@
-// The CPU kernels of the operations that fastmmkd/ops/library.py declares, and what this build is; cuda/binding.cpp has
-// the CUDA kernels.
+// The CPU kernels of the operations that fastmmkd/ops declares, and what this build is; cuda/binding.cpp has the CUDA
+// kernels.
 #include <torch/library.h>
 #include <torch/version.h>
 #include <pybind11/pybind11.h>

@@ -1,1 +1,1 @@
-"""Triton kernels, a module per operation, with the functions that `fastmmkd.ops.library*` declares."""
+"""Triton kernels, a module per operation, with the functions that the operation declares (`Op.functions`)."""

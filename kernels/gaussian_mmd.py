@@ -24,7 +24,7 @@ CANDIDATES = PAIR_CANDIDATES
 def gaussian_mmd(
     x: torch.Tensor, y: torch.Tensor, wanted: list[bool]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss and the gradients of x and y, see `fastmmkd.ops.library_losses`."""
+    """The loss and the gradients of x and y, see `fastmmkd.ops.declaration.declare_loss`."""
     x, y = x.contiguous(), y.contiguous()
     groups, n, width = x.shape
     grads = [gradient_of(sample, w) for sample, w in zip((x, y), wanted, strict=True)]

@@ -20,7 +20,7 @@ CANDIDATES = [{"BN": rows, "num_warps": warps} for rows in (16, 32, 64, 128) for
 def js_divergence(
     logits_a: torch.Tensor, logits_b: torch.Tensor, wanted: list[bool]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss and the gradients of both logits, see `fastmmkd.ops.library_losses`."""
+    """The loss and the gradients of both logits, see `fastmmkd.ops.declaration.declare_loss`."""
     logits_a, logits_b = logits_a.contiguous(), logits_b.contiguous()
     groups, n, classes = logits_a.shape
     grads = [gradient_of(x, w) for x, w in zip((logits_a, logits_b), wanted, strict=True)]

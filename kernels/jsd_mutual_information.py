@@ -31,7 +31,7 @@ CANDIDATES = PAIR_CANDIDATES
 def jsd_mutual_information(
     left: torch.Tensor, right: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, wanted: list[bool]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The bound and the gradients of all inputs, see `fastmmkd.ops.library_losses`."""
+    """The bound and the gradients of all inputs, see `fastmmkd.ops.declaration.declare_loss`."""
     inputs = left, right, weight, bias = tuple(x.contiguous() for x in (left, right, weight, bias))
     groups, n, hidden = left.shape
     grads = [gradient_of(x, w) for x, w in zip(inputs, wanted, strict=True)]

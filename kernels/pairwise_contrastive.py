@@ -22,7 +22,7 @@ CANDIDATES = PAIR_CANDIDATES
 def pairwise_contrastive(
     student: torch.Tensor, teacher: torch.Tensor, eta: float, offset: int, mean: bool, wanted: list[bool]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss and the gradients of student and teacher, see `fastmmkd.ops.library_losses`."""
+    """The loss and the gradients of student and teacher, see `fastmmkd.ops.declaration.declare_loss`."""
     student, teacher = student.contiguous(), teacher.contiguous()
     groups, n, width = student.shape
     rows = teacher.shape[1]

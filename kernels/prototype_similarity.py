@@ -35,7 +35,7 @@ CANDIDATES = [{"BN": rows, "num_warps": warps} for rows in (1, 2, 4, 8, 16) for 
 def prototype_similarity(
     student: torch.Tensor, teacher: torch.Tensor, classes: torch.Tensor, count: int, wanted: list[bool]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss and the gradients of student and teacher, see `fastmmkd.ops.library_losses`."""
+    """The loss and the gradients of student and teacher, see `fastmmkd.ops.declaration.declare_loss`."""
     student, teacher, classes = student.contiguous(), teacher.contiguous(), classes.contiguous()
     groups, n, width = student.shape
     loss = student.new_empty(groups, dtype=torch.float32)

@@ -6,7 +6,7 @@ evaluation; a method brings its own part of the config, so that reading one come
     blocks -> data -> methods (on nn and ops) -> config -> evaluation -> predictor -> engine -> cli
 
 where every part knows those before it, as far as it is allowed here, and none that comes after. One edge is not seen:
-`ops.registry` loads the Triton kernels by name when they are first called, and they in turn use `ops.providers`.
+`ops.dispatch` loads the Triton kernels by name when they are first called, and they in turn use `ops.providers`.
 """
 
 from __future__ import annotations

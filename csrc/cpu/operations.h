@@ -1,4 +1,4 @@
-// The CPU implementations, in the order and with the schemas of fastmmkd/ops/library.py.
+// The CPU implementations, with the schemas that fastmmkd/ops/<op>.py declares.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -20,7 +20,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> residual_layer_norm_backward(
     const at::Tensor& grad, const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
     const at::Tensor& mean, const at::Tensor& rstd);
 
-// Losses, and the gradients of the inputs that `wanted` names, see fastmmkd/ops/library_losses.py.
+// Losses, and the gradients of the inputs that `wanted` names, see declare_loss in fastmmkd/ops/declaration.py.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_contrastive(const at::Tensor& student,
                                                                     const at::Tensor& teacher, double eta,
                                                                     int64_t offset, bool mean,

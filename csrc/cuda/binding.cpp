@@ -1,5 +1,5 @@
 // The CUDA kernels as operations of PyTorch: `fastmmkd_cuda::<op>` has the schema of `fastmmkd::<op>`, which
-// fastmmkd/ops/library.py and library_losses.py declare and route here.
+// fastmmkd/ops/<op>.py declares; fastmmkd/ops/dispatch.py routes here.
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>

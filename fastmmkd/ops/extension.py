@@ -13,9 +13,6 @@ from fastmmkd.errors import UserError
 COMPILERS = ("c++", "g++", "clang++")
 
 
-CUDA_OPERATIONS = ("cross_attention", "residual_layer_norm", "pairwise_contrastive", "prototype_similarity")
-
-
 def _load() -> tuple[Any, str]:
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None, "TRITON_INTERPRET=1 has the Triton kernels run on CPU tensors"
@@ -44,5 +41,5 @@ def build_info() -> dict[str, str]:
     return module.build_info() if module else {}
 
 
-cuda_operations = CUDA_OPERATIONS if "cuda" in build_info() else ()
-"""The operations that csrc/cuda has, where the extension was built with it."""
+has_cuda = "cuda" in build_info()
+"""Whether the extension was built with the kernels of csrc/cuda."""

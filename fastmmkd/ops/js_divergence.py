@@ -2,7 +2,11 @@
 
 import torch
 
-from fastmmkd.ops.registry import implementation
+from fastmmkd.ops import reference
+from fastmmkd.ops.declaration import declare_loss, wanted
+from fastmmkd.ops.dispatch import implementation
+from fastmmkd.ops.operation import Op
+from fastmmkd.ops.work import Work, loss_work
 
 
 def js_divergence(logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
@@ -16,4 +20,29 @@ def js_divergence(logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tenso
     """
     if logits_a.shape != logits_b.shape or logits_a.dim() != 3:
         raise ValueError(f"logits are {tuple(logits_a.shape)} and {tuple(logits_b.shape)}; expected [G, N, K] twice")
-    return implementation("js_divergence", logits_a, logits_b)(logits_a, logits_b)
+    return implementation(OP, logits_a, logits_b)(logits_a, logits_b)
+
+
+_declared = declare_loss(
+    "js_divergence",
+    "(Tensor logits_a, Tensor logits_b, bool[2] wanted) -> (Tensor loss, Tensor grad_a, Tensor grad_b)",
+    inputs=2,
+    definition=reference.js_divergence,
+)
+
+
+def _compiled(logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
+    return _declared(logits_a, logits_b, wanted(logits_a, logits_b))[0]
+
+
+def _work(g: int, n: int, c: int, e: int, gradients: bool) -> Work:
+    """`G (2 N C e + 4)` bytes, and `8 N C` for the gradients.
+
+    `G N (19 C + 2)` operations: for both inputs difference, exponential, sum, division, log-probability; mean 2 and its
+    logarithm; for both difference, product and sum; two logarithms of sums. Gradients: `6 C` more.
+    """
+    moved = 2 * n * c
+    return loss_work(g, moved * e, moved * gradients, n * (19 * c + 2 + 6 * c * gradients))
+
+
+OP = Op("js_divergence", ("triton", "cpp"), _compiled, gradient="forward", work=_work)

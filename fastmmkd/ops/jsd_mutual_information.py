@@ -2,7 +2,11 @@
 
 import torch
 
-from fastmmkd.ops.registry import implementation
+from fastmmkd.ops import reference
+from fastmmkd.ops.declaration import declare_loss, wanted
+from fastmmkd.ops.dispatch import implementation
+from fastmmkd.ops.operation import Op
+from fastmmkd.ops.work import Work, loss_work
 
 
 def jsd_mutual_information(
@@ -33,4 +37,31 @@ def jsd_mutual_information(
             f"weight is {tuple(weight.shape)}, bias is {tuple(bias.shape)}; "
             f"left {tuple(left.shape)} needs {(groups, hidden)} and {(groups,)}"
         )
-    return implementation("jsd_mutual_information", left, right, weight, bias)(left, right, weight, bias)
+    return implementation(OP, left, right, weight, bias)(left, right, weight, bias)
+
+
+_declared = declare_loss(
+    "jsd_mutual_information",
+    "(Tensor left, Tensor right, Tensor weight, Tensor bias, bool[4] wanted)"
+    " -> (Tensor loss, Tensor grad_left, Tensor grad_right, Tensor grad_weight, Tensor grad_bias)",
+    inputs=4,
+    definition=reference.jsd_mutual_information,
+)
+
+
+def _compiled(left: torch.Tensor, right: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return _declared(left, right, weight, bias, wanted(left, right, weight, bias))[0]
+
+
+def _work(g: int, n: int, d: int, e: int, gradients: bool) -> Work:
+    """`G ((2 N D + D + 1) e + 4)` bytes (D is the hidden width), and `4 (2 N D + D + 1)` for the gradients.
+
+    `G N^2 (3 D + 5)` operations: sum, product and sum per hidden unit; bias, exponential, sum, logarithm, sum.
+    Gradients: `5 D + 4` more: the sigmoid and its factor 3, bias 1; per hidden unit a product and two sums, and a
+    product and a sum for its weight.
+    """
+    moved = 2 * n * d + d + 1
+    return loss_work(g, moved * e, moved * gradients, n * n * (3 * d + 5 + (5 * d + 4) * gradients))
+
+
+OP = Op("jsd_mutual_information", ("triton", "cpp"), _compiled, gradient="forward", work=_work)

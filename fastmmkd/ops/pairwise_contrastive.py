@@ -2,7 +2,11 @@
 
 import torch
 
-from fastmmkd.ops.registry import implementation
+from fastmmkd.ops import reference
+from fastmmkd.ops.declaration import declare_loss, wanted
+from fastmmkd.ops.dispatch import implementation
+from fastmmkd.ops.operation import Op
+from fastmmkd.ops.work import Work, loss_work
 
 REDUCTIONS = ("mean", "sum")
 
@@ -45,4 +49,33 @@ def pairwise_contrastive(
         )
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; expected one of {', '.join(REDUCTIONS)}")
-    return implementation("pairwise_contrastive", student, teacher)(student, teacher, eta, offset, reduction)
+    return implementation(OP, student, teacher)(student, teacher, eta, offset, reduction)
+
+
+def _definition(student: torch.Tensor, teacher: torch.Tensor, eta: float, offset: int, mean: bool) -> torch.Tensor:
+    return reference.pairwise_contrastive(student, teacher, eta, offset, "mean" if mean else "sum")
+
+
+_declared = declare_loss(
+    "pairwise_contrastive",
+    "(Tensor student, Tensor teacher, float eta, int offset, bool mean, bool[2] wanted)"
+    " -> (Tensor loss, Tensor grad_student, Tensor grad_teacher)",
+    inputs=2,
+    definition=_definition,
+)
+
+
+def _compiled(student: torch.Tensor, teacher: torch.Tensor, eta: float, offset: int, reduction: str) -> torch.Tensor:
+    return _declared(student, teacher, eta, offset, reduction == "mean", wanted(student, teacher))[0]
+
+
+def _work(g: int, n: int, m: int, d: int, e: int, gradients: bool) -> Work:
+    """`G ((N + M) D e + 4)` bytes, and `4 N D` for the student's gradient.
+
+    `G N M (3 D + 4)` operations: distance, root, margin, square, sum. Gradient: `2 D + 2` more, the factor and, per
+    feature, a product and a sum.
+    """
+    return loss_work(g, (n + m) * d * e, n * d * gradients, n * m * (3 * d + 4 + (2 * d + 2) * gradients))
+
+
+OP = Op("pairwise_contrastive", ("triton", "cuda", "cpp"), _compiled, gradient="forward", work=_work)

@@ -2,7 +2,11 @@
 
 import torch
 
-from fastmmkd.ops.registry import implementation
+from fastmmkd.ops import reference
+from fastmmkd.ops.declaration import declare_loss, wanted
+from fastmmkd.ops.dispatch import implementation
+from fastmmkd.ops.operation import Op
+from fastmmkd.ops.work import Work, loss_work
 
 
 def prototype_similarity(
@@ -33,4 +37,31 @@ def prototype_similarity(
         raise ValueError(
             f"classes are {tuple(classes.shape)} {classes.dtype}, student needs {tuple(student.shape[:2])} torch.int64"
         )
-    return implementation("prototype_similarity", student, teacher)(student, teacher, classes, count)
+    return implementation(OP, student, teacher)(student, teacher, classes, count)
+
+
+_declared = declare_loss(
+    "prototype_similarity",
+    "(Tensor student, Tensor teacher, Tensor classes, int count, bool[2] wanted)"
+    " -> (Tensor loss, Tensor grad_student, Tensor grad_teacher)",
+    inputs=2,
+    definition=reference.prototype_similarity,
+)
+
+
+def _compiled(student: torch.Tensor, teacher: torch.Tensor, classes: torch.Tensor, count: int) -> torch.Tensor:
+    return _declared(student, teacher, classes, count, wanted(student, teacher))[0]
+
+
+def _work(g: int, n: int, d: int, c: int, e: int, gradients: bool) -> Work:
+    """`G (2 N D e + 8 N + 4)` bytes (classes are int64), and `4 N D` for the student's gradient.
+
+    `G (2 (3 N D + 3 C D + 2 N C D + 2 N C) + 3 N C)` operations: for both networks the sums of the classes, squared
+    norms, prototypes, products and their two scales; differences, squares, sums. Gradient: `4 N C D + 6 N D` more.
+    """
+    both = 2 * (3 * n * d + 3 * c * d + 2 * n * c * d + 2 * n * c)
+    more = (4 * n * c * d + 6 * n * d) * gradients
+    return loss_work(g, 2 * n * d * e + 8 * n, n * d * gradients, both + 3 * n * c + more)
+
+
+OP = Op("prototype_similarity", ("triton", "cuda", "cpp"), _compiled, gradient="forward", work=_work)

@@ -19,6 +19,7 @@ from torch.torch_version import TorchVersion
 
 from fastmmkd.errors import UserError
 from fastmmkd.ops import extension
+from fastmmkd.ops.operation import Op
 
 PROVIDERS = ("triton", "cuda", "cpp", "reference")
 """All providers, the preferred first."""
@@ -64,7 +65,7 @@ def forcing() -> tuple[str, str]:
     return name, source
 
 
-def preferred(op: str, device: torch.device, dtypes: Sequence[torch.dtype]) -> str:
+def preferred(op: Op, device: torch.device, dtypes: Sequence[torch.dtype]) -> str:
     """The provider that runs `op` unless one is forced."""
     if device.type == "cpu" and not INTERPRETED:
         return "reference" if obstacle("cpp", op, device, dtypes) else "cpp"
@@ -81,13 +82,17 @@ def not_meant(provider: str, device: torch.device) -> str:
     return f"{provider} is not meant for compute capability {'.'.join(map(str, capability(device)))}"
 
 
-def obstacle(provider: str, op: str, device: torch.device, dtypes: Sequence[torch.dtype]) -> str:
+def obstacle(provider: str, op: Op, device: torch.device, dtypes: Sequence[torch.dtype]) -> str:
     """Why a provider cannot run `op`, or nothing. Runs on every call, so it formats only what it returns."""
     if provider == "reference":
         return ""
-    found = _NO_KERNELS[provider](op, device)
+    if not op.kernels:
+        return f"{op.name} has no kernels"
+    found = _UNAVAILABLE[provider](device)
     if found:
         return found
+    if provider not in op.kernels:
+        return f"{op.name} has no {provider} kernels"
     half = device.type == "cuda" and capability(device) < (8, 0)
     for dtype in dtypes:
         if dtype not in DTYPES[provider] or (dtype == torch.bfloat16 and (half or INTERPRETED)):
@@ -96,21 +101,21 @@ def obstacle(provider: str, op: str, device: torch.device, dtypes: Sequence[torc
     return ""
 
 
-def _cpp(op: str, device: torch.device) -> str:
+def _cpp(device: torch.device) -> str:
     if device.type != "cpu":
         return f"cpp has no kernels for {device.type}"
     return extension.missing
 
 
-def _cuda(op: str, device: torch.device) -> str:
+def _cuda(device: torch.device) -> str:
     if device.type != "cuda":
         return f"cuda has no kernels for {device.type}"
     if not torch.cuda.is_available():
         return "there is no CUDA device"
-    return extension.missing or ("" if op in extension.cuda_operations else f"the extension has no {op} for cuda")
+    return extension.missing or ("" if extension.has_cuda else "the extension was built without CUDA")
 
 
-def _triton(op: str, device: torch.device) -> str:
+def _triton(device: torch.device) -> str:
     if not HAS_TRITON:
         return "triton is not installed"
     if device.type == "cpu" and INTERPRETED:
@@ -137,7 +142,8 @@ def _interpreter_obstacle() -> str:
     )
 
 
-_NO_KERNELS = {"cpp": _cpp, "cuda": _cuda, "triton": _triton}
+_UNAVAILABLE = {"cpp": _cpp, "cuda": _cuda, "triton": _triton}
+"""Why a provider has no kernels for a device, whatever the operation, or nothing."""
 
 
 def capability(device: torch.device) -> tuple[int, int]:

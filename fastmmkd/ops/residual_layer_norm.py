@@ -1,8 +1,16 @@
 """`LN(x + r)`, the join of every residual block."""
 
-import torch
+from functools import partial
+from typing import Any
 
-from fastmmkd.ops.registry import implementation
+import torch
+from torch._C import DispatchKeySet
+
+from fastmmkd.ops import reference
+from fastmmkd.ops.declaration import below, declare, declare_backward, differentiable_gradients, differentiate
+from fastmmkd.ops.dispatch import implementation
+from fastmmkd.ops.operation import Op
+from fastmmkd.ops.work import FLOAT, Work
 
 
 def residual_layer_norm(
@@ -21,4 +29,111 @@ def residual_layer_norm(
         raise ValueError(f"x is {tuple(x.shape)}, residual is {tuple(residual.shape)}; expected the same shape")
     if weight.shape != (x.shape[0], x.shape[-1]):
         raise ValueError(f"weight is {tuple(weight.shape)}; expected {(x.shape[0], x.shape[-1])}")
-    return implementation("residual_layer_norm", x, residual, weight, bias)(x, residual, weight, bias, eps)
+    return implementation(OP, x, residual, weight, bias)(x, residual, weight, bias, eps)
+
+
+def _fake(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
+    return x.new_empty(x.shape), mean, rstd
+
+
+def _backward_fake(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    grad_sum = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
+    grad_weight, grad_bias = (weight.new_empty(weight.shape) for _ in range(2))
+    return grad_sum, grad_weight, grad_bias
+
+
+_declared = declare(
+    "residual_layer_norm",
+    "(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps) -> (Tensor out, Tensor mean, Tensor rstd)",
+    _fake,
+)
+_declared_backward = declare_backward(
+    "residual_layer_norm",
+    "(Tensor grad, Tensor x, Tensor residual, Tensor weight, Tensor mean, Tensor rstd)"
+    " -> (Tensor grad_sum, Tensor grad_weight, Tensor grad_bias)",
+    _backward_fake,
+)
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        keyset: DispatchKeySet,
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        eps: float,
+    ) -> Any:
+        out, mean, rstd = below(_declared, keyset, x, residual, weight, bias, eps)
+        ctx.save_for_backward(x, residual, weight, bias, mean, rstd)
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
+        ctx.eps = eps
+        return out, mean, rstd
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor | None, *_: None) -> Any:
+        if grad is None:
+            return (None,) * 6
+        x, residual, weight, bias, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs, definition = (x, residual, weight, bias), partial(reference.residual_layer_norm, eps=ctx.eps)
+            return None, *differentiable_gradients(definition, inputs, ctx.needs_input_grad[1:5], grad), None
+        grad_sum, grad_weight, grad_bias = _declared_backward(grad, x, residual, weight, mean, rstd)
+        return (
+            None,
+            grad_sum.to(x.dtype),
+            grad_sum.to(residual.dtype),
+            grad_weight.to(weight.dtype),
+            grad_bias.to(bias.dtype),
+            None,
+        )
+
+
+differentiate(_declared, _Function.apply)
+
+
+def _compiled(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> torch.Tensor:
+    return _declared(x, residual, weight, bias, eps)[0]
+
+
+def _work(g: int, r: int, d: int, e: int) -> Work:
+    """`G (3 R D e + 2 D e + 8 R)` bytes: x, residual, out, the affine map, mean and 1 / deviation.
+
+    `G R (8 D + 5)` operations: sum, mean, centre, square and add, scale, affine map; two divisions, eps, root, inverse.
+    """
+    return Work(g * (3 * r * d * e + 2 * d * e + 2 * FLOAT * r), g * r * (8 * d + 5))
+
+
+def _backward_work(g: int, r: int, d: int, e: int) -> Work:
+    """`G (4 R D e + 3 D e + 8 R)` bytes: grad, x, residual, gradient of their sum; weight, its and the bias'
+    gradients; statistics.
+
+    `G R (14 D + 2)` operations: the normalised x 3, gradients of weight 2 and bias 1, times weight 1, two means 3,
+    what they take away and the scale 4; two divisions.
+    """
+    return Work(g * (4 * r * d * e + 3 * d * e + 2 * FLOAT * r), g * r * (14 * d + 2))
+
+
+OP = Op(
+    "residual_layer_norm",
+    ("triton", "cuda", "cpp"),
+    _compiled,
+    gradient="backward",
+    work=_work,
+    backward_work=_backward_work,
+)

@@ -42,7 +42,9 @@ def test_a_machine_with_all_that_is_needed_can_be_checked(tmp_path, capsys) -> N
 
 
 def test_the_smoke_test_has_a_process_per_operation() -> None:
-    assert [op for provider, op in smoke_tests() if provider == "triton"] == list(OPERATIONS)
+    assert [op for provider, op in smoke_tests() if provider == "triton"] == [
+        name for name, op in OPERATIONS.items() if "triton" in op.kernels
+    ]
 
 
 def test_an_operation_that_is_wrong_and_one_that_dies_are_named(tmp_path, monkeypatch, capsys) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from bench import roofline
-from bench.roofline import Ceilings, Work
-from fastmmkd.ops.registry import OPERATIONS
+from bench.roofline import Ceilings
+from fastmmkd.ops import OPERATIONS
+from fastmmkd.ops.work import Work
+
+ATTENTION, NORM = OPERATIONS["cross_attention"], OPERATIONS["residual_layer_norm"]
+
+
+def work_of(name: str) -> Callable[..., Work]:
+    return OPERATIONS[name].work
 
 
 class Number:
@@ -102,7 +110,10 @@ def differentiate_attention() -> None:
 
 @pytest.mark.parametrize(
     ("literal", "work"),
-    [(attend, roofline.cross_attention), (differentiate_attention, roofline.cross_attention_backward)],
+    [
+        (attend, ATTENTION.work),
+        (differentiate_attention, ATTENTION.backward_work),
+    ],
 )
 def test_attention_does_what_its_loops_do(literal, work) -> None:
     literal()
@@ -119,7 +130,7 @@ def test_the_norm_does_what_its_loops_do() -> None:
     centred = [x - mean for x in added]
     scale = ONE / (dot(centred, centred) / width + ONE).sqrt()
     assert len([(x * scale) * w + b for x, w, b in zip(centred, row(WIDTH), row(WIDTH), strict=True)]) == WIDTH
-    assert roofline.residual_layer_norm(1, 1, WIDTH, 4).operations == Number.operations
+    assert NORM.work(1, 1, WIDTH, 4).operations == Number.operations
 
 
 def test_the_gradient_of_the_norm_does_what_its_loops_do() -> None:
@@ -130,7 +141,7 @@ def test_the_gradient_of_the_norm_does_what_its_loops_do() -> None:
     grad = [g * w for g, w in zip(grad, row(WIDTH), strict=True)]
     level, along = total(grad) / width, dot(grad, normed) / width
     assert len([((g - level) - n * along) * scale for g, n in zip(grad, normed, strict=True)]) == WIDTH
-    assert roofline.residual_layer_norm_backward(1, 1, WIDTH, 4).operations == Number.operations
+    assert NORM.backward_work(1, 1, WIDTH, 4).operations == Number.operations
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -146,7 +157,7 @@ def test_the_pairwise_loss_does_what_its_loops_do(gradients) -> None:
             if gradients:
                 factor = ONE * margin / distance
                 grad = [g + factor * x for g, x in zip(grad, apart, strict=True)]
-    assert roofline.pairwise_contrastive(1, samples, rows, WIDTH, 4, gradients).operations == Number.operations
+    assert work_of("pairwise_contrastive")(1, samples, rows, WIDTH, 4, gradients).operations == Number.operations
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -168,7 +179,7 @@ def test_the_mmd_does_what_its_loops_do(gradients) -> None:
                 steps = [factor * x for x in apart]
                 grads[i] = [g + s for g, s in zip(grads[i], steps, strict=True)]
                 grads[j] = [g - s for g, s in zip(grads[j], steps, strict=True)]
-    assert roofline.gaussian_mmd(1, samples, WIDTH, 4, gradients).operations == Number.operations
+    assert work_of("gaussian_mmd")(1, samples, WIDTH, 4, gradients).operations == Number.operations
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -185,7 +196,7 @@ def test_the_mutual_information_does_what_its_loops_do(gradients) -> None:
             for weight, unit, left, right, of_weight in zip(*(row(WIDTH) for _ in range(5)), strict=True):
                 step = factor * weight
                 assert len([left + step, right + step, of_weight + factor * unit]) == 3
-    assert roofline.jsd_mutual_information(1, samples, WIDTH, 4, gradients).operations == Number.operations
+    assert work_of("jsd_mutual_information")(1, samples, WIDTH, 4, gradients).operations == Number.operations
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -204,13 +215,13 @@ def test_the_divergence_does_what_its_loops_do(gradients) -> None:
         kl = dot(p, apart)
         if gradients:
             assert len([ONE * x * (y - kl) for x, y in zip(p, apart, strict=True)]) == WIDTH
-    assert roofline.js_divergence(1, 1, WIDTH, 4, gradients).operations == Number.operations
+    assert work_of("js_divergence")(1, 1, WIDTH, 4, gradients).operations == Number.operations
 
 
 def test_the_prototypes_by_hand() -> None:
     """Two samples, three features, one class, both networks: sums 6, squared norms 12, and of the prototype 3 + 6."""
-    assert roofline.prototype_similarity(1, 2, 3, 1, 4, False).operations == 2 * (6 + 12 + 9 + 12 + 4) + 6
-    assert roofline.prototype_similarity(5, 2, 3, 1, 4, True).operations == 5 * (92 + 24 + 36)
+    assert work_of("prototype_similarity")(1, 2, 3, 1, 4, False).operations == 2 * (6 + 12 + 9 + 12 + 4) + 6
+    assert work_of("prototype_similarity")(5, 2, 3, 1, 4, True).operations == 5 * (92 + 24 + 36)
 
 
 def half(*shape: int) -> torch.Tensor:
@@ -241,43 +252,45 @@ def test_bytes_of_attention_are_those_of_inputs_and_outputs() -> None:
     x, parts = half(groups, rows, frames, width), [half(groups, rows, k, width) for k in (5, 7)]
     masks, statistics = [flags(groups, rows, k) for k in (5, 7)], exact(groups, rows, heads, 2, frames)
     sizes = groups, rows, frames, 5 + 7, width, heads, 2
-    assert roofline.cross_attention(*sizes).bytes == moved("cross_attention", x, parts, parts, masks, heads)
+    assert ATTENTION.work(*sizes).bytes == moved("cross_attention", x, parts, parts, masks, heads)
     args = x, x, parts, parts, masks, x, statistics, heads
-    assert roofline.cross_attention_backward(*sizes).bytes == moved("cross_attention_backward", *args)
+    assert ATTENTION.backward_work(*sizes).bytes == moved("cross_attention_backward", *args)
 
 
 def test_bytes_of_the_norm_are_those_of_inputs_and_outputs() -> None:
     x, affine, statistics = half(2, 6, 8), half(2, 8), exact(2, 6)
     found = moved("residual_layer_norm", x, x, affine, affine, 1e-5)
-    assert roofline.residual_layer_norm(2, 6, 8, 2).bytes == found
+    assert NORM.work(2, 6, 8, 2).bytes == found
     found = moved("residual_layer_norm_backward", x, x, x, affine, statistics, statistics)
-    assert roofline.residual_layer_norm_backward(2, 6, 8, 2).bytes == found
+    assert NORM.backward_work(2, 6, 8, 2).bytes == found
 
 
 @pytest.mark.parametrize("gradients", [False, True])
 def test_bytes_of_losses_are_those_of_inputs_and_outputs(gradients) -> None:
     x, more, classes = half(2, 6, 8), half(2, 9, 8), torch.empty((2, 6), dtype=torch.int64, device="meta")
     both, one = [gradients, gradients], [gradients, False]
-    assert roofline.gaussian_mmd(2, 6, 8, 2, gradients).bytes == moved("gaussian_mmd", x, x, both)
-    assert roofline.js_divergence(2, 6, 8, 2, gradients).bytes == moved("js_divergence", x, x, both)
+    assert work_of("gaussian_mmd")(2, 6, 8, 2, gradients).bytes == moved("gaussian_mmd", x, x, both)
+    assert work_of("js_divergence")(2, 6, 8, 2, gradients).bytes == moved("js_divergence", x, x, both)
     found = moved("pairwise_contrastive", x, more, 1.2, 0, True, one)
-    assert roofline.pairwise_contrastive(2, 6, 9, 8, 2, gradients).bytes == found
+    assert work_of("pairwise_contrastive")(2, 6, 9, 8, 2, gradients).bytes == found
     found = moved("prototype_similarity", x, x, classes, 2, one)
-    assert roofline.prototype_similarity(2, 6, 8, 2, 2, gradients).bytes == found
+    assert work_of("prototype_similarity")(2, 6, 8, 2, 2, gradients).bytes == found
     found = moved("jsd_mutual_information", x, x, half(2, 8), half(2), [gradients] * 4)
-    assert roofline.jsd_mutual_information(2, 6, 8, 2, gradients).bytes == found
+    assert work_of("jsd_mutual_information")(2, 6, 8, 2, gradients).bytes == found
 
 
 def test_fractions() -> None:
-    assert Work(200, 50).fraction(2.0, Ceilings(400.0, 100.0)) == Ceilings(0.25, 0.25)
+    assert roofline.fraction(Work(200, 50), 2.0, Ceilings(400.0, 100.0)) == Ceilings(0.25, 0.25)
 
 
 def test_a_draw_that_keeps_half() -> None:
-    assert roofline.missing_draw(2, 3, (5, 7), (4, 1), 2, 0.5) == Work(6 * (5 * (8 + 4 + 2) + 7 * (2 + 1 + 2)), 0)
+    assert work_of("missing_draw")(2, 3, (5, 7), (4, 1), 2, 0.5) == Work(6 * (5 * (8 + 4 + 2) + 7 * (2 + 1 + 2)), 0)
 
 
-def test_every_operation_has_a_formula() -> None:
-    assert all(callable(getattr(roofline, op)) for op in OPERATIONS)
+@pytest.mark.parametrize("op", [op for op in OPERATIONS.values() if op.kernels], ids=lambda op: op.name)
+def test_everything_with_kernels_has_a_formula(op) -> None:
+    assert op.work
+    assert bool(op.backward_work) == (op.gradient == "backward")
 
 
 def test_ceilings_of_a_cpu() -> None:

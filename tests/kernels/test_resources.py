@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench.resources import Resources, ptxas_usage
+from fastmmkd.ops import OPERATIONS
 from fastmmkd.ops.providers import HAS_TRITON, INTERPRETED
 
 if not HAS_TRITON or INTERPRETED:
@@ -33,6 +34,11 @@ def test_kernels_stay_within_their_budgets(specimen, arch, dtype) -> None:
     assert not cross_compile.excesses(found, cross_compile.read_budgets())
     assert all(r.spill_bytes == 0 for r in found)
     assert arch > 70 or all(r.shared_bytes <= VOLTA_SHARED for r in found)
+
+
+def test_everything_that_is_launched_has_a_specimen() -> None:
+    functions = {function for op in OPERATIONS.values() if "triton" in op.kernels for function in op.functions}
+    assert {specimen.function for specimen in MAIN} == functions
 
 
 def test_budgets_are_the_largest_values_and_replace_only_what_was_measured() -> None:

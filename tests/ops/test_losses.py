@@ -68,6 +68,14 @@ def test_mmd_gradient_with_the_bandwidth_held_constant() -> None:
     found = torch.autograd.grad(gaussian_mmd(x, y).sum(), (x, y))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
+    assert torch.autograd.gradgradcheck(frozen, (x, y))
+
+    def second(loss):
+        (first,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), (x, y))
+
+    for a, b in zip(second(gaussian_mmd(x, y)), second(frozen(x, y)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_js_by_hand() -> None:

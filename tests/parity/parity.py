@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from fastmmkd.ops import extension
+from fastmmkd.ops import extension, operation
 from fastmmkd.ops.providers import INTERPRETED, obstacle
 
 PROVIDER = os.environ.get("FASTMMKD_PARITY", "cpp")
@@ -21,7 +21,7 @@ DEVICE = torch.device("cpu" if PROVIDER == "cpp" or INTERPRETED else "cuda")
 DTYPES = [
     dtype
     for dtype in (torch.float32, torch.float16, torch.bfloat16)
-    if not obstacle(PROVIDER, "residual_layer_norm", DEVICE, [dtype])
+    if not obstacle(PROVIDER, operation("residual_layer_norm"), DEVICE, [dtype])
 ]
 EXAMPLES = 8 if INTERPRETED else 40
 """Of a property: interpreted, a program takes milliseconds."""
@@ -49,7 +49,7 @@ CANCELLED = 2e-6
 
 def needs(op: str) -> pytest.MarkDecorator:
     """Skip where the provider under test has no kernels of `op`."""
-    reason = obstacle(PROVIDER, op, DEVICE, [])
+    reason = obstacle(PROVIDER, operation(op), DEVICE, [])
     return pytest.mark.skipif(bool(reason), reason=reason or "-")
 
 

@@ -96,4 +96,5 @@ def test_draw(op, dtype) -> None:
 
 
 def test_every_operation_has_a_case() -> None:
-    assert {"cross_attention", "residual_layer_norm", "missing_draw", *LOSSES} == set(OPERATIONS)
+    compiled = {name for name, op in OPERATIONS.items() if op.kernels}
+    assert {"cross_attention", "residual_layer_norm", "missing_draw", *LOSSES} == compiled

@@ -1,13 +1,18 @@
+import importlib
+import re
 import sys
 import sysconfig
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 import fastmmkd
 from fastmmkd import ops
+from fastmmkd.environment import print_environment
 from fastmmkd.errors import UserError
-from fastmmkd.ops import extension, providers
+from fastmmkd.ops import dispatch, extension, providers, reference
+from fastmmkd.ops.operation import Op
 
 
 def test_explain_names_provider_and_reason() -> None:
@@ -15,6 +20,56 @@ def test_explain_names_provider_and_reason() -> None:
         choice = ops.explain(op)
         assert choice.provider in ops.PROVIDERS
         assert choice.reason
+
+
+def test_operations_stand_in_their_order_and_declare_what_they_consist_of() -> None:
+    assert list(ops.OPERATIONS)[:3] == ["cross_attention", "residual_layer_norm", "gaussian_mmd"]
+    for op in ops.OPERATIONS.values():
+        assert callable(getattr(reference, op.name))
+        assert bool(op.kernels) == (op.compiled is not None)
+        assert all(hasattr(torch.ops.fastmmkd, function) for function in op.functions)
+
+
+@pytest.mark.skipif(not providers.HAS_TRITON, reason="triton is not installed")
+def test_the_kernels_provide_the_functions_that_are_declared() -> None:
+    for op in ops.OPERATIONS.values():
+        if "triton" in op.kernels:
+            module = importlib.import_module(f"fastmmkd.kernels.{op.name}")
+            assert all(callable(getattr(module, function)) for function in op.functions)
+
+
+def test_a_misspelt_operation_is_one_line_with_the_nearest() -> None:
+    for ask in (ops.operation, ops.explain):
+        with pytest.raises(UserError, match=r"^crossattention: not an operation; did you mean cross_attention\?$"):
+            ask("crossattention")
+    with pytest.raises(UserError, match=r"^xyz: not an operation; expected one of cross_attention, residual"):
+        ops.explain("xyz")
+
+
+@pytest.fixture
+def frame_mean(monkeypatch) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """An operation that nobody wrote kernels for, as CONTRIBUTING has one added."""
+    monkeypatch.setattr(reference, "frame_mean", lambda x: x.mean(2), raising=False)
+    op = Op("frame_mean")
+    yield lambda x: dispatch.implementation(op, x)(x)
+    del ops.OPERATIONS["frame_mean"]
+
+
+def test_an_operation_without_kernels_is_run_by_its_definition(frame_mean, monkeypatch, capsys) -> None:
+    x = torch.arange(6.0).view(1, 1, 3, 2)
+    assert torch.equal(frame_mean(x), torch.tensor([[[2.0, 3.0]]]))
+    monkeypatch.setattr(extension, "missing", "")
+    expected = dispatch.Choice("frame_mean", "reference", "frame_mean has no kernels")
+    assert ops.explain("frame_mean", x) == expected
+    print_environment()
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "frame_mean" in line)
+    assert re.search(r"frame_mean +reference +frame_mean has no kernels", line)
+    on_a_gpu(monkeypatch, (9, 0), True)
+    assert ops.explain("frame_mean", "cuda") == expected
+    with ops.use_provider("cpp"), pytest.raises(UserError, match=r"^use_provider=cpp: frame_mean cannot run: frame_m"):
+        frame_mean(x)
+    with ops.use_provider("reference"):
+        assert frame_mean(x).shape == (1, 1, 2)
 
 
 def test_forcing_the_reference_by_environment_or_block(monkeypatch) -> None:
@@ -62,10 +117,10 @@ def test_double_precision_runs_the_reference_and_forcing_the_extension_on_it_fai
         ops.residual_layer_norm(x, x, x, x)
 
 
-def on_a_gpu(monkeypatch, capability: tuple[int, int], cuda_operations: tuple[str, ...]) -> None:
-    """Have the registry believe in a CUDA device and an extension built for it."""
+def on_a_gpu(monkeypatch, capability: tuple[int, int], has_cuda: bool) -> None:
+    """Have the dispatch believe in a CUDA device and an extension built for it."""
     monkeypatch.setattr(extension, "missing", "")
-    monkeypatch.setattr(extension, "cuda_operations", cuda_operations)
+    monkeypatch.setattr(extension, "has_cuda", has_cuda)
     monkeypatch.setattr(providers, "HAS_TRITON", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(providers, "capability", lambda device: capability)
@@ -74,11 +129,11 @@ def on_a_gpu(monkeypatch, capability: tuple[int, int], cuda_operations: tuple[st
 @pytest.mark.parametrize(
     ("capability", "built", "expected"),
     [
-        ((9, 0), ("cross_attention",), {"cross_attention": "triton", "gaussian_mmd": "triton"}),
-        ((8, 0), (), {"cross_attention": "triton"}),
-        ((7, 5), ("cross_attention",), {"cross_attention": "cuda", "gaussian_mmd": "reference"}),
-        ((7, 0), (), {"cross_attention": "reference"}),
-        ((6, 1), ("cross_attention",), {"cross_attention": "reference"}),
+        ((9, 0), True, {"cross_attention": "triton", "gaussian_mmd": "triton"}),
+        ((8, 0), False, {"cross_attention": "triton"}),
+        ((7, 5), True, {"cross_attention": "cuda", "gaussian_mmd": "reference"}),
+        ((7, 0), False, {"cross_attention": "reference"}),
+        ((6, 1), True, {"cross_attention": "reference"}),
     ],
 )
 def test_compute_capability_decides_on_a_gpu(monkeypatch, capability, built, expected) -> None:
@@ -87,9 +142,12 @@ def test_compute_capability_decides_on_a_gpu(monkeypatch, capability, built, exp
 
 
 def test_why_a_gpu_runs_the_reference(monkeypatch) -> None:
-    on_a_gpu(monkeypatch, (7, 0), ())
+    on_a_gpu(monkeypatch, (7, 0), True)
     reason = ops.explain("gaussian_mmd", "cuda").reason
-    assert reason == "triton is not meant for compute capability 7.0; the extension has no gaussian_mmd for cuda"
+    assert reason == "triton is not meant for compute capability 7.0; gaussian_mmd has no cuda kernels"
+    on_a_gpu(monkeypatch, (7, 0), False)
+    reason = ops.explain("cross_attention", "cuda").reason
+    assert reason == "triton is not meant for compute capability 7.0; the extension was built without CUDA"
     with ops.use_provider("triton"):
         assert ops.explain("gaussian_mmd", "cuda").provider == "triton"
     monkeypatch.undo()
@@ -98,11 +156,12 @@ def test_why_a_gpu_runs_the_reference(monkeypatch) -> None:
 
 
 def test_bfloat16_needs_compute_capability_8(monkeypatch) -> None:
-    on_a_gpu(monkeypatch, (7, 0), ("cross_attention",))
-    obstacle = providers.obstacle("cuda", "cross_attention", torch.device("cuda"), [torch.bfloat16])
+    on_a_gpu(monkeypatch, (7, 0), True)
+    attention = ops.operation("cross_attention")
+    obstacle = providers.obstacle("cuda", attention, torch.device("cuda"), [torch.bfloat16])
     assert obstacle == "cuda computes in float32 and float16 here, not in bfloat16"
-    on_a_gpu(monkeypatch, (8, 0), ("cross_attention",))
-    assert not providers.obstacle("cuda", "cross_attention", torch.device("cuda"), [torch.bfloat16])
+    on_a_gpu(monkeypatch, (8, 0), True)
+    assert not providers.obstacle("cuda", attention, torch.device("cuda"), [torch.bfloat16])
 
 
 def test_an_extension_that_does_not_load_is_a_reason_not_a_crash(monkeypatch) -> None:
@@ -134,7 +193,7 @@ def test_a_triton_that_does_not_interpret_with_this_numpy(monkeypatch, of_triton
     monkeypatch.setattr(pytest.importorskip("triton"), "__version__", of_triton)
     monkeypatch.setattr(providers.np, "__version__", of_numpy)
     monkeypatch.setattr(providers, "_interpreter_obstacle", providers._interpreter_obstacle.__wrapped__)
-    reason = providers.obstacle("triton", "js_divergence", torch.device("cpu"), [])
+    reason = providers.obstacle("triton", ops.operation("js_divergence"), torch.device("cpu"), [])
     expected = (
         f"triton {of_triton} does not interpret (TRITON_INTERPRET=1) with numpy {of_numpy}; "
         "install triton >= 3.7.1 or numpy < 2.4"
