@@ -106,8 +106,10 @@ def job(launch: Launch, arch: int) -> Job:
             constants.append(((i,), bound[name]))
             signature.append((name, "constexpr"))
         else:
-            plain = name in unspecialised and type(bound[name]) is int  # the JIT specialises members of tuples anyway
-            kind = _integer(bound[name]) if plain else _specialised(bound[name], (i,), constants, aligned)
+            as_it_is = (
+                name in unspecialised and type(bound[name]) is int
+            )  # the JIT specialises members of tuples anyway
+            kind = _integer(bound[name]) if as_it_is else _specialised(bound[name], (i,), constants, aligned)
             signature.append((name, kind))
     options = {name: value for name, value in launch.options.items() if name not in names}
     module, function = kernel.fn.__module__, kernel.fn.__name__

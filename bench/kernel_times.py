@@ -16,6 +16,7 @@ from bench.compilation import forget_compiled
 from bench.kernel_cases import Case, normal
 from fastmmkd import ops
 from fastmmkd.ops import reference, use_provider
+from fastmmkd.ops.operation import operation
 from fastmmkd.ops.providers import obstacle
 
 RUNS, PER_GRAPH = 30, 10

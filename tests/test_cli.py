@@ -13,16 +13,17 @@ import fastmmkd
 from fastmmkd.cli import main
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "deepspeed", "matplotlib", "sklearn", "tensorboard")
+LATER = ("deepspeed", "matplotlib", "tensorboard")
+HEAVY = ("torch", "sklearn", *LATER)
 COMMANDS = (
     *((), ("train",), ("eval",), ("predict",), ("report",), ("ablate",), ("suite",), ("profile",), ("env",)),
     *(("data",), ("data", "import"), ("data", "inspect"), ("data", "synth")),
 )
 
 
-def run(code: str) -> list[str]:
+def run(code: str, heavy: tuple[str, ...] = HEAVY) -> list[str]:
     """The lines that a fresh Python prints; the last names the heavy packages that it has imported."""
-    code += f"\nimport sys\nprint(*(name for name in {HEAVY} if name in sys.modules))"
+    code += f"\nimport sys\nprint(*(name for name in {heavy} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return (done.stdout + done.stderr).split("\n")[:-1]
 
@@ -52,7 +53,9 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"fastmmkd {fastmmkd.__version__}\n"
 
 
-class TestRefusedBeforeTorch:
+class TestRefusals:
+    """Before DeepSpeed is imported; what needs no method, before torch is."""
+
     @pytest.fixture
     def config(self, tiny_config: dict, tmp_path: Path) -> Path:
         path = tmp_path / "tiny.json"
@@ -60,47 +63,47 @@ class TestRefusedBeforeTorch:
         return path
 
     @staticmethod
-    def refusals(*calls: list[str]) -> list[str]:
-        """What each call says as it exits with 2, in one process that has not imported torch by then."""
+    def refusals(*calls: list[str], heavy: tuple[str, ...] = HEAVY) -> list[str]:
+        """What each call says as it exits with 2, in one process that has not imported what is heavy by then."""
         code = "from fastmmkd.cli import main\nimport sys\nsys.stderr = sys.stdout\n"
-        printed = run(code + f"for words in {list(calls)}:\n    assert main(words) == 2, words")
+        printed = run(code + f"for words in {list(calls)}:\n    assert main(words) == 2, words", heavy)
         assert printed[-1] == ""
         assert len(printed) == len(calls) + 1
         return [line.removeprefix("error: ") for line in printed[:-1]]
 
     def test_by_the_config(self, config: Path, tmp_path: Path) -> None:
         train = ["train", "--config", str(config)]
-        unknown, value, absent, teacher, optimizer = self.refusals(
+        absent, steps = self.refusals(
+            ["train", "--config", str(tmp_path / "none.json")], ["profile", "--config", str(config), "--steps", "0"]
+        )
+        assert absent.startswith(f"{tmp_path / 'none.json'}: no such config file")
+        assert steps == "--steps 0: expected 1 or more"
+        unknown, value, teacher = self.refusals(
             [*train, "--set", "train.epoch=2"],
             [*train, "--set", "train.epochs=0"],
-            ["train", "--config", str(tmp_path / "none.json")],
             [*train, "--teacher", "runs/other"],
-            ["profile", "--config", str(config), "--steps", "0"],
+            heavy=LATER,
         )
         assert unknown.startswith(f"{config}: train.epoch: unknown key; ")
         assert value.startswith(f"{config}: train.epochs: expected a number greater than 0, got 0")
-        assert absent.startswith(f"{tmp_path / 'none.json'}: no such config file")
         assert teacher.startswith("--teacher runs/other: this run has no teacher phase")
-        assert optimizer == "--steps 0: expected 1 or more"
 
     def test_by_the_data_file(self, config: Path, tiny_store: Path, tmp_path: Path) -> None:
         words, absent = ["--config", str(config)], str(tmp_path / "absent.h5")
         out = ["--out", str(tmp_path / "out")]
-        found = self.refusals(
-            ["train", *words, "--data", absent],
-            ["profile", *words, "--data", absent],
-            ["suite", *words, *out, "--data", absent],
-            ["ablate", *words, *out, "--data", absent],
+        found = self.refusals(["train", *words, "--data", absent], ["profile", *words, "--data", absent])
+        found += self.refusals(
+            ["suite", *words, *out, "--data", absent], ["ablate", *words, *out, "--data", absent], heavy=LATER
         )
         assert all(line.startswith(f"{absent}: no such data file; import the real features") for line in found)
         large = f"train.batch_size: 41, but {tiny_store} has 40 training samples; expected at most that"
-        assert self.refusals(
-            ["train", *words, "--set", "train.batch_size=41"],
-            ["profile", *words, "--set", "train.batch_size=41"],
-            ["suite", *words, *out, "--set", "train.batch_size=41"],
-        ) == [large, large, f"tiny: {large}"]
+        big = ["--set", "train.batch_size=41"]
+        assert self.refusals(["train", *words, *big], ["profile", *words, *big]) == [large, large]
+        assert self.refusals(["suite", *words, *out, *big], heavy=LATER) == [f"tiny: {large}"]
         kind, metric = self.refusals(
-            ["train", *words, "--set", "train.task=emotions-binary"], ["train", *words, "--set", "train.select=f1"]
+            ["train", *words, "--set", "train.task=emotions-binary"],
+            ["train", *words, "--set", "train.select=f1"],
+            heavy=LATER,
         )
         assert kind.startswith(f"train.task: emotions-binary needs emotions labels, {tiny_store} has score labels")
         assert metric.startswith("train.select: 'f1' is no metric of regression; expected one of f1_non0, ")
@@ -109,12 +112,13 @@ class TestRefusedBeforeTorch:
         stray = tmp_path / "stray"
         (stray / "seed_1").mkdir(parents=True)
         train = ["train", "--config", str(config), "--output"]
-        held, other, no_run, no_model, no_file = self.refusals(
-            [*train, str(trained)],
+        held, no_run, no_model = self.refusals(
+            [*train, str(trained)], [*train, str(stray)], ["eval", "--run", str(tmp_path)]
+        )
+        other, no_file = self.refusals(
             [*train, str(trained), "--resume", "--seeds", "1,2", "--set", "model.width=16"],
-            [*train, str(stray)],
-            ["eval", "--run", str(tmp_path)],
             ["predict", "--run", str(trained), "--data", str(config), "--out", str(tmp_path / "a.csv")],
+            heavy=LATER,
         )
         assert held == f"{trained}: already holds a run; expected --resume to continue it, or another --output"
         assert other == f"{trained / 'run.json'}: --resume with another config: model.width was 8, is 16"

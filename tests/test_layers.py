@@ -1,7 +1,8 @@
 """Nothing flows backwards: which part of the package may import which, at its head, in a function, or for types alone.
 
 A part is a folder of the package or a module beside them. Data flow from configs through data, methods and engine to
-evaluation; a method brings its own part of the config, so that reading one comes after the methods; the trainer validates by the protocol and the metrics of evaluation, and so imports run
+evaluation; a method brings its own part of the config, so reading one comes after the methods; the trainer validates by
+the protocol and the metrics of evaluation, and so imports run
 
     blocks -> data -> methods (on nn and ops) -> config -> evaluation -> predictor -> engine -> cli
 
@@ -41,7 +42,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"blocks", "errors", "methods"},
     "evaluation": {*BASE, "blocks", "data", "distributed", "run_folder", "tasks"},
     "model_file": {*BASE, "data", "distributed", "run_folder"},
-    "predictor": {*BASE, "blocks", "config", "data", "evaluation", "methods", "model_file", "run_folder", "tasks"},
+    "predictor": {
+        *BASE,
+        "blocks",
+        "config",
+        "data",
+        "evaluation",
+        "methods",
+        "model_file",
+        "nn",
+        "run_folder",
+        "tasks",
+    },
     "run_results": {*BASE, "data", "evaluation", "predictor", "run_folder"},
     "environment": {"errors", "ops", "provenance"},
     "engine": {

@@ -20,7 +20,7 @@ def test_a_run_leaves_what_the_layout_names(trained: Path) -> None:
     assert run_folder.parts_of_a_run(trained) == [trained / "seed_1", trained / "seed_2"]
     assert run_folder.seeds_with_model(trained, [3, 2, 1]) == [2, 1]
     assert run_folder.is_evaluated(run_folder.seed_directory(trained, 1))
-    assert not run_folder.has_teacher(run_folder.seed_directory(trained, 1))
+    assert run_folder.phase_marker("teacher") == Path("teacher/teacher.json")
 
 
 def test_seeds_trained_together(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is refused before a run begins. Nothing here needs DeepSpeed or the data themselves, nor, but for configs, torch."""
+"""What is refused before a run begins, without DeepSpeed or the data themselves; some of it without torch too."""
 
 from __future__ import annotations
 
@@ -31,17 +31,15 @@ def check_run(config: Config, output: Path, resume: bool, teacher: Path | None =
     former_record(config, output, resume, content_hash)
 
 
-def check_before(raw: dict[str, Any], output: Path, resume: bool) -> None:
-    """Refuse a run by what needs neither the method nor torch: the run's folder, and the header of the data file.
+def check_header(raw: dict[str, Any]) -> None:
+    """Refuse a config by what needs neither its method nor torch: the header of the data file.
 
     Args:
-        raw: its config, not validated yet; what is odd about it is said later.
-        output, resume: as `check_run` takes them.
+        raw: the config, not validated yet; what is odd about it is said later.
 
     Raises:
-        UserError: the folder holds a run and `resume` is false; no such data file; fewer samples than a batch.
+        UserError: no such data file, or a damaged one; fewer samples than a batch.
     """
-    refuse_occupied(output, resume)
     data, train = raw.get("data"), raw.get("train")
     path = data.get("path") if isinstance(data, dict) else None
     batch_size = train.get("batch_size") if isinstance(train, dict) else None

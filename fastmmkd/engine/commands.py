@@ -58,11 +58,12 @@ def _add_overrides(parser: argparse.ArgumentParser, whose: str, each: str) -> No
 def run_train(args: argparse.Namespace) -> int:
     """Refuse what can be refused without torch, then train."""
     from fastmmkd.config import command_overrides, parse_config, read_config
-    from fastmmkd.engine.checks import check_before, check_run
+    from fastmmkd.engine.checks import check_header, check_run, refuse_occupied
 
     raw = read_config(args.config, command_overrides(args.set, args.data, args.seeds, args.together))
     output = args.output or Path("runs") / args.config.stem
-    check_before(raw, output, args.resume)
+    refuse_occupied(output, args.resume)
+    check_header(raw)
     config = parse_config(raw, str(args.config))
     check_run(config, output, args.resume, args.teacher)
 
@@ -86,13 +87,15 @@ def run_suite(args: argparse.Namespace) -> int:
 
 def run_profile(args: argparse.Namespace) -> int:
     """Refuse what can be refused without torch, then profile."""
-    from fastmmkd.config import command_overrides, load_config
-    from fastmmkd.engine.checks import check_data
+    from fastmmkd.config import command_overrides, parse_config, read_config
+    from fastmmkd.engine.checks import check_data, check_header
     from fastmmkd.errors import UserError
 
     if args.steps < 1:
         raise UserError(f"--steps {args.steps}: expected 1 or more")
-    config = load_config(args.config, command_overrides(args.set, args.data, None))
+    raw = read_config(args.config, command_overrides(args.set, args.data, None))
+    check_header(raw)
+    config = parse_config(raw, str(args.config))
     check_data(config)
 
     from fastmmkd.engine.profile import profile_config
