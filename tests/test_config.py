@@ -354,9 +354,9 @@ class TestDistillation:
 
     def test_an_unknown_method_is_named(self) -> None:
         assert complaint(changed("method", "corkd")) == (
-            'my.json: method: expected one of corrkd, hrlf, umdf, got "corkd"; did you mean corrkd?'
+            'my.json: method: expected one of umdf, corrkd, hrlf, got "corkd"; did you mean corrkd?'
         )
-        assert complaint(changed("method", 3)) == "my.json: method: expected one of corrkd, hrlf, umdf, got 3"
+        assert complaint(changed("method", 3)) == "my.json: method: expected one of umdf, corrkd, hrlf, got 3"
 
     def test_iemocap_configs_serve_both_readings(self, method: str) -> None:
         file = CONFIGS[0].parent / f"{method}_iemocap.json"

@@ -70,8 +70,10 @@ def _too_few(batch_size: int, samples: int, path: Path | str | None) -> UserErro
 
 
 def check_teacher(config: Config, teacher: Path | None) -> None:
-    """Refuse `--teacher` for a run that has none."""
-    if teacher and not config.teacher:
+    """Refuse `--teacher` for a run that has no phase before its last."""
+    from fastmmkd.methods import METHODS
+
+    if teacher and len(METHODS[config.method].phases_of(config)) == 1:
         raise UserError(f"--teacher {teacher}: this run has no teacher phase; expected a config with a teacher block")
 
 

@@ -258,6 +258,7 @@ def student(config: Config, feature_dims: FeatureDims, earlier: Earlier) -> Corr
 METHOD = Method(
     name="corrkd",
     title="CorrKD",
+    published="2024-06",
     config=CorrkdConfig,
     network=network,
     phases=distillation(network, student),

@@ -263,6 +263,7 @@ def student(config: Config, feature_dims: FeatureDims, earlier: Earlier) -> HRLF
 METHOD = Method(
     name="hrlf",
     title="HRLF",
+    published="2024-12",
     config=HrlfConfig,
     network=network,
     phases=distillation(network, student),

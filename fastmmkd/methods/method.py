@@ -123,6 +123,8 @@ class Method:
     """As configs spell it; the file's name."""
     title: str
     """As its paper spells it."""
+    published: str
+    """When, "2024-03"; tables list methods in this order."""
     config: type[Config]
     network: Callable[[Config, FeatureDims], Network]
     """What is evaluated and exported in the end, freshly initialised, one model."""
@@ -138,8 +140,8 @@ class Method:
 
 
 def by_name(methods: Iterable[Method]) -> dict[str, Method]:
-    """Methods by their names."""
-    return {method.name: method for method in methods}
+    """Methods by their names, the first published first."""
+    return {method.name: method for method in sorted(methods, key=lambda method: (method.published, method.name))}
 
 
 def has_teacher(config: Config) -> bool:

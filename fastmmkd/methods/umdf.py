@@ -161,6 +161,7 @@ def network(config: Config, feature_dims: tuple[int, ...]) -> UMDF:
 METHOD = Method(
     name="umdf",
     title="UMDF",
+    published="2024-03",
     config=UmdfConfig,
     network=network,
     phases=(PhaseSpec("network", lambda config, dims, _: network(config, dims), (View.MISSING, View.MISSING_2)),),

@@ -78,7 +78,7 @@ def test_the_code_that_decisions_name_is_there() -> None:
 def test_the_keys_that_decisions_name_are_in_the_schema() -> None:
     known = {
         f"{block}.{key}"
-        for schema in METHODS.values()
+        for schema in (method.config for method in METHODS.values())
         for block in BLOCKS
         for key in getattr(schema.model_fields[block].annotation, "model_fields", {})
     } | {f"teacher.{key}" for key in TeacherBlock.model_fields}

@@ -8,6 +8,7 @@ import torch
 from bench.plain import PlainUMDF
 from fastmmkd.methods.umdf import UMDF, UmdfLoss, UmdfModel
 from fastmmkd.tasks import Task
+from tests.handmade import batch_of
 
 DIMS, BATCH, STEPS = (5, 4, 3), 3, 7
 
@@ -39,7 +40,7 @@ def test_plain_umdf_equals_umdf(name, kind, masked_layers) -> None:
     umdf = UMDF(block, UmdfLoss(lambda_fea=0.5, lambda_logits=2.0), task, DIMS).double()
     plain = PlainUMDF(umdf, kind).double()
     features, masks, targets = batch(task, masked_layers)
-    loss, _ = umdf([x[None] for x in features], [m[None] for m in masks], targets[None])
+    loss, _ = umdf(batch_of([x[None] for x in features], [m[None] for m in masks], targets[None]))
     found = plain(features, masks, targets)
     torch.testing.assert_close(found, loss)
 

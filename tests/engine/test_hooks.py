@@ -140,7 +140,7 @@ class SmallConfig(Config):
 def method_of(network: type[Small], phases: tuple[PhaseSpec, ...] = (), grouped: bool = True) -> Method:
     alone = PhaseSpec("network", lambda config, dims, earlier: network(config, dims), (View.MISSING,))
     make = (lambda config, dims: Small(config, dims)) if network is Pretrained else network
-    return Method("small", "Small", SmallConfig, make, phases or (alone,), grouped=grouped)
+    return Method("small", "Small", "2026-01", SmallConfig, make, phases or (alone,), grouped=grouped)
 
 
 @pytest.fixture
