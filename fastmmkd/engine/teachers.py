@@ -64,8 +64,10 @@ def is_at_floor(folder: Path) -> bool | None:
         folder: the phase's, which holds its `model.safetensors`.
 
     Returns:
-        None where an earlier version, which did not compare, has trained it.
+        None where nothing says so: an earlier version has trained it, or its model is gone.
     """
+    if not (folder / MODEL_FILE).exists():
+        return None
     return {"true": True, "false": False}.get(read_facts(folder).get("at_floor", ""))
 
 

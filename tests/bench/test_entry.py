@@ -15,7 +15,7 @@ from fastmmkd.errors import UserError
     [
         (UserError("--op x: no such operation"), 2, "error: --op x: no such operation\n"),
         (entry.Failed("ours, frames 8: off by 1"), 1, "error: ours, frames 8: off by 1\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(

@@ -27,7 +27,7 @@ def test_a_student_with_its_teacher(found: profile.Profile, tmp_path: Path) -> N
     assert 0.5 * found.seconds < sum(found.stages.values()) <= found.seconds
     modules = {"embedding", "encoders", "frf", "stack", "head", "statistics", "discriminators"}
     assert set(found.modules) == modules
-    assert sum(found.modules.values()) < found.stages["teacher"] + found.stages["forward"]
+    assert sum(found.modules.values()) < found.stages["teach"] + found.stages["loss"]
     assert found.launches is None
     assert found.calls == int(found.calls) > 500
     assert len(found.operators) == profile.TOP
