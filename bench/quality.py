@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from itertools import combinations
 from pathlib import Path
+from typing import TypeVar
 
 from fastmmkd.engine.ablation import slug
 from fastmmkd.errors import UserError
@@ -14,6 +15,7 @@ from fastmmkd.files import make_directory, read_json
 from fastmmkd.methods import METHODS
 from fastmmkd.run_folder import RESULTS_FILE, RUN_FILE
 
+Key = TypeVar("Key")
 RECORDS = Path(__file__).parent / "results" / "quality"
 FILES = (RESULTS_FILE, RUN_FILE)
 ABLATIONS = {name: method.ablations for name, method in METHODS.items() if method.ablations}
@@ -23,11 +25,13 @@ FRESH = "fresh"
 """Folder of the comparisons that were repeated on another draw of the data."""
 ALONE, COMPLETE = "without distillation", "complete training"
 NOT_YET = "Not yet run.\n"
+REAL = ("ict_mmmo", "cmu_mosi")
+"""Real data, as configs and records name them."""
 
 
 def take_study(folder: Path) -> None:
     """Take over what `make study` left in a folder, of the methods that are there."""
-    for method, runs in methods_in(folder, "").items():
+    for method, runs in _present({method: folder / method for method in ABLATIONS}).items():
         for name in ABLATIONS[method]:
             take(runs / slug(name), _study_record(method, name))
     for found in sorted((folder / FRESH).glob(f"*/*/{RESULTS_FILE}")):
@@ -36,20 +40,21 @@ def take_study(folder: Path) -> None:
 
 
 def take_real(folder: Path) -> None:
-    """Take over what `make real` left in a folder."""
-    for method, run in methods_in(folder, "_ict_mmmo").items():
-        take(run, _real_record(method))
+    """Take over what `make real` left in a folder, of the methods and data that are there."""
+    wanted = {(data, method): folder / f"{method}_{data}" for data in REAL for method in ABLATIONS}
+    for (data, method), run in _present(wanted).items():
+        take(run, RECORDS / data / method)
 
 
-def methods_in(folder: Path, suffix: str) -> dict[str, Path]:
-    """Method -> its folder `<method><suffix>`, of the methods that are there.
+def _present(wanted: dict[Key, Path]) -> dict[Key, Path]:
+    """The folders that are there.
 
     Raises:
         UserError: none is.
     """
-    wanted = {method: folder / f"{method}{suffix}" for method in ABLATIONS}
-    found = {method: path for method, path in wanted.items() if path.is_dir()}
+    found = {key: path for key, path in wanted.items() if path.is_dir()}
     if not found:
+        folder = next(iter(wanted.values())).parent
         raise UserError(f"{folder}: expected one of the folders {', '.join(path.name for path in wanted.values())}")
     return found
 
@@ -65,7 +70,8 @@ def take(run: Path, record: Path) -> None:
 def parts() -> dict[str, str]:
     """Every generated part about results, by name: what the records say."""
     studies = {f"study_{method}": study_table(method) for method in ABLATIONS}
-    return studies | {"methods": methods_table("study"), "fresh": methods_table(FRESH), "ict_mmmo": real_table()}
+    compared = {"methods": methods_table("study"), "fresh": methods_table(FRESH)}
+    return studies | compared | {data: real_table(data) for data in REAL}
 
 
 def study_table(method: str) -> str:
@@ -98,9 +104,9 @@ def methods_table(study: str) -> str:
     return _table(records, "f1_non0") + "\n" + _differences(own + list(combinations(methods, 2)), "f1_non0")
 
 
-def real_table() -> str:
-    """The methods on the re-split ICT-MMMO."""
-    records = _recorded({name: _real_record(method) for method, name in FULL.items()})
+def real_table(data: str) -> str:
+    """The methods on real data."""
+    records = _recorded({name: RECORDS / data / method for method, name in FULL.items()})
     if not records:
         return NOT_YET
     with_mae = [name for name, _ in tables.with_metric("mae", _runs(records))]
@@ -112,10 +118,6 @@ def real_table() -> str:
 
 def _study_record(method: str, row: str) -> Path:
     return RECORDS / "study" / method / slug(row)
-
-
-def _real_record(method: str) -> Path:
-    return RECORDS / "ict_mmmo" / method
 
 
 def _recorded(wanted: dict[str, Path]) -> dict[str, Path]:

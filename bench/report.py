@@ -3,7 +3,7 @@
 python -m bench.report                          rewrite tables and plots
 python -m bench.report --check                  exit 1 if the tables are not what the records say
 python -m bench.report --study runs/study       first take over the results of `make study`
-python -m bench.report --real runs/ict_mmmo     first take over the results of `make real`
+python -m bench.report --real runs/real         first take over the results of `make real`
 
 Results are taken of the methods that are there; the records of others stay.
 """
@@ -22,7 +22,7 @@ from fastmmkd.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
-    ROOT / "README.md": ("methods", "fresh", "ict_mmmo", "speed", "status"),
+    ROOT / "README.md": ("methods", "fresh", *quality.REAL, "speed", "status"),
     ROOT / "docs" / "speed.md": ("train_steps", "kernels", "scaling", "data_path"),
     ROOT / "docs" / "parity.md": ("parity",),
     ROOT / "docs" / "fidelity.md": tuple(f"literal_{method}" for method in METHODS),

@@ -16,7 +16,7 @@ from fastmmkd.evaluation.schema import Results
 
 UMDF = quality.RECORDS / "study" / "umdf"
 PARTS = (
-    *("study_umdf", "study_corrkd", "study_hrlf", "methods", "fresh", "ict_mmmo"),
+    *("study_umdf", "study_corrkd", "study_hrlf", "methods", "fresh", "ict_mmmo", "cmu_mosi"),
     *("speed", "train_steps", "kernels", "scaling", "data_path", "parity"),
 )
 
@@ -127,7 +127,9 @@ class TestOtherRecords:
         report.main(["--real", str(runs)])
         assert "MAE" not in self.parts()["ict_mmmo"]
         shutil.copytree(runs / "umdf" / "umdf", runs / "umdf_ict_mmmo")
+        shutil.copytree(runs / "umdf" / "umdf", runs / "umdf_cmu_mosi")
         report.main(["--real", str(runs)])
+        assert "| UMDF " in self.parts()["cmu_mosi"]
         f1, mae = self.parts()["ict_mmmo"].split("MAE (lower is better) on ")
         assert "| CorrKD " in f1
         assert "| CorrKD " not in mae
