@@ -13,8 +13,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from fastmmkd import ops
 from fastmmkd.ops import reference
-from tests.parity.losses import check, normal
-from tests.parity.parity import needs, value_and_gradients
+from fastmmkd.testing.losses import check, normal
+from fastmmkd.testing.parity import needs, value_and_gradients
 
 pytestmark = needs("gaussian_mmd")
 

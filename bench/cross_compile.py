@@ -16,10 +16,10 @@ from bench import entry
 from bench.cross_compile_cuda import compile_cuda, missing
 from bench.cross_compile_triton import compile_triton
 from bench.resources import Resources
-from bench.specimens import DTYPES, specimens
 from fastmmkd.evaluation import tables
 from fastmmkd.files import read_json, write_json
 from fastmmkd.ops import OPERATIONS
+from fastmmkd.testing.specimens import DTYPES, specimens
 
 BUDGETS = Path(__file__).with_name("budgets.json")
 LIMITED = ("registers", "spill_bytes", "shared_bytes")

@@ -23,9 +23,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.resources import WARP, Resources, ptxas_usage
-from bench.specimens import DTYPES, Specimen
 from fastmmkd.errors import UserError
 from fastmmkd.kernels.launch import Launch
+from fastmmkd.testing.specimens import DTYPES, Specimen
 
 ALIGNMENT = 16
 POINTERS = {

@@ -21,8 +21,8 @@ from fastmmkd.evaluation import tables
 from fastmmkd.files import write_text
 from fastmmkd.ops import OPERATIONS, reference, use_provider
 from fastmmkd.ops.providers import DTYPES, INTERPRETED, PROVIDERS, obstacle
-from tests.parity import attention, losses, norm
-from tests.parity.parity import value_and_gradients
+from fastmmkd.testing import attention, losses, norm
+from fastmmkd.testing.parity import value_and_gradients
 
 KIND = "parity"
 COMPILED = tuple(name for name in PROVIDERS if name != "reference")

@@ -1,6 +1,6 @@
 """Measure the Triton kernels' launch parameters on this GPU: `python -m bench.tune`.
 
-Every candidate of a kernel is timed at the sizes and dtypes of `bench.specimens`; what is fastest goes into
+Every candidate of a kernel is timed at the sizes and dtypes of `fastmmkd.testing.specimens`; what is fastest goes into
 `kernels/launch_parameters.json`, into the rows of this GPU's architecture only, as soon as a kernel is done. All of it
 takes an hour: `--main`, `--dtype` and `--seconds` take the most important part of it.
 """
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 
 from bench import choices, entry
-from bench.specimens import Make, Specimen, specimens
 from fastmmkd.errors import UserError
 from fastmmkd.files import read_json, write_json
 from fastmmkd.kernels.parameters import TABLE, Parameters, architecture, trying
 from fastmmkd.ops import operation, providers
+from fastmmkd.testing.specimens import Make, Specimen, specimens
 
 WORTH = 0.98
 """A candidate takes the default's place if it takes at most this share of its time."""

@@ -71,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         ),
         *("nn", "ops", "predictor", "provenance", "run_folder", "run_results", "tasks"),
     },
+    "testing": {"blocks", "config", "kernels", "ops"},
     "cli": {
         "config",
         "data",
@@ -123,13 +124,25 @@ def test_a_part_knows_only_what_comes_before_it(part: str) -> None:
         assert names <= MAY_IMPORT[part], f"{path.relative_to(ROOT)} imports {sorted(names - MAY_IMPORT[part])}"
 
 
+def test_tests_and_benchmarks_meet_in_the_package_alone() -> None:
+    """In `fastmmkd.testing`; benchmarks do not import tests."""
+    for path in (ROOT / "bench").rglob("*.py"):
+        assert "tests" not in {name.partition(".")[0] for name in modules(path)}, path
+
+
+def modules(path: Path) -> Iterator[str]:
+    """What a module imports, by full names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
 @pytest.mark.parametrize("folder", ["fastmmkd", "kernels"])
 def test_the_package_needs_neither_its_tests_nor_its_benchmarks(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.partition(".")[0] for name in names} & {"bench", "tests", "conftest"}, path
+        assert not {name.partition(".")[0] for name in modules(path)} & {"bench", "tests", "conftest"}, path
 
 
 def test_no_import_escapes() -> None:

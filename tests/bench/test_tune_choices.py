@@ -12,10 +12,10 @@ import torch
 
 from bench import tune
 from bench.choices import BY_IMPORTANCE
-from bench.specimens import Specimen
 from fastmmkd.errors import UserError
 from fastmmkd.kernels.parameters import Asked
 from fastmmkd.ops.providers import HAS_TRITON
+from fastmmkd.testing.specimens import Specimen
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 

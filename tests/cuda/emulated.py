@@ -23,8 +23,8 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from tests.parity.attention import Case
-from tests.parity.losses import upstream
+from fastmmkd.testing.attention import Case
+from fastmmkd.testing.losses import upstream
 
 ROOT = Path(__file__).parents[2]
 HOST = Path(__file__).parent / "host"

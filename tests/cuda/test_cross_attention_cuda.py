@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from fastmmkd.testing.attention import SHAPES, Case, draw, hold
+from fastmmkd.testing.parity import poisoned_memory
 from tests.cuda.emulated import attention, needs_compiler, operations, reversed_order
-from tests.parity.attention import SHAPES, Case, draw, hold
-from tests.parity.parity import poisoned_memory
 
 pytestmark = needs_compiler
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fastmmkd.ops import reference
+from fastmmkd.testing.losses import normal, upstream
+from fastmmkd.testing.parity import assert_as_exact, poisoned_memory, value_and_gradients
 from tests.cuda.emulated import loss, needs_compiler, operations, reversed_order
-from tests.parity.losses import normal, upstream
-from tests.parity.parity import assert_as_exact, poisoned_memory, value_and_gradients
 
 pytestmark = needs_compiler
 

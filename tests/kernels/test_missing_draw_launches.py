@@ -6,10 +6,10 @@ pytest.importorskip("triton")
 
 import torch
 
-from bench.specimens import Make, specimens
 from fastmmkd.errors import UserError
 from fastmmkd.kernels.launch import recorded
 from fastmmkd.kernels.missing_draw import missing_draw
+from fastmmkd.testing.specimens import Make, specimens
 
 DRAWS = [x for x in specimens() if x.op == "missing_draw"]
 

@@ -19,8 +19,8 @@ from triton.backends.compiler import BaseBackend
 
 from bench import cross_compile
 from bench.cross_compile_triton import compile_triton, job
-from bench.specimens import specimens
 from fastmmkd.kernels.launch import launch, recorded
+from fastmmkd.testing.specimens import specimens
 
 MAIN = [specimen for specimen in specimens() if specimen.main]
 VOLTA_SHARED = 96 * 1024

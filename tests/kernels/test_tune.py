@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from bench import tune
-from bench.specimens import Specimen, specimens
 from bench.tune import Measured
 from fastmmkd.errors import UserError
 from fastmmkd.kernels import parameters, residual_layer_norm
 from fastmmkd.kernels.launch import recorded
 from fastmmkd.ops.providers import HAS_TRITON
+from fastmmkd.testing.specimens import Specimen, specimens
 
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 

@@ -7,8 +7,8 @@ import torch
 
 from fastmmkd.ops import OPERATIONS, cross_attention, missing_draw, reference, residual_layer_norm, use_provider
 from fastmmkd.ops.providers import INTERPRETED
-from tests.parity import attention, losses, norm
-from tests.parity.parity import (
+from fastmmkd.testing import attention, losses, norm
+from fastmmkd.testing.parity import (
     DEVICE,
     DTYPES,
     PROVIDER,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fastmmkd.ops import cross_attention, use_provider
 from fastmmkd.ops.providers import INTERPRETED
-from tests.parity.attention import SHAPES, Case, draw, hold
-from tests.parity.parity import (
+from fastmmkd.testing.attention import SHAPES, Case, draw, hold
+from fastmmkd.testing.parity import (
     DEVICE,
     DTYPES,
     EXAMPLES,

@@ -7,8 +7,8 @@ import torch
 
 from fastmmkd import ops
 from fastmmkd.ops import use_provider
-from tests.parity.losses import CASES, fast, upstream
-from tests.parity.parity import DEVICE, DTYPES, PROVIDER, needs, only_cpp, threads, value_and_gradients
+from fastmmkd.testing.losses import CASES, fast, upstream
+from fastmmkd.testing.parity import DEVICE, DTYPES, PROVIDER, needs, only_cpp, threads, value_and_gradients
 
 every_loss = pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in CASES])
 

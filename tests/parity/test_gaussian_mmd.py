@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.parity.losses import SHAPES, check, fast, normal
-from tests.parity.parity import DEVICE, DTYPES, INSTRUCTION_SETS, instruction_set, needs
+from fastmmkd.testing.losses import SHAPES, check, fast, normal
+from fastmmkd.testing.parity import DEVICE, DTYPES, INSTRUCTION_SETS, instruction_set, needs
 
 OP = "gaussian_mmd"
 

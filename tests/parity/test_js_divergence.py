@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fastmmkd.ops.providers import INTERPRETED
-from tests.parity.losses import SIZES, check, fast, normal
-from tests.parity.parity import DEVICE, DTYPES, INSTRUCTION_SETS, instruction_set, needs
+from fastmmkd.testing.losses import SIZES, check, fast, normal
+from fastmmkd.testing.parity import DEVICE, DTYPES, INSTRUCTION_SETS, instruction_set, needs
 
 OP = "js_divergence"
 

@@ -5,7 +5,7 @@ import torch
 
 from fastmmkd.ops import missing_draw, reference, use_provider
 from fastmmkd.ops.providers import INTERPRETED
-from tests.parity.parity import (
+from fastmmkd.testing.parity import (
     DEVICE,
     DTYPES,
     INSTRUCTION_SETS,

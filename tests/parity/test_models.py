@@ -13,8 +13,8 @@ from fastmmkd.methods.umdf import UMDF, UmdfLoss, UmdfModel
 from fastmmkd.ops import missing_draw, use_provider
 from fastmmkd.ops.providers import INTERPRETED
 from fastmmkd.tasks import Task
+from fastmmkd.testing.parity import DEVICE, PROVIDER, needs
 from tests.handmade import batch_of
-from tests.parity.parity import DEVICE, PROVIDER, needs
 
 pytestmark = needs("gaussian_mmd")  # who has that has them all
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fastmmkd.ops import pairwise_contrastive, use_provider
-from tests.parity.losses import SHAPES, check, fast, normal, upstream
-from tests.parity.parity import DEVICE, DTYPES, PROVIDER, needs, value_and_gradients
+from fastmmkd.testing.losses import SHAPES, check, fast, normal, upstream
+from fastmmkd.testing.parity import DEVICE, DTYPES, PROVIDER, needs, value_and_gradients
 
 OP = "pairwise_contrastive"
 

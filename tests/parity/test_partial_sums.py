@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.parity.losses import normal
-from tests.parity.parity import PROVIDER, needs, poisoned_memory
+from fastmmkd.testing.losses import normal
+from fastmmkd.testing.parity import PROVIDER, needs, poisoned_memory
 
 pytestmark = [needs("gaussian_mmd"), pytest.mark.skipif(PROVIDER != "triton", reason="a part of the Triton kernels")]
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.parity.losses import SHAPES, check, fast, normal
-from tests.parity.parity import DEVICE, DTYPES, needs
+from fastmmkd.testing.losses import SHAPES, check, fast, normal
+from fastmmkd.testing.parity import DEVICE, DTYPES, needs
 
 OP = "prototype_similarity"
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmkd.ops import reference, residual_layer_norm, use_provider
-from tests.parity.norm import NAMES, draw
-from tests.parity.parity import (
+from fastmmkd.testing.norm import NAMES, draw
+from fastmmkd.testing.parity import (
     DEVICE,
     DTYPES,
     EXAMPLES,

@@ -12,8 +12,8 @@ from torch._subclasses import FakeTensorMode
 
 from fastmmkd import ops
 from fastmmkd.ops import OPERATIONS, declaration, reference, use_provider
-from tests.parity import attention, losses, norm
-from tests.parity.parity import BOUND, DEVICE, DTYPES, PROVIDER, needs
+from fastmmkd.testing import attention, losses, norm
+from fastmmkd.testing.parity import BOUND, DEVICE, DTYPES, PROVIDER, needs
 
 Function = Callable[..., torch.Tensor]
 """Of the inputs that are differentiated."""

@@ -19,7 +19,7 @@ from fastmmkd.blocks import AttentionModel
 from fastmmkd.config import load_config
 from fastmmkd.kernels.launch import Launch, recorded
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 FRAMES = 50

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from fastmmkd.ops import reference
 from fastmmkd.ops.providers import INTERPRETED
-from tests.parity.parity import DEVICE, assert_as_exact, value_and_gradients
+from fastmmkd.testing.parity import DEVICE, assert_as_exact, value_and_gradients
+
+Attention = Callable[..., torch.Tensor]
+"""As `ops.cross_attention`."""
 
 
 @dataclass
@@ -25,21 +28,30 @@ class Case:
         n = len(self.masks)
         return ["out", "grad query", *(f"grad {x} {i}" for x in ("key", "value") for i in range(n))]
 
-    def call(self, implementation):
+    def call(self, implementation: Attention) -> Callable[..., torch.Tensor]:
         n = len(self.masks)
         return lambda query, *kv: implementation(query, kv[:n], kv[n:], self.masks, self.heads)
 
-    def run(self, implementation) -> list[torch.Tensor]:
+    def run(self, implementation: Attention) -> list[torch.Tensor]:
         return value_and_gradients(self.call(implementation), self.inputs, self.grad)
 
 
 def draw(
-    groups, batch, queries, lengths, heads, head_width, dtype=torch.float32, present=0.7, size=1.0, seed=0
+    groups: int,
+    batch: int,
+    queries: int,
+    lengths: Sequence[int],
+    heads: int,
+    head_width: int,
+    dtype: torch.dtype = torch.float32,
+    present: float = 0.7,
+    size: float = 1.0,
+    seed: int = 0,
 ) -> Case:
     """Normal inputs, queries and keys times `size`; every frame is there with probability `present`."""
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(frames, size=1.0):
+    def normal(frames: int, size: float = 1.0) -> torch.Tensor:
         return (size * torch.randn(groups, batch, frames, heads * head_width, generator=generator)).to(DEVICE, dtype)
 
     masks = [(torch.rand(groups, batch, t, generator=generator) < present).to(DEVICE) for t in lengths]

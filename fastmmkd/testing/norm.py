@@ -1,13 +1,23 @@
 """Inputs of the parity tests of `LN(x + r)`, and the names of what comes out."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
 
-from tests.parity.parity import DEVICE
+from fastmmkd.testing.parity import DEVICE
 
 NAMES = ("out", "grad x", "grad residual", "grad weight", "grad bias")
 
 
-def draw(shape, dtype=torch.float32, residual_dtype=None, parameter_dtype=None, seed=0):
+def draw(
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    residual_dtype: torch.dtype | None = None,
+    parameter_dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
     """x, residual, weight and bias, and the gradient of the output; dtypes are x's unless given."""
     generator = torch.Generator().manual_seed(seed)
     x, residual, grad = (torch.randn(shape, generator=generator) * 3 + 1 for _ in range(3))

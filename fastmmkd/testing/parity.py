@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ if INTERPRETED:
 
     _call = InterpretedFunction.__call__
 
-    def _call_without_patching(self, *args, **kwargs):
+    def _call_without_patching(self: InterpretedFunction, *args: Any, **kwargs: Any) -> Any:
         """triton.language is patched while a kernel runs; doing so again whenever it calls a function takes longest."""
         return self.rewrite()(*args, **kwargs) if self.fn.__globals__.get("tl") is tl else _call(self, *args, **kwargs)
 
@@ -74,14 +75,15 @@ def assert_as_exact(
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Uninitialised tensors hold NaN, so that an element that nobody writes is seen."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    switches: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), switches.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    switches.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        switches.fill_uninitialized_memory = before[1]
 
 
 @contextmanager

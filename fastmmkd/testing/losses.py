@@ -10,7 +10,7 @@ import torch
 from fastmmkd import ops
 from fastmmkd.ops import reference, use_provider
 from fastmmkd.ops.providers import INTERPRETED
-from tests.parity.parity import (
+from fastmmkd.testing.parity import (
     DEVICE,
     INSTRUCTION_SETS,
     PROVIDER,
