@@ -55,9 +55,8 @@ real: data/ict_mmmo.h5 data/cmu_mosi_0.h5
 
 # The README's study: every method and its ablations; distillation once more on another draw. Hours on two cores.
 study: data/synthetic_mosi.h5 data/fresh_mosi.h5
-	$(BIN)/fastmmkd ablate --config configs/study_umdf.json --out runs/study/umdf
-	$(BIN)/fastmmkd ablate --config configs/study_corrkd.json --out runs/study/corrkd
-	$(BIN)/fastmmkd ablate --config configs/study_hrlf.json --out runs/study/hrlf
+	for config in configs/study_*.json; do name=$$(basename $$config .json); \
+		$(BIN)/fastmmkd ablate --config $$config --out runs/study/$${name#study_} || exit; done
 	for method in CorrKD HRLF; do folder=$$(echo $$method | tr A-Z a-z); \
 		$(BIN)/fastmmkd ablate --config configs/study_$$folder.json --data data/fresh_mosi.h5 \
 		--only $$method --only "without distillation" --out runs/study/fresh/$$folder || exit; done
@@ -70,9 +69,7 @@ bench: setup
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest bench --benchmark-enable --benchmark-only \
 		--benchmark-json=build/bench.json
 	OMP_NUM_THREADS=2 $(BIN)/python -m bench.table build/bench.json --record
-	$(STEP) --config configs/umdf_mosei.json
-	$(STEP) --config configs/corrkd_mosei.json
-	$(STEP) --config configs/hrlf_mosei.json
+	for config in configs/*_mosei.json; do $(STEP) --config $$config || exit; done
 	$(MAKE) readme
 
 # Compile every GPU kernel for every architecture, no GPU needed: registers, spills, shared memory, occupancy.

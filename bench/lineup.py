@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,7 +14,6 @@ import torch
 from bench.as_trained import AsTrained
 from bench.compilation import forget_compiled
 from bench.contenders import WITH_REFERENCE, Contender, Context, Forward, Graphed, nullcontext, reference_with_sdpa
-from bench.plain import PlainUMDF
 from bench.variants import (
     AS_TRAINED,
     AUTOTUNED,
@@ -31,7 +33,6 @@ from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.graphs import CudaCapture
 from fastmmkd.engine.step import Objective, untrained_objective
 from fastmmkd.errors import UserError
-from fastmmkd.methods.umdf import UMDF
 
 TOGETHER = (OURS, AS_TRAINED, GRAPHED, REFERENCE, SDPA, PLAIN)
 """What takes a moment to set up, the most important first: they take turns."""
@@ -49,8 +50,17 @@ SHOWN = (REFERENCE, SDPA, PLAIN, COMPILED, AUTOTUNED, COMPILED_GRAPHED, OURS, GR
 
 def names(config: Config, device: torch.device) -> list[str]:
     """All contenders that a config and a device allow, the most important first."""
-    cuda, umdf = device.type == "cuda", config.method == "umdf"
-    return [name for name in (*TOGETHER, *LATER) if (cuda or name not in NEED_CUDA) and (umdf or name != PLAIN)]
+    left_out = set() if device.type == "cuda" else set(NEED_CUDA)
+    if plain_of(config.method) is None:
+        left_out.add(PLAIN)
+    return [name for name in (*TOGETHER, *LATER) if name not in left_out]
+
+
+def plain_of(method: str) -> ModuleType | None:
+    """The module `bench.plain_<method>`, where a method has one: its `Plain(trainable, attention)` is the method in the
+    modules that PyTorch users write, `loss(batch)` its loss."""
+    name = f"bench.plain_{method}"
+    return import_module(name) if find_spec(name) else None
 
 
 def choose(text: str, allowed: Sequence[str]) -> list[str]:
@@ -78,8 +88,9 @@ def build(
     models = seeds if name == SEEDS else 1
     objective = untrained_objective(config, dataset, range(1, models + 1), device, dtype)
     if name == PLAIN:
-        assert isinstance(objective.module, UMDF)
-        plain = PlainUMDF(objective.module, "sdpa").to(device, dtype)
+        module = plain_of(config.method)
+        assert module
+        plain = module.Plain(objective.module, "sdpa").to(device, dtype)
         return Contender(config, objective, 1, WITH_REFERENCE, partial(_plain_loss, plain), plain)
     if name in (COMPILED, AUTOTUNED):
         return Contender(

@@ -19,9 +19,10 @@ from fastmmkd.blocks import Config
 from fastmmkd.config import load_config
 from fastmmkd.engine.step import untrained_objective
 from fastmmkd.evaluation import tables
+from fastmmkd.methods import METHODS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-DEFAULT = [CONFIGS / f"{method}_mosei.json" for method in ("umdf", "corrkd", "hrlf")]
+DEFAULT = [CONFIGS / f"{method}_mosei.json" for method in METHODS]
 STAGES = ("draw", "teach", "loss", "backward")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.plain import PlainUMDF
+from bench.plain_umdf import Plain
 from fastmmkd.methods.umdf import UMDF, UmdfLoss, UmdfModel
 from fastmmkd.tasks import Task
 from tests.handmade import batch_of
@@ -38,7 +38,7 @@ def test_plain_umdf_equals_umdf(name, kind, masked_layers) -> None:
     task = Task(name)
     block = UmdfModel(width=8, heads=2, mcim_layers=2, encoder_layers=2)
     umdf = UMDF(block, UmdfLoss(lambda_fea=0.5, lambda_logits=2.0), task, DIMS).double()
-    plain = PlainUMDF(umdf, kind).double()
+    plain = Plain(umdf, kind).double()
     features, masks, targets = batch(task, masked_layers)
     loss, _ = umdf(batch_of([x[None] for x in features], [m[None] for m in masks], targets[None]))
     found = plain(features, masks, targets)

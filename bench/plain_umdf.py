@@ -1,4 +1,4 @@
-"""The methods as one writes them in plain PyTorch: the baseline that speed is measured against.
+"""UMDF as one writes it in plain PyTorch: a baseline that speed is measured against.
 
 One module per attention, one call per target modality, scores and masks as whole matrices; nothing grouped, nothing
 fused. Weights are copied from fastmmkd's own models, so that parity can be checked before anything is timed.
@@ -134,7 +134,7 @@ class PlainInteraction(nn.Module):
         return self.norms[index](attended + target)
 
 
-class PlainUMDF(nn.Module):
+class Plain(nn.Module):
     """UMDF on aligned data: the losses of `fastmmkd.methods.umdf.UMDF`, for one model."""
 
     def __init__(self, source: UMDF, kind: Attention = "explicit") -> None:
