@@ -28,14 +28,22 @@ from pathlib import Path
 from typing import Any
 
 from bench import entry, gpu_bundle, processes
-from bench.gpu_sections import BUILD_SECONDS, FOUND, REHEARSAL_FACTOR, SECONDS, Section, sections
+from bench.gpu_sections import (
+    BUILD_SECONDS,
+    FOUND,
+    REHEARSAL_FACTOR,
+    REHEARSED_SPEED,
+    SECONDS,
+    SPEED,
+    Section,
+    sections,
+)
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 LOGS = ROOT / "build" / "gpu_check"
 RESULTS = ROOT / "bench" / "results" / "gpu"
-SPEED = ROOT / "bench" / "results" / "speed"
 TAIL = 4000
 """Characters of a failed section's output that the record keeps."""
 
@@ -214,7 +222,9 @@ def found_by(section: Section, since: float) -> Any:
     """What a section has written so far; None where there is nothing."""
     path: Path | None = found_file(section)
     if section.speed_record:
-        written = [p for p in SPEED.glob(f"*/*_{section.speed_record}_*.json") if p.stat().st_mtime >= since - 1]
+        name = f"*/*_{section.speed_record}_*.json"
+        paths = (path for folder in (SPEED, REHEARSED_SPEED) for path in folder.glob(name))
+        written = [path for path in paths if path.stat().st_mtime >= since - 1]
         path = max(written, key=lambda p: p.stat().st_mtime, default=None)
     try:
         return json.loads(path.read_text()) if path else None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+from bench import records
 from bench.variants import AUTOTUNED, COMPILED, COMPILED_GRAPHED, OURS, OURS_COMPILED
 from fastmmkd.ops import OPERATIONS
 
@@ -25,6 +26,9 @@ BUILD_SECONDS = 240
 REHEARSAL_FACTOR = 4
 """As much longer may everything take on a CPU."""
 CONFIGS = Path(__file__).parents[1] / "configs"
+SPEED = records.FOLDER
+REHEARSED_SPEED = Path(__file__).parents[1] / "build" / "gpu_check" / "speed"
+"""What a rehearsal times stays away from the records."""
 COMPILATIONS = (OURS_COMPILED, COMPILED_GRAPHED, COMPILED, AUTOTUNED)
 """The last one only if time is left: it takes minutes."""
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-p", "bench.pytest_record", "--found", FOUND)
@@ -43,7 +47,7 @@ class Section:
     """It is asked to stop after this long."""
     environment: dict[str, str] = field(default_factory=dict)
     speed_record: str = ""
-    """The kind of the record under `bench/results/speed` that it appends, taken into the record of the check."""
+    """The kind of the record that it appends under `SPEED`, taken into the record of the check."""
     essential: bool = False
     """Where it fails nothing after it is run."""
     least: float = 5
@@ -129,6 +133,9 @@ def _rehearsal(section: Section) -> Section:
         environment |= stand_in()
     if provider == "cuda":
         environment["FASTMMKD_PARITY"] = "cpp"
+    if "--record" in command:
+        at = command.index("--record") + 1
+        command = (*command[:at], str(REHEARSED_SPEED), *command[at:])
     times = [str(REHEARSAL_FACTOR * int(value)) if before == "--seconds" else value for before, value in pairs(command)]
     return replace(section, command=tuple(times), environment=environment, seconds=REHEARSAL_FACTOR * section.seconds)
 

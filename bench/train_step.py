@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.variants:
         chosen = lineup.choose(args.variants, allowed)
     shape = shape_of(config, args.frames, args.dims)
-    record = records.Growing(f"train_step_{args.config.stem}", device) if args.record else None
+    record = records.Growing(f"train_step_{args.config.stem}", device, args.record) if args.record else None
     body: dict[str, Any] = {"config": args.config.stem, "workload": workload(config, shape, dtype)}
 
     def keep(found: dict[str, Any]) -> None:
@@ -103,7 +103,14 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dims", metavar="L,A,V", help="feature widths (default: the data set's)")
     parser.add_argument("--precision", choices=list(DTYPES), help="default: what the config trains in here")
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: OMP_NUM_THREADS, or all)")
-    parser.add_argument("--record", action="store_true", help="append a record under bench/results/speed")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        nargs="?",
+        const=records.FOLDER,
+        metavar="DIR",
+        help="append a record to those in a folder (bench/results/speed)",
+    )
 
 
 def set_up(args: argparse.Namespace) -> tuple[Config, torch.device, torch.dtype]:

@@ -26,6 +26,7 @@ def _elsewhere(tmp_path, monkeypatch) -> None:
         monkeypatch.setattr(gpu_check, name, tmp_path)
     monkeypatch.setattr(gpu_check, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(gpu_check, "SPEED", tmp_path / "speed")
+    monkeypatch.setattr(gpu_check, "REHEARSED_SPEED", tmp_path / "rehearsed")
     monkeypatch.setattr(records, "FOLDER", tmp_path / "speed")
     monkeypatch.setattr(gpu_bundle, "FOLDER", tmp_path / "nothing")
 
@@ -111,6 +112,13 @@ def test_a_record_of_a_step_is_taken_over(monkeypatch, tmp_path) -> None:
     check = check_of(monkeypatch, script(code, str(path), '{"kind": "k"}', speed_record="train_step_umdf_mosei"))
     assert check.run() == 0
     assert check.outcomes[0].found == {"kind": "k"}
+
+
+def test_what_a_rehearsal_times_stays_away_from_the_records() -> None:
+    timed = [section.command for section in sections("A", True) + sections("B", True) if section.speed_record]
+    assert timed
+    for command in timed:
+        assert Path(command[command.index("--record") + 1]).parent == ROOT / "build" / "gpu_check"
 
 
 def test_every_section_is_run_and_kept_whatever_the_others_do(monkeypatch, tmp_path, capsys) -> None:
