@@ -133,6 +133,9 @@ def _rehearsal(section: Section) -> Section:
         environment |= stand_in()
     if provider == "cuda":
         environment["FASTMMKD_PARITY"] = "cpp"
+    if section.name.startswith("compiled"):
+        at = command.index("--variants") + 1
+        command = (*command[:at], COMPILED, *command[at + 1 :])  # the others need CUDA
     if "--record" in command:
         at = command.index("--record") + 1
         command = (*command[:at], str(REHEARSED_SPEED), *command[at:])

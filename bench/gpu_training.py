@@ -115,8 +115,8 @@ def python_path() -> str:
 
 
 def found_beside(program: str) -> str:
-    """A program of the Python that runs this, where it has one."""
-    beside = Path(sys.executable).with_name(program)
+    """A program of the Python that runs this, where it has one; a path is one already."""
+    beside = Path(sys.executable).parent / program
     return str(beside) if beside.exists() else program
 
 

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench import gpu_bundle, gpu_preflight, gpu_smoke, gpu_training
-from bench.gpu_sections import smoke_tests
+from bench import gpu_bundle, gpu_preflight, gpu_smoke, gpu_training, lineup
+from bench.gpu_sections import pairs, sections, smoke_tests
+from fastmmkd.config import load_config
 from fastmmkd.errors import UserError
 from fastmmkd.ops import OPERATIONS
 
@@ -110,3 +112,21 @@ def test_losses_of_runs_are_compared() -> None:
     runs = [{"losses": [2.0, 1.0]}, {"losses": [2.0, 1.01]}]
     assert gpu_training.difference(runs) == pytest.approx(0.01)
     assert not gpu_training.difference([]) <= gpu_training.ALLOWED
+
+
+def test_programs_of_the_python_that_runs_this() -> None:
+    assert gpu_training.found_beside(sys.executable) == sys.executable
+    assert gpu_training.found_beside("no_such_program") == "no_such_program"
+    assert Path(gpu_training.found_beside(Path(sys.executable).name)) == Path(sys.executable)
+
+
+@pytest.mark.parametrize(("device", "rehearsed"), [("cuda", False), ("cpu", True)])
+def test_contenders_of_the_sections_are_there(device: str, rehearsed: bool) -> None:
+    asked = 0
+    for section in sections("A", rehearsed) + sections("B", rehearsed):
+        if "--variants" in section.command:
+            options = dict(pairs(section.command))
+            config = load_config(ROOT / options["--config"])
+            assert lineup.choose(options["--variants"], lineup.names(config, torch.device(device)))
+            asked += 1
+    assert asked == 2
