@@ -30,7 +30,7 @@ where a library chooses another algorithm inside a graph."""
 TRAIN = {
     "eager": (sys.executable, "train.py", "--set", "train.graph=off"),
     "replayed": (sys.executable, "train.py"),
-    "deepspeed launcher": ("deepspeed", "--num_gpus", "1", "train.py"),
+    "deepspeed launcher": (sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "1", "train.py"),
 }
 
 
@@ -82,7 +82,7 @@ def train(name: str, data: Path, folder: Path, whole: bool, rehearsed: bool) -> 
     started = time.monotonic()
     program = TRAIN[name]
     at = program.index("train.py") + 1
-    command = [found_beside(program[0]), *program[1:at], *arguments, *program[at:]]
+    command = [*program[:at], *arguments, *program[at:]]
     code, said = run(command, folder / f"{output.name}.log")
     seconds = time.monotonic() - started
     if code:
@@ -112,12 +112,6 @@ def run(command: Sequence[str], log: Path) -> tuple[int, str]:
 def python_path() -> str:
     """Ours first, then what was brought along."""
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-
-
-def found_beside(program: str) -> str:
-    """A program of the Python that runs this, where it has one; a path is one already."""
-    beside = Path(sys.executable).parent / program
-    return str(beside) if beside.exists() else program
 
 
 def difference(runs: Sequence[dict[str, Any]]) -> float:
