@@ -112,7 +112,9 @@ def _refuse_constant(name: str) -> None:
 
 
 def _first_problem(error: ValidationError, schema: type[Config]) -> str:
-    first = error.errors()[0]
+    first, *others = error.errors()
+    if first["type"] == "missing":  # a key that is misspelt is missing, too
+        first = next((other for other in others if other["type"] == "extra_forbidden"), first)
     location = [str(part) for part in first["loc"]]
     key = ".".join(location)
     if first["type"] == "extra_forbidden":

@@ -168,6 +168,13 @@ def test_a_missing_key_is_named(key: str) -> None:
     assert complaint(raw) == f"my.json: {key}: missing"
 
 
+def test_a_required_key_that_is_misspelt_is_named_as_it_is_written() -> None:
+    raw = copy.deepcopy(MINIMAL)
+    raw["train"]["taks"] = raw["train"].pop("task")
+    assert complaint(raw).startswith("my.json: train.taks: unknown key; ")
+    assert complaint(raw).endswith("did you mean train.task?")
+
+
 @pytest.mark.parametrize("key", ["scheduler", "fp16", "bf16", "zero_optimization", "gradient_clipping", "zenflow"])
 def test_null_leaves_a_part_of_the_deepspeed_block_out(key: str) -> None:
     assert parse_config(changed(f"deepspeed.{key}", None)).deepspeed[key] is None

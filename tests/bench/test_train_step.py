@@ -242,7 +242,7 @@ class TestCommands:
         given = ["--no-engine", "--runs", "1000000", "--variants", "ours,reference"]
         process = subprocess.Popen([sys.executable, "-c", code, *arguments, *given], stdout=subprocess.PIPE, text=True)
         found: list[Path] = []
-        for _ in range(600):
+        for _ in range(3000):
             found = [path for path in tmp_path.glob("speed/*/*.json") if records.read(path)["variants"]]
             if found or process.poll() is not None:
                 break
