@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -74,6 +75,7 @@ def synthetic(folder: Path, fraction: str) -> tuple[Path, float]:
 def train(name: str, data: Path, folder: Path, whole: bool, rehearsed: bool) -> dict[str, Any]:
     """One run of one seed: its losses and seconds by epoch, and what it ran on."""
     output = folder / name.replace(" ", "_")
+    shutil.rmtree(output, ignore_errors=True)  # of an earlier call
     settings = [] if whole else [f"train.epochs={EPOCHS}", "eval.sweep=[0.0]"]
     if rehearsed:
         settings += ["model.mcim_layers=1", "model.encoder_layers=1"]

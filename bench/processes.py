@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 GRACE = 12.0
@@ -15,8 +15,8 @@ GRACE = 12.0
 
 
 def start(command: Sequence[str], folder: Path, environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """A process in a group of its own, whose output goes to `log`."""
-    with log.open("wb") as file:
+    """A process in a group of its own, whose output goes to `log`; it can be interrupted, wherever this was started."""
+    with log.open("wb") as file, _interrupts():
         return subprocess.Popen(
             command,
             cwd=folder,
@@ -26,6 +26,19 @@ def start(command: Sequence[str], folder: Path, environment: Mapping[str, str], 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Whoever is started here hears SIGINT: what a shell runs in the background ignores it, and hands that on."""
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def wait(

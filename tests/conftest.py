@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -20,6 +21,8 @@ from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset, Split
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def make_split(samples: int, steps: tuple[int, int, int], dims: tuple[int, int, int], seed: int, name: str) -> Split:

@@ -73,6 +73,18 @@ except KeyboardInterrupt:
     assert outcome.seconds < 20
 
 
+def test_who_runs_in_the_background_can_stop_what_it_started(tmp_path) -> None:
+    """A shell has it ignore SIGINT, which the processes that it starts would inherit."""
+    code = f"import signal, sys; open({str(tmp_path / 'heard')!r}, 'w').write(str(signal.getsignal(signal.SIGINT)))"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert outcome_of(script(code)).status == "passed"
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "default_int_handler" in (tmp_path / "heard").read_text()
+
+
 def test_who_does_not_stop_is_killed_with_all_it_started(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(gpu_check.processes.stop, "__defaults__", (0.5,))
     stubborn = """
