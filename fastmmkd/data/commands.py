@@ -72,7 +72,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     from fastmmkd.data import store
     from fastmmkd.data.inspect import describe
 
-    Console().print(describe(store.read(args.file, verify=True)))
+    Console().print(describe(store.read(args.file)))
     return 0
 
 
@@ -96,9 +96,14 @@ def _write(console: Console, dataset: Dataset, args: argparse.Namespace) -> None
     with console.status(f"writing {args.out}"):
         written = store.write(dataset, args.out, args.dtype)
     sizes = "/".join(str(len(split)) for split in written.splits.values())
-    shapes = ", ".join(f"{m} {x.shape[1]} x {x.shape[2]}" for m, x in written.splits["train"].features.items())
+    shapes = ", ".join(
+        f"{m} {frames} x {width}"
+        for m, frames, width in zip(MODALITIES, written.longest, written.feature_dims, strict=True)
+    )
     console.print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)", soft_wrap=True, highlight=False)
-    console.print(f"  {sizes} samples (train/valid/test); frames x features: {shapes}", soft_wrap=True, highlight=False)
+    console.print(
+        f"  {sizes} samples (train/valid/test); longest x features: {shapes}", soft_wrap=True, highlight=False
+    )
     for line in cleaned(written):
         console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
 

@@ -46,7 +46,7 @@ def ideal_posteriors(split: Split, world: World) -> dict[str, np.ndarray]:
     for modality in MODALITIES:
         mask = split.frame_mask(modality)
         frames = split.features[modality][mask]
-        traces[modality] = world.evidence_traces(modality, frames), np.nonzero(mask)[0]
+        traces[modality] = world.evidence_traces(modality, frames), split.row_samples(modality)[mask]
     return posteriors_from_traces(world.kind, len(split), traces)
 
 

@@ -22,9 +22,10 @@ def quality(dataset: Dataset) -> dict[str, Any]:
     """The numbers of the report; JSON-able.
 
     Returns:
-        `modalities`: per modality `frames` T_m and `features` d_m of the arrays, and over the training split's present
-        frames `constant` (indices of features with a single value) and `scale` (`largest_mean` of |mean|,
-        `largest_std`, `smallest_std`, over the others, each `[feature index, value]`; None without frames).
+        `modalities`: per modality `longest` T_m, frames of the longest sequence of all splits, `features` d_m, over the
+        training split's present frames `constant` (indices of features with a single value) and `scale`
+        (`largest_mean` of |mean|, `largest_std`, `smallest_std`, over the others, each `[feature index, value]`; None
+        without frames).
         `splits`: per split `samples`; `present` and `nonfinite` per modality; `combinations` such as `{"la": 3}`
         (`"none"` for a sample with nothing); `lengths` per modality, quantiles over the samples that have it (None
         without any); `labels`, a histogram of scores rounded half to even, or of emotions that hold;
@@ -33,7 +34,10 @@ def quality(dataset: Dataset) -> dict[str, Any]:
         `nonfinite` is what the importer replaced, in the splits of the source (before any re-split).
     """
     return {
-        "modalities": {m: _modality_quality(dataset.splits["train"], m) for m in MODALITIES},
+        "modalities": {
+            m: _modality_quality(dataset.splits["train"], m, longest)
+            for m, longest in zip(MODALITIES, dataset.longest, strict=True)
+        },
         "splits": {
             name: _split_quality(dataset.splits[name], dataset, dataset.report.get("nonfinite", {}).get(name, {}))
             for name in SPLITS
@@ -54,20 +58,20 @@ def describe(dataset: Dataset) -> RenderableType:
     )
 
 
-def _modality_quality(train: Split, modality: str) -> dict[str, Any]:
-    x = train.features[modality]
-    found: dict[str, Any] = {"frames": x.shape[1], "features": x.shape[2], "constant": [], "scale": None}
+def _modality_quality(train: Split, modality: str, longest: int) -> dict[str, Any]:
+    width = train.features[modality].shape[1]
+    quality: dict[str, Any] = {"longest": longest, "features": width, "constant": [], "scale": None}
     if (known := moments(train, modality)) is None:
-        return found
-    found["constant"] = np.flatnonzero(known.constant).tolist()
+        return quality
+    quality["constant"] = np.flatnonzero(known.constant).tolist()
     if not known.constant.all():
         size, std = np.abs(known.mean), known.std
-        found["scale"] = {
+        quality["scale"] = {
             "largest_mean": _extreme(size, np.where(known.constant, -1, size).argmax()),
             "largest_std": _extreme(std, np.where(known.constant, -1, std).argmax()),
             "smallest_std": _extreme(std, np.where(known.constant, np.inf, std).argmin()),
         }
-    return found
+    return quality
 
 
 def _extreme(values: np.ndarray, index: np.intp) -> list[float]:
@@ -107,6 +111,7 @@ def _head(dataset: Dataset) -> RenderableType:
         "file": str(dataset.path or "not written yet"),
         "source": dataset.source,
         "labels": f"{dataset.label_kind} ({dataset.label_map})",
+        "sequences": "word-aligned: a sample's modalities are of one length" if dataset.aligned else "not aligned",
         "hash": dataset.content_hash or "not computed",
     }
     for key, value in rows.items():
@@ -153,12 +158,12 @@ def _label_table(numbers: dict[str, Any]) -> Table:
 
 
 def _feature_table(numbers: dict[str, Any]) -> Table:
-    columns = ["modality", "frames", "features", "constant", "largest |mean|", "largest std", "smallest std"]
+    columns = ["modality", "longest", "features", "constant", "largest |mean|", "largest std", "smallest std"]
     table = _table("Features over the training split's present frames (feature index: value)", columns)
-    for m, found in numbers["modalities"].items():
-        scale = found["scale"] or {}
+    for m, quality in numbers["modalities"].items():
+        scale = quality["scale"] or {}
         extremes = [f"{scale[key][0]}: {scale[key][1]:.3g}" if key in scale else "-" for key in _SCALES]
-        table.add_row(m, str(found["frames"]), str(found["features"]), str(len(found["constant"])), *extremes)
+        table.add_row(m, str(quality["longest"]), str(quality["features"]), str(len(quality["constant"])), *extremes)
     return table
 
 
@@ -169,9 +174,9 @@ def _remarks(dataset: Dataset, numbers: dict[str, Any]) -> list[Text]:
     """What a reader should know before trusting the data, one line each."""
     report = dataset.report
     lines = list(report.get("notes", []))
-    for m, found in numbers["modalities"].items():
-        if found["constant"]:
-            lines.append(f"{m} features without variation in training: {', '.join(map(str, found['constant']))}")
+    for m, quality in numbers["modalities"].items():
+        if quality["constant"]:
+            lines.append(f"{m} features without variation in training: {', '.join(map(str, quality['constant']))}")
     for name, misfits in report.get("length_misfits", {}).items():
         for m, count in misfits.items():
             lines.append(f"{count} {m} lengths in {name} contradict the data; the zero frames decided")

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from fastmmkd.data.dataset import EMOTIONS, SPLITS, Dataset, Split
+from fastmmkd.data.packing import blocks, unpack
 from fastmmkd.errors import UserError
 from fastmmkd.modalities import CONDITIONS, MODALITIES
 
 SCORE_LIMIT = 3.0
 """Sentiment scores lie in [-3, 3]."""
-ROWS = 512
-"""Samples at a time where a float64 copy of everything would double the memory."""
+_ID = re.compile("[^\0\ud800-\udfff]+")
+CONTENT = (*(f"features/{m}" for m in MODALITIES), "lengths", "present", "labels", "ids")
+"""Arrays of a split that the content hash is over."""
 
 
 def validate(dataset: Dataset) -> None:
@@ -35,27 +38,79 @@ def validate(dataset: Dataset) -> None:
             raise UserError(f"{name} has features {sorted(split.features)}, expected {', '.join(MODALITIES)}")
         _check_presence(name, split)
         for modality in MODALITIES:
-            _check_features(name, split, modality, dataset.splits["train"].features[modality].shape)
+            _check_features(name, split, modality, dataset.splits["train"].features[modality].shape[-1])
+        if not split.lengths.any():
+            raise UserError(f"{name} has no frame of any modality")
         _check_ideal(name, split, dataset.ideal_support)
     _check_ids(dataset)
 
 
-def content_hash(dataset: Dataset) -> str:
-    """SHA-256 (hex) over features as float32, lengths, presence, labels and ids, in a fixed order.
+def validate_normalisation(dataset: Dataset) -> None:
+    """Check the statistics that features are scaled by.
 
-    It does not depend on compression or container; a float16 store hashes its rounded values.
+    Raises:
+        UserError: names the first that is not finite, or a standard deviation that is not positive; or their number
+            is not that of the features.
     """
+    for modality, width in zip(MODALITIES, dataset.feature_dims, strict=True):
+        for moment, values in zip(("mean", "std"), dataset.normalisation[modality], strict=True):
+            if values.shape != (width,):
+                raise UserError(f"meta/normalisation/{modality}/{moment} is {list(values.shape)}, expected [{width}]")
+            good = np.isfinite(values) & ((values > 0) | (moment == "mean"))
+            if not good.all():
+                i = int(np.argmin(good))
+                wanted = "a finite number" if moment == "mean" else "a positive number"
+                raise UserError(f"meta/normalisation/{modality}/{moment}[{i}] is {values[i]:g}, expected {wanted}")
+
+
+def array_hashes(dataset: Dataset) -> dict[str, str]:
+    """Key of every array in the store -> SHA-256 (hex) over its shape and its values, features as float32.
+
+    They do not depend on compression or container; a float16 store hashes its rounded values.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name, split in dataset.splits.items():
+        arrays |= {f"{name}/features/{m}": split.features[m] for m in MODALITIES}
+        arrays |= {f"{name}/lengths": split.lengths, f"{name}/present": split.present, f"{name}/labels": split.labels}
+        arrays[f"{name}/ids"] = np.frombuffer(json.dumps(split.ids).encode(), np.uint8)
+        arrays |= {f"{name}/ideal/{condition}": p for condition, p in split.ideal.items()}
+    for m, (mean, std) in dataset.normalisation.items():
+        arrays |= {f"meta/normalisation/{m}/mean": mean, f"meta/normalisation/{m}/std": std}
+    if dataset.ideal_support is not None:
+        arrays["meta/ideal_support"] = dataset.ideal_support
+    return {key: _array_hash(x) for key, x in arrays.items()}
+
+
+def _array_hash(x: np.ndarray) -> str:
+    digest = hashlib.sha256(str(x.shape).encode())
+    dtype = np.dtype(np.float32) if x.dtype == np.float16 else x.dtype
+    for part in blocks(x.shape):
+        digest.update(np.ascontiguousarray(x[part], dtype.newbyteorder("<")).data)
+    return digest.hexdigest()
+
+
+def content_hash(hashes: Mapping[str, str]) -> str:
+    """SHA-256 (hex) over what `array_hashes` says of features, lengths, presence, labels and ids: of what was measured,
+    not of what is computed from it."""
+    keys = [f"{name}/{part}" for name in SPLITS for part in CONTENT]
+    return hashlib.sha256("".join(f"{key} {hashes[key]}\n" for key in keys).encode()).hexdigest()
+
+
+def padded_content_hash(dataset: Dataset, steps: Mapping[str, int]) -> str:
+    """The content hash of version 1 of the store: over `[N, T_m, d_m]`, padded on the left to these T_m."""
     digest = hashlib.sha256()
     for name in SPLITS:
         split = dataset.splits[name]
-        arrays = {f"features/{m}": split.features[m].astype("<f4", copy=False) for m in MODALITIES}
-        arrays["lengths"] = split.lengths.astype("<i4")
-        arrays["present"] = split.present.astype("u1")
-        arrays["labels"] = split.labels.astype("<f4")
-        for key, array in arrays.items():
-            # Names and shapes are hashed too, so that no two different layouts share a byte stream.
+        for i, m in enumerate(MODALITIES):
+            x, starts = split.features[m], split.starts(m)
+            shape = (len(split), steps[m], x.shape[1])
+            digest.update(f"{name}/features/{m}{shape}".encode())
+            for samples in blocks(shape):
+                rows = x[starts[samples.start] : starts[samples.stop]]
+                digest.update(unpack(rows, split.lengths[samples, i], steps[m]).astype("<f4", copy=False).data)
+        for key, array in (("lengths", split.lengths), ("present", split.present), ("labels", split.labels)):
             digest.update(f"{name}/{key}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(array.astype({"lengths": "<i4", "present": "u1", "labels": "<f4"}[key]).data)
         digest.update(json.dumps(split.ids).encode())
     return digest.hexdigest()
 
@@ -74,7 +129,7 @@ class Moments:
 def moments(split: Split, modality: str) -> Moments | None:
     """float64 statistics of a modality over the split's present frames; None if there is no such frame."""
     x, mask = split.features[modality], split.frame_mask(modality)
-    width, frames = x.shape[2], int(mask.sum())
+    width, frames = x.shape[1], int(mask.sum())
     if frames == 0:
         return None
     total, low, high = np.zeros(width), np.full(width, np.inf), np.full(width, -np.inf)
@@ -95,22 +150,21 @@ def normalisation(train: Split) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     A constant feature, and every feature of a modality without a present frame, has std 1; without a present
     frame the mean is 0.
     """
-    found = {}
+    of_modality = {}
     for modality in MODALITIES:
         if (known := moments(train, modality)) is None:
-            width = train.features[modality].shape[2]
-            found[modality] = np.zeros(width), np.ones(width)
+            width = train.features[modality].shape[1]
+            of_modality[modality] = np.zeros(width), np.ones(width)
         else:
             # A std that underflows to 0 must not divide either.
-            found[modality] = known.mean, np.where(known.constant | (known.std == 0), 1.0, known.std)
-    return found
+            of_modality[modality] = known.mean, np.where(known.constant | (known.std == 0), 1.0, known.std)
+    return of_modality
 
 
 def _present_rows(x: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(x), ROWS):
-        rows = x[start : start + ROWS][mask[start : start + ROWS]]
-        if len(rows):
-            yield rows.astype(np.float64)
+    for rows in blocks(x.shape):
+        if len(present := x[rows][mask[rows]]):
+            yield present.astype(np.float64)
 
 
 def _check_labels(name: str, split: Split, kind: str) -> None:
@@ -136,7 +190,7 @@ def _check_presence(name: str, split: Split) -> None:
         raise UserError(
             f"{name}/present is {split.present.dtype} {list(split.present.shape)}, expected bool {list(expected)}"
         )
-    if (wrong := (split.lengths > 0) != split.present).any():
+    if (wrong := ((split.lengths > 0) != split.present) | (split.lengths < 0)).any():
         i, m = np.argwhere(wrong)[0]
         raise UserError(
             f"{name}/lengths[{i}] gives {MODALITIES[m]} {split.lengths[i, m]} frames although present is "
@@ -144,27 +198,22 @@ def _check_presence(name: str, split: Split) -> None:
         )
 
 
-def _check_features(name: str, split: Split, modality: str, train_shape: tuple[int, ...]) -> None:
+def _check_features(name: str, split: Split, modality: str, train_width: int) -> None:
     x, key = split.features[modality], f"{name}/features/{modality}"
-    if x.ndim != 3 or len(x) != len(split) or 0 in x.shape:
-        raise UserError(f"{key} is {list(x.shape)}, expected [{len(split)}, T, d]")
-    if x.shape[1:] != train_shape[1:]:
-        raise UserError(
-            f"{key} is {list(x.shape)}, expected [N, T, d] = [N, {train_shape[1]}, {train_shape[2]}] as in train"
-        )
-    if not np.isfinite(x).all():
-        i, t, d = np.argwhere(~np.isfinite(x))[0]
-        raise UserError(f"{key}[{i}, {t}, {d}] is {x[i, t, d]}, expected finite values")
-    lengths, steps = split.lengths[:, MODALITIES.index(modality)], x.shape[1]
-    if (lengths > steps).any():
-        i = int(np.argmax(lengths > steps))
-        raise UserError(f"{name}/lengths[{i}] gives {modality} {lengths[i]} frames, {key} has {steps}")
-    padding = np.arange(steps)[None, :] < steps - lengths[:, None]
-    if (stray := padding & (x != 0).any(-1)).any():
-        i, t = np.argwhere(stray)[0]
-        raise UserError(
-            f"{key}[{i}, {t}] is not zero, but lies before the last {lengths[i]} frames; expected left padding"
-        )
+    rows = int(split.starts(modality)[-1])
+    if x.ndim != 2 or len(x) != rows or x.shape[1] == 0:
+        raise UserError(f"{key} is {list(x.shape)}, expected [R, d] with R = {rows}, the sum of its lengths")
+    if x.shape[1] != train_width:
+        raise UserError(f"{key} is {list(x.shape)}, expected [R, d] = [{rows}, {train_width}] as in train")
+    for part in blocks(x.shape):
+        if not (finite := np.isfinite(x[part])).all():
+            row, d = np.argwhere(~finite)[0] + (part.start, 0)
+            starts = split.starts(modality)
+            sample = int(np.searchsorted(starts, row, side="right")) - 1
+            raise UserError(
+                f"{key}[{row}, {d}] (sample {sample}, frame {row - starts[sample]}) is {x[row, d]}, expected finite "
+                "values"
+            )
 
 
 def _check_ids(dataset: Dataset) -> None:
@@ -173,8 +222,8 @@ def _check_ids(dataset: Dataset) -> None:
         if len(split.ids) != len(split):
             raise UserError(f"{name} has {len(split.ids)} ids for {len(split)} samples")
         for sample in split.ids:
-            if not isinstance(sample, str) or not sample or "\0" in sample:
-                raise UserError(f"{name}/ids holds {sample!r}, expected a non-empty string without NUL")
+            if not isinstance(sample, str) or not sample or not _ID.fullmatch(sample):
+                raise UserError(f"{name}/ids holds {sample!a}, expected a non-empty string without NUL or surrogates")
             if sample in seen:
                 raise UserError(f"id {sample!r} occurs in {seen[sample]} and again in {name}, expected unique ids")
             seen[sample] = name
@@ -190,3 +239,6 @@ def _check_ideal(name: str, split: Split, support: np.ndarray | None) -> None:
             raise UserError(
                 f"{name}/ideal/{condition} is {list(posterior.shape)}, expected {[len(split), len(support)]}"
             )
+        if not ((posterior >= 0) & (posterior <= 1)).all():
+            i = int(np.argmin(((posterior >= 0) & (posterior <= 1)).all(axis=1)))
+            raise UserError(f"{name}/ideal/{condition}[{i}] is {posterior[i].tolist()}, expected probabilities")

@@ -145,7 +145,7 @@ def draw_clips(
     """Labels, speakers, topics, lengths and evidence of `samples` clips."""
     label = _stratified_labels(np.array(kind.prior), samples, rng)
     speaker_count = max(2, round(samples / kind.clips_per_speaker))
-    length = np.rint(kind.median_length * np.exp(kind.length_spread * rng.standard_normal(samples)))
+    length = draw_lengths(kind, samples, rng)
     noise = rng.standard_normal((samples, kind.evidences, len(MODALITIES)))
     return Clips(
         label=label,
@@ -153,7 +153,7 @@ def draw_clips(
         first_speaker=first_speaker,
         speaker_count=speaker_count,
         topic=_draw_groups(kind, label, TOPICS, topic_lean, rng),
-        length=np.clip(length, SHORTEST, kind.steps).astype(np.int32),
+        length=length,
         evidence=kind.means()[label] + noise @ np.linalg.cholesky(kind.covariance()).T,
     )
 
@@ -211,6 +211,12 @@ def label_indices(kind: Kind, labels: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.array(kind.support, dtype=np.float32), labels)
 
 
+def draw_lengths(kind: Kind, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Frames of `samples` clips, `[N]` int32."""
+    length = np.rint(kind.median_length * np.exp(kind.length_spread * rng.standard_normal(samples)))
+    return np.clip(length, SHORTEST, kind.steps).astype(np.int32)
+
+
 def _stratified_labels(prior: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
     """Systematic sample: each clip's label has distribution `prior`, and counts differ from N p(y) by less than 1."""
     quantiles = (np.arange(samples) + rng.random()) / samples
@@ -246,13 +252,13 @@ def _render_split(world: World, clips: Clips, split: str, rngs: Mapping[str, np.
 
 
 def _render(world: World, clips: Clips, modality: str, rng: np.random.Generator) -> np.ndarray:
-    """Features `[N, T, d]` float32, left-padded."""
+    """Features `[R, d]` float32."""
     channel, directions = CHANNELS[modality], world.directions[modality]
-    samples, steps = len(clips.label), world.kind.steps
     coordinates = rng.standard_normal((clips.speaker_count, channel.speaker_rank))
     speaker_offset = channel.speaker_scale * coordinates @ directions.speaker
-    features = np.zeros((samples, steps, channel.width), dtype=np.float32)
-    for start in range(0, samples, CHUNK):
+    features = np.empty((clips.length.sum(), channel.width), dtype=np.float32)
+    stop = 0
+    for start in range(0, len(clips.label), CHUNK):
         rows = slice(start, start + CHUNK)
         z, clip, present = draw_traces(clips, modality, rows, rng)
         noise = channel.rest_noise * rng.standard_normal((len(clip), channel.width))
@@ -261,8 +267,8 @@ def _render(world: World, clips: Clips, modality: str, rng: np.random.Generator)
         if channel.topic_scale:
             shows = rng.random(len(clip)) < channel.topic_rate
             latent[shows] += channel.topic_scale * directions.topics[clips.topic[clip[shows]]]
-        real = np.arange(steps) >= steps - clips.length[rows, None]
-        features[rows][real] = world.sensors[modality].measure(latent) * present[:, None]
+        first, stop = stop, stop + len(clip)
+        features[first:stop] = world.sensors[modality].measure(latent) * present[:, None]
     return features
 
 

@@ -20,7 +20,7 @@ def _split(rng: np.random.Generator, name: str, samples: int, kind: str) -> Spli
         x[np.arange(steps[m])[None, :] < steps[m] - lengths[:, i, None]] = 0
         features[m] = x
     labels = rng.integers(-9, 10, samples) / 3 if kind == "score" else rng.random((samples, 4)) < 0.4
-    return Split(
+    return Split.from_padded(
         features=features,
         lengths=lengths.astype(np.int32),
         present=present,

@@ -61,22 +61,18 @@ def test_segments_are_aligned_to_words_by_hand_checked_means(tmp_path: Path) -> 
     train = dataset.splits["train"]
     assert train.ids == ["va[0]", "va[1]", "vb[0]", "vb[1]"]
     assert train.labels.tolist() == [1.5, -2.0, 1.5, -2.0]
-    assert {m: x.shape for m, x in train.features.items()} == {
-        "language": (4, 50, 2),
-        "audio": (4, 50, 3),
-        "visual": (4, 50, 2),
-    }
-    # Segment 0: "i liked" (the pause is skipped), padded on the left.
+    assert {m: x.shape for m, x in train.features.items()} == {"language": (10, 2), "audio": (10, 3), "visual": (10, 2)}
+    # Segment 0: "i liked" (the pause is skipped).
     assert train.lengths[0].tolist() == [2, 2, 2]
-    assert train.features["language"][0, 48:].tolist() == [[1, -1], [2, -2]]
-    assert train.features["audio"][0, 48:].tolist() == [[5, 1, 0], [25, 1, 0]]
-    assert train.features["visual"][0, 48:].tolist() == [[7, 8], [7, 8]]
+    assert train.features["language"][:2].tolist() == [[1, -1], [2, -2]]
+    assert train.features["audio"][:2].tolist() == [[5, 1, 0], [25, 1, 0]]
+    assert train.features["visual"][:2].tolist() == [[7, 8], [7, 8]]
     # Segment 1: "this film !"; audio ends at 4 s and the camera at 4.5 s: missing frames, not padding.
     assert train.lengths[1].tolist() == [3, 3, 3]
-    assert train.features["language"][1, 47:, 0].tolist() == [4, 5, 6]
-    assert train.features["audio"][1, 47:].tolist() == [[65, 1, 0], [0, 0, 0], [0, 0, 0]]
-    assert train.features["visual"][1, 47:].tolist() == [[7, 8], [7, 8], [0, 0]]
-    assert not train.features["language"][:, :47].any()
+    assert train.features["language"][2:5, 0].tolist() == [4, 5, 6]
+    assert train.features["audio"][2:5].tolist() == [[65, 1, 0], [0, 0, 0], [0, 0, 0]]
+    assert train.features["visual"][2:5].tolist() == [[7, 8], [7, 8], [0, 0]]
+    assert dataset.aligned
     assert dataset.source == "CMU-MultimodalSDK CMU-MOSI"
     store.write(dataset, tmp_path / "a.h5")
 
@@ -92,7 +88,7 @@ def test_without_a_words_file_the_vectors_are_the_words(tmp_path: Path) -> None:
 
 def test_the_last_words_are_kept(tmp_path: Path) -> None:
     split = csd.load(write(tmp_path), steps=2).splits["test"]
-    assert split.features["language"][:, :, 0].tolist() == [[1, 2], [5, 6]]
+    assert split.features["language"][:, 0].tolist() == [1, 2, 5, 6]
     # Neither microphone nor camera has anything for the last word, and the microphone nothing for both.
     assert split.present.tolist() == [[True, True, True], [True, False, True]]
     assert split.lengths.tolist() == [[2, 2, 2], [2, 0, 2]]
@@ -109,7 +105,7 @@ def test_an_unknown_first_word_is_a_missing_frame_not_padding(tmp_path: Path) ->
     changed = {role: dict.fromkeys(VIDEOS, entry) for role, entry in entries.items()}
     test = import_dataset("csd", write(tmp_path, **changed)).splits["test"]
     assert test.lengths[0].tolist() == [2, 2, 2]
-    assert [test.frame_mask(m)[0, 48:].tolist() for m in ("language", "audio", "visual")] == [[False, True]] * 3
+    assert [test.frame_mask(m)[:2].tolist() for m in ("language", "audio", "visual")] == [[False, True]] * 3
 
 
 def test_nan_and_minus_infinity_become_zero_before_the_mean(tmp_path: Path) -> None:
@@ -117,7 +113,7 @@ def test_nan_and_minus_infinity_become_zero_before_the_mean(tmp_path: Path) -> N
     audio[0, 1], audio[1, 1], audio[2, 2] = np.nan, 3, -np.inf
     entries = {video: (audio if video == "va" else AUDIO, AUDIO_TIMES) for video in VIDEOS}
     dataset = import_dataset("csd", write(tmp_path, audio=entries))
-    assert dataset.splits["train"].features["audio"][0, 48:].tolist() == [[5, 1.5, 0], [25, 1, 0]]
+    assert dataset.splits["train"].features["audio"][:2].tolist() == [[5, 1.5, 0], [25, 1, 0]]
     assert dataset.report["nonfinite"] == {"train": {"audio": {"nan": 1, "inf": 1}}, "valid": {}, "test": {}}
 
 
@@ -166,16 +162,16 @@ def test_streams_that_are_cut_into_segments_already(tmp_path: Path) -> None:
     dataset = import_dataset("csd", write(tmp_path, without=("words",), **changed))
     train = dataset.splits["train"]
     assert train.ids == ["va[2]", "va[10]", "vb[2]", "vb[10]"]
-    assert train.features["language"][1, 48:].tolist() == GLOVE[:2].tolist()
-    assert train.features["audio"][1, 48:].tolist() == audio.tolist()
-    assert train.features["visual"][1, 48:].tolist() == [[7, 8], [7, 8]]
+    assert train.features["language"][2:4].tolist() == GLOVE[:2].tolist()
+    assert train.features["audio"][2:4].tolist() == audio.tolist()
+    assert train.features["visual"][2:4].tolist() == [[7, 8], [7, 8]]
 
 
 def test_streams_cut_by_word_beside_labels_by_video(tmp_path: Path) -> None:
     """There k counts words, so that it must not be taken for the segment's number."""
     words = {f"{video}[{i}]": (GLOVE[[i]], WORD_TIMES[[i]]) for video in VIDEOS for i in SPOKEN}
     dataset = import_dataset("csd", write(tmp_path, without=("words",), language=words))
-    assert dataset.splits["test"].features["language"][:, -2:, 0].tolist() == [[1, 2], [5, 6]]
+    assert dataset.splits["test"].padded("language")[:, -2:, 0].tolist() == [[1, 2], [5, 6]]
 
 
 def test_folds_of_the_sdk_are_read_not_run(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastmmkd.data import packing
 from fastmmkd.data.importers.assemble import RawSplit, assemble
-from fastmmkd.data.importers.padding import given_span, occupied_span, pad_left, side_counts, union_span
+from fastmmkd.data.importers.padding import given_span, inside, occupied_span, side_counts, union_span
 from fastmmkd.data.store import SPLITS
 from fastmmkd.modalities import MODALITIES
 
@@ -46,11 +48,12 @@ def test_aligned_clips_end_up_left_padded_whatever_their_side(clips: list, seed:
     for i, (length, frames, zero) in enumerate(expected):
         for j, m in enumerate(MODALITIES):
             absent = zero[:, j].all()
-            np.testing.assert_array_equal(split.features[m][i], place(frames[m], "left"))
+            expected_rows = frames[m][: 0 if absent else length]
+            np.testing.assert_array_equal(split.features[m][split.row_samples(m) == i], expected_rows)
             assert split.present[i, j] == (not absent)
             assert split.lengths[i, j] == (0 if absent else length)
-            inside = split.frame_mask(m)[i, STEPS - length :]
-            np.testing.assert_array_equal(inside, ~zero[:, j])
+            there = split.frame_mask(m)[split.row_samples(m) == i]
+            np.testing.assert_array_equal(there, ~zero[: len(expected_rows), j])
 
 
 @settings(deadline=None, max_examples=40)
@@ -95,16 +98,22 @@ def test_sides_are_counted() -> None:
     assert side_counts(span, 4) == {"left": 1, "right": 2, "both": 1, "none": 1, "empty": 1}
 
 
-def test_pad_left_keeps_zero_frames_between_and_clears_what_lay_outside() -> None:
-    x = np.array([[9, 1, 0, 2, 9], [1, 2, 3, 4, 5]], np.float32)[:, :, None]
-    pad_left(x, (np.array([1, 0]), np.array([4, 5])))
-    assert x[:, :, 0].tolist() == [[0, 0, 1, 0, 2], [1, 2, 3, 4, 5]]
+def test_frames_inside_a_span() -> None:
+    span = np.array([1, 0, 0]), np.array([4, 5, 0])
+    assert inside(span, 5).tolist() == [[False, True, True, True, False], [True] * 5, [False] * 5]
 
 
-def test_large_splits_are_moved_block_by_block() -> None:
+def test_large_splits_are_packed_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    lengths = rng.integers(1, STEPS + 1, 1300)
-    x = np.where(np.arange(STEPS)[None, :] < lengths[:, None], rng.uniform(1, 2, (1300, STEPS)), 0)[:, :, None]
-    expected = np.stack([place(row[:n], "left") for row, n in zip(x, lengths, strict=True)])
-    pad_left(x, occupied_span(x[:, :, 0] != 0))
-    np.testing.assert_allclose(x, expected, rtol=1e-6)
+    lengths = rng.integers(1, STEPS + 1, 13)
+    frames = [rng.uniform(1, 2, (n, 2)).astype(np.float32) for n in lengths]
+    x = np.stack([place(clip, "right") for clip in frames])
+    x[3, 0] = [np.nan, 1]
+    frames[3][0] = [0, 1]
+    for samples in (1, 4, 100):
+        monkeypatch.setattr(packing, "BLOCK_BYTES", samples * STEPS * 2 * 8)
+        raw = {name: RawSplit({"audio": x.astype(np.float64)}, labels=np.zeros(13)) for name in SPLITS}
+        dataset = assemble(raw, source="test", importer="mult")
+        np.testing.assert_array_equal(dataset.splits["test"].features["audio"], np.concatenate(frames))
+        assert dataset.report["nonfinite"]["test"] == {"audio": {"nan": 1}}
+        assert not raw["test"].features  # given back, so that it can be freed

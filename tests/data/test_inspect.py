@@ -14,6 +14,7 @@ from fastmmkd.data.importers.resplit import resplit
 from fastmmkd.data.inspect import describe, quality
 from fastmmkd.data.store import Dataset, Split
 from fastmmkd.modalities import MODALITIES
+from tests.handmade import lacking
 
 Make = Callable[..., Dataset]
 
@@ -25,7 +26,7 @@ def hand_made() -> Dataset:
     features = {m: np.where(real[i], 1.0, 0.0)[:, :, None] * [1, 2.0] for i, m in enumerate(MODALITIES)}
     features["audio"][2, 2] = 0
     features["language"][0, :, 1] = [-300, 300, -300, 300]
-    split = Split(
+    split = Split.from_padded(
         features={m: x.astype(np.float32) for m, x in features.items()},
         lengths=lengths,
         present=lengths > 0,
@@ -41,8 +42,8 @@ def hand_made() -> Dataset:
 
 
 def test_numbers_of_a_hand_made_set() -> None:
-    found = quality(hand_made())
-    train = found["splits"]["train"]
+    report = quality(hand_made())
+    train = report["splits"]["train"]
     assert train["samples"] == 3
     assert train["present"] == {"language": 3, "audio": 3, "visual": 2}
     assert train["combinations"] == {"lav": 2, "la": 1}
@@ -52,13 +53,12 @@ def test_numbers_of_a_hand_made_set() -> None:
     assert train["real_frames"] == {"language": 9, "audio": 9, "visual": 7}
     assert train["zero_frames"] == {"language": 0, "audio": 1, "visual": 0}
     assert train["nonfinite"] == {"language": 0, "audio": 5, "visual": 0}
-    language = found["modalities"]["language"]
-    assert (language["frames"], language["features"], language["constant"]) == (4, 2, [0])
-    values = hand_made().splits["train"].features["language"][:, :, 1]
-    values = values[values != 0]
+    language = report["modalities"]["language"]
+    assert (language["longest"], language["features"], language["constant"]) == (4, 2, [0])
+    values = hand_made().splits["train"].features["language"][:, 1]
     assert language["scale"]["largest_std"] == [1, pytest.approx(values.std())]
-    assert found["modalities"]["audio"]["constant"] == [0, 1]
-    assert found["modalities"]["audio"]["scale"] is None
+    assert report["modalities"]["audio"]["constant"] == [0, 1]
+    assert report["modalities"]["audio"]["scale"] is None
 
 
 def test_emotions_are_counted_each(make_dataset: Make) -> None:
@@ -70,17 +70,14 @@ def test_emotions_are_counted_each(make_dataset: Make) -> None:
 
 def test_a_modality_and_a_sample_with_nothing(make_dataset: Make) -> None:
     dataset = make_dataset()
-    for split in dataset.splits.values():
-        split.features["audio"] = np.zeros((len(split), 1, 1), np.float32)
-        split.present[:, 1] = split.lengths[:, 1] = 0
-    train = dataset.splits["train"]
-    for x in train.features.values():
-        x[0] = 0
-    train.present[0] = train.lengths[0] = 0
-    found = quality(dataset)
-    assert found["splits"]["train"]["lengths"]["audio"] is None
-    assert found["splits"]["train"]["combinations"]["none"] >= 1
-    assert found["modalities"]["audio"] == {"frames": 1, "features": 1, "constant": [], "scale": None}
+    for name, split in dataset.splits.items():
+        dataset.splits[name] = lacking(split, "audio", slice(None))
+    for m in ("language", "visual"):
+        dataset.splits["train"] = lacking(dataset.splits["train"], m, slice(1))
+    report = quality(dataset)
+    assert report["splits"]["train"]["lengths"]["audio"] is None
+    assert report["splits"]["train"]["combinations"]["none"] >= 1
+    assert report["modalities"]["audio"] == {"longest": 0, "features": 4, "constant": [], "scale": None}
     assert "none" in rendered(dataset)
 
 
@@ -100,6 +97,7 @@ def test_the_report_shows_what_a_reader_needs(tmp_path: Path) -> None:
     text = rendered(dataset)
     assert dataset.content_hash in text
     assert "by hand" in text
+    assert "word-aligned" in text
     assert "lav 2, la 1" in text
     assert "11.1 %" in text  # one of nine audio frames
     assert "! audio features without variation in training: 0, 1" in text

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -12,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmkd.data import store
+from fastmmkd.data.integrity import array_hashes, content_hash
 from fastmmkd.data.store import Dataset, Split
 from fastmmkd.errors import UserError
 from fastmmkd.modalities import MODALITIES
+from tests.handmade import lacking
 
 Make = Callable[..., Dataset]
 
@@ -47,7 +52,7 @@ def test_write_then_read_gives_the_same(make_dataset: Make, tmp_path: Path, kind
     for split in dataset.splits.values():
         split.ideal = {"la": np.full((len(split), 2), 0.5, np.float32)}
     written = store.write(dataset, tmp_path / "a.h5", dtype)
-    back = store.read(tmp_path / "a.h5", verify=True)
+    back = store.read(tmp_path / "a.h5")
     assert_same(written, back)
     np.testing.assert_array_equal(back.ideal_support, dataset.ideal_support)
     expected = dataset.splits["test"].features["audio"].astype(dtype).astype(np.float32)
@@ -59,24 +64,23 @@ def test_header_tells_sizes_without_the_arrays(make_dataset: Make, tmp_path: Pat
     header = store.read_header(tmp_path / "a.h5")
     assert header.content_hash == written.content_hash
     assert header.samples == {"train": 12, "valid": 6, "test": 5}
-    assert header.shapes == {"language": (5, 6), "audio": (7, 4), "visual": (4, 3)}
     assert (header.label_kind, header.source, header.importer) == ("score", "random numbers", "synthetic")
 
 
-def test_disk_has_chunks_of_whole_samples(make_dataset: Make, tmp_path: Path) -> None:
+def test_disk_has_packed_rows_in_chunks_of_whole_rows(make_dataset: Make, tmp_path: Path) -> None:
     store.write(make_dataset(), tmp_path / "a.h5", "float16")
     with h5py.File(tmp_path / "a.h5") as file:
         audio = file["train/features/audio"]
         assert audio.dtype == np.float16
-        assert audio.chunks[1:] == audio.shape[1:]
+        assert audio.shape == (file["train/lengths"][:, 1].sum(), 4)
+        assert audio.chunks == audio.shape
 
 
 def test_normalisation_is_of_present_training_frames_only(make_dataset: Make, tmp_path: Path) -> None:
     dataset = make_dataset()
     train = dataset.splits["train"]
-    audio = np.zeros((12, 7, 4), np.float32)
-    audio[0, -3:] = [[1, 5, 0.1, -2], [0, 0, 0, 0], [3, 5, 0.1, 2]]  # the middle frame is missing
-    train.features["audio"] = audio
+    audio = [[1, 5, 0.1, -2], [0, 0, 0, 0], [3, 5, 0.1, 2]]  # the middle frame is missing
+    train.features["audio"] = np.array(audio, np.float32)
     train.present[:, 1] = train.lengths[:, 1] = 0
     train.present[0, 1], train.lengths[0, 1] = True, 3
     dataset.splits["valid"].features["audio"] *= 1000
@@ -88,48 +92,43 @@ def test_normalisation_is_of_present_training_frames_only(make_dataset: Make, tm
 
 def test_normalisation_of_a_modality_that_training_lacks(make_dataset: Make, tmp_path: Path) -> None:
     dataset = make_dataset()
-    train = dataset.splits["train"]
-    train.features["language"] = np.zeros_like(train.features["language"])
-    train.present[:, 0] = train.lengths[:, 0] = 0
+    dataset.splits["train"] = lacking(dataset.splits["train"], "language", slice(None))
     mean, std = store.write(dataset, tmp_path / "a.h5").normalisation["language"]
     assert mean.tolist() == [0] * 6
     assert std.tolist() == [1] * 6
 
 
-def test_normalisation_agrees_with_numpy_beyond_one_block(make_dataset: Make) -> None:
-    from fastmmkd.data.integrity import ROWS, moments
+def test_normalisation_agrees_with_numpy_beyond_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastmmkd.data import packing
+    from fastmmkd.data.integrity import moments
 
-    rng = np.random.default_rng(0)
-    samples = 2 * ROWS + 3
-    x = rng.normal(100, 0.01, (samples, 2, 3)).astype(np.float32)
-    split = Split(
-        features={"audio": x},
-        lengths=np.full((samples, 3), 2, np.int32),
-        present=np.ones((samples, 3), bool),
-        labels=np.zeros(samples, np.float32),
-        ids=[],
-    )
+    monkeypatch.setattr(packing, "BLOCK_BYTES", 7 * 3 * 8)
+    x = np.random.default_rng(0).normal(100, 0.01, (40, 3)).astype(np.float32)
+    lengths = np.full((20, 3), 2, np.int32)
+    split = Split({"audio": x}, lengths, lengths > 0, labels=np.zeros(20, np.float32), ids=[])
     found = moments(split, "audio")
     assert found is not None
-    np.testing.assert_allclose(found.mean, x.mean((0, 1), dtype=np.float64), rtol=1e-12)
-    np.testing.assert_allclose(found.std, x.std((0, 1), dtype=np.float64), rtol=1e-9)
+    np.testing.assert_allclose(found.mean, x.mean(0, dtype=np.float64), rtol=1e-12)
+    np.testing.assert_allclose(found.std, x.std(0, dtype=np.float64), rtol=1e-9)
 
 
 def _changed(dataset: Dataset, what: str) -> Dataset:
     split = dataset.splits["valid"]
     i = int(np.flatnonzero(split.present.all(1) & (split.lengths[:, 1] > 1))[0])
     if what == "value":
-        split.features["visual"][i, -1, 0] += 1
+        split.features["visual"][split.starts("visual")[i], 0] += 1
     elif what == "label":
         split.labels[i] = -split.labels[i] if split.labels[i] else 1
     elif what == "id":
         split.ids[i] += "x"
     elif what == "order":
         split.ids[0], split.ids[1] = split.ids[1], split.ids[0]
-    else:  # shorten by one zero frame, or take a modality that was all zero away
-        split.features["audio"][i] = 0
-        split.lengths[i, 1] = 1 if what == "length" else 0
-        split.present[i, 1] = what == "length"
+    else:  # a modality of one zero frame, or none
+        dataset.splits["valid"] = lacking(split, "audio", slice(i, i + 1))
+        if what == "length":
+            split, at = dataset.splits["valid"], split.starts("audio")[i]
+            split.features["audio"] = np.insert(split.features["audio"], at, 0, axis=0)
+            split.lengths[i, 1] = split.present[i, 1] = 1
     return dataset
 
 
@@ -142,9 +141,8 @@ def test_hash_changes_with_every_part(make_dataset: Make, tmp_path: Path, what: 
 
 
 def test_hash_tells_length_from_presence(make_dataset: Make) -> None:
-    assert store.content_hash(_changed(make_dataset(), "length")) != store.content_hash(
-        _changed(make_dataset(), "presence")
-    )
+    length, presence = (array_hashes(_changed(make_dataset(), what)) for what in ("length", "presence"))
+    assert content_hash(length) != content_hash(presence)
 
 
 def test_hash_does_not_depend_on_the_container(make_dataset: Make, tmp_path: Path) -> None:
@@ -193,7 +191,7 @@ def test_reading_a_truncated_file(share: float, tmp_path_factory: pytest.TempPat
 def _tiny() -> Dataset:
     def split(name: str) -> Split:
         return Split(
-            features={m: np.ones((2, 3, 2), np.float32) for m in MODALITIES},
+            features={m: np.ones((6, 2), np.float32) for m in MODALITIES},
             lengths=np.full((2, 3), 3, np.int32),
             present=np.ones((2, 3), bool),
             labels=np.zeros(2, np.float32),
@@ -215,17 +213,17 @@ def test_reading_a_newer_version(tmp_path: Path) -> None:
     store.write(_tiny(), tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "a") as file:
         file.attrs["version"] = store.VERSION + 1
-    with pytest.raises(UserError, match="format version 2, this fastmmkd reads up to 1"):
+    with pytest.raises(UserError, match="format version 3, this fastmmkd reads up to 2"):
         store.read(tmp_path / "a.h5")
 
 
-@pytest.mark.parametrize("part", ["meta", "valid/ids", "test/features/audio", "meta/normalisation/visual/std"])
+@pytest.mark.parametrize("part", ["train", "valid/ids", "test/features/audio", "meta/normalisation/visual/std"])
 def test_reading_a_store_without_a_part(tmp_path: Path, part: str) -> None:
     store.write(_tiny(), tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "a") as file:
         del file[part]
     for read in (store.read, store.read_header):
-        with pytest.raises(UserError, match=rf"a\.h5: the store has no {part}") as error:
+        with pytest.raises(UserError, match=rf"a\.h5: there is no {part}") as error:
             read(tmp_path / "a.h5")
         _one_line(error)
 
@@ -234,45 +232,59 @@ def test_reading_a_store_without_an_attribute(tmp_path: Path) -> None:
     store.write(_tiny(), tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "a") as file:
         del file["meta"].attrs["content_hash"]
-    with pytest.raises(UserError, match=r"a part of the store is missing.*content_hash"):
+    with pytest.raises(
+        UserError, match=r"a\.h5: attribute content_hash of /meta is missing, expected text; import it again"
+    ):
         store.read(tmp_path / "a.h5")
 
 
-def test_verify_finds_an_edited_value(tmp_path: Path) -> None:
-    store.write(_tiny(), tmp_path / "a.h5")
-    with h5py.File(tmp_path / "a.h5", "a") as file:
-        file["test/labels"][0] = 2
-    assert store.read(tmp_path / "a.h5").splits["test"].labels[0] == 2
-    with pytest.raises(UserError, match="do not match the stored hash"):
-        store.read(tmp_path / "a.h5", verify=True)
-
-
+@pytest.mark.parametrize("moment", ["in memory", "on disk"])
 def test_an_interrupted_write_leaves_what_was_there(
-    make_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     before = store.write(make_dataset(), tmp_path / "a.h5")
-    write_split = store._write_split
-    calls = []
+    write_bytes = Path.write_bytes
 
-    def interrupted(group: h5py.Group, split: Split, dtype: str) -> None:
-        calls.append(os.listdir(tmp_path))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        write_split(group, split, dtype)
+    def interrupted(*arguments: Any) -> None:
+        if moment == "on disk":
+            write_bytes(arguments[0], arguments[1][:100])
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "_write_split", interrupted)
+    monkeypatch.setattr(*((store, "_write_split") if moment == "in memory" else (Path, "write_bytes")), interrupted)
     for target in ("a.h5", "new.h5"):
-        calls.clear()
         with pytest.raises(KeyboardInterrupt):
             store.write(make_dataset(seed=1), tmp_path / target)
-        assert len(calls[1]) == 2  # the unfinished file was there, under another name
     assert os.listdir(tmp_path) == ["a.h5"]
-    assert store.read(tmp_path / "a.h5", verify=True).content_hash == before.content_hash
+    assert store.read(tmp_path / "a.h5").content_hash == before.content_hash
+
+
+FULL_DISK = """
+import resource, sys
+from fastmmkd.data import store
+from fastmmkd.errors import UserError
+data = store.read(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+try:
+    store.write(data, sys.argv[2])
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk(make_dataset: Make, tmp_path: Path) -> None:
+    """A limit on the size of files stands for it: the same errors, at the same calls."""
+    written = store.write(make_dataset(), tmp_path / "a.h5")
+    assert written.path.stat().st_size > 5000
+    new = tmp_path / "new.h5"
+    ended = subprocess.run([sys.executable, "-c", FULL_DISK, written.path, new], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == f"{new}: cannot write this file (File too large)\n"
+    assert os.listdir(tmp_path) == ["a.h5"]
 
 
 def test_writing_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot write this file"):
         store.write(_tiny(), tmp_path / "file" / "a.h5")
 
 
@@ -286,20 +298,21 @@ def _break(dataset: Dataset, how: str) -> None:
         case "no audio":
             del valid.features["audio"]
         case "flat":
-            valid.features["audio"] = valid.features["audio"][:, :, 0]
+            valid.features["audio"] = valid.features["audio"][:, 0]
         case "width":
-            valid.features["audio"] = valid.features["audio"][:, :, :3]
+            valid.features["audio"] = valid.features["audio"][:, :3]
         case "rows":
             valid.features["audio"] = valid.features["audio"][:-1]
         case "nan":
-            valid.features["audio"][1, 6, 2] = np.nan
-        case "padding":
-            valid.lengths[1, 1], valid.present[1, 1] = 2, True
-            valid.features["audio"][1, 4] = 1
+            valid.features["audio"][valid.starts("audio")[3], 2] = np.nan
+        case "no width":
+            train.features["audio"] = train.features["audio"][:, :0]
         case "length":
-            valid.lengths[1, 1], valid.present[1, 1] = 8, True
+            valid.lengths[3, 1] += 1
         case "absent length":
-            valid.lengths[1, 1], valid.present[1, 1] = 2, False
+            valid.present[3, 1] = False
+        case "negative length":
+            valid.lengths[3, 1], valid.present[3, 1] = -1, False
         case "lengths shape":
             valid.lengths = valid.lengths[:, :2]
         case "present dtype":
@@ -318,6 +331,20 @@ def _break(dataset: Dataset, how: str) -> None:
             valid.ids[2] = train.ids[0]
         case "empty id":
             valid.ids[2] = ""
+        case "surrogate":
+            valid.ids[2] = "a\udc80b"
+        case "no frames":
+            dataset.splits["test"] = Split(
+                {m: x[:0] for m, x in train.features.items()},
+                np.zeros((2, 3), np.int32),
+                np.zeros((2, 3), bool),
+                train.labels[:2],
+                ["a", "b"],
+            )
+        case "ideal values":
+            dataset.ideal_support = np.zeros(2)
+            valid.ideal = {"la": np.full((6, 2), 0.5, np.float32)}
+            valid.ideal["la"][3, 1] = np.nan
         case "ideal":
             valid.ideal = {"la": np.zeros((6, 2), np.float32)}
         case "ideal shape":
@@ -331,13 +358,14 @@ def _break(dataset: Dataset, how: str) -> None:
         ("no test", "splits train, valid, expected train, valid, test"),
         ("kind", "label_kind is 'stars'"),
         ("no audio", r"valid has features \['language', 'visual'\]"),
-        ("flat", r"valid/features/audio is \[6, 7\], expected \[6, T, d\]"),
-        ("width", r"valid/features/audio is \[6, 7, 3\], expected \[N, T, d\] = \[N, 7, 4\]"),
-        ("rows", r"valid/features/audio is \[5, 7, 4\], expected \[6, T, d\]"),
-        ("nan", r"valid/features/audio\[1, 6, 2\] is nan"),
-        ("padding", r"valid/features/audio\[1, 4\] is not zero, but lies before the last 2 frames"),
-        ("length", r"valid/lengths\[1\] gives audio 8 frames, valid/features/audio has 7"),
-        ("absent length", r"valid/lengths\[1\] gives audio 2 frames although present is False"),
+        ("flat", r"valid/features/audio is \[21\], expected \[R, d\] with R = 21, the sum of its lengths"),
+        ("width", r"valid/features/audio is \[21, 3\], expected \[R, d\] = \[21, 4\] as in train"),
+        ("no width", r"train/features/audio is \[\d+, 0\], expected \[R, d\] with R = \d+"),
+        ("rows", r"valid/features/audio is \[20, 4\], expected \[R, d\] with R = 21"),
+        ("nan", r"valid/features/audio\[5, 2\] \(sample 3, frame 0\) is nan"),
+        ("length", r"valid/features/audio is \[21, 4\], expected \[R, d\] with R = 22, the sum of its lengths"),
+        ("absent length", r"valid/lengths\[3\] gives audio 6 frames although present is False"),
+        ("negative length", r"valid/lengths\[3\] gives audio -1 frames although present is False"),
         ("lengths shape", r"valid/lengths are int32 \[6, 2\], expected int \[6, 3\]"),
         ("present dtype", r"valid/present is int32 \[6, 3\], expected bool"),
         ("label range", r"train/labels\[3\] is 3.5, expected a score in \[-3, 3\]"),
@@ -347,7 +375,10 @@ def _break(dataset: Dataset, how: str) -> None:
         ("ids", "valid has 5 ids for 6 samples"),
         ("same id", r"id 'train\[0\] ünï' occurs in train and again in valid"),
         ("empty id", "valid/ids holds ''"),
+        ("surrogate", r"valid/ids holds 'a\\udc80b', expected a non-empty string without NUL or surrogates"),
+        ("no frames", "test has no frame of any modality"),
         ("ideal", "ideal_support is missing"),
+        ("ideal values", r"valid/ideal/la\[3\] is \[0.5, nan\], expected probabilities"),
         ("ideal shape", r"valid/ideal/la is \[6, 2\], expected \[6, 3\]"),
     ],
 )
@@ -370,7 +401,7 @@ def test_emotion_labels_are_indicators(make_dataset: Make, tmp_path: Path) -> No
 @pytest.mark.parametrize(("value", "message"), [(1e6, "reaches 1e\\+06, float16 ends at 65504"), (1e-9, "too small")])
 def test_float16_refuses_what_it_cannot_hold(make_dataset: Make, tmp_path: Path, value: float, message: str) -> None:
     dataset = _tiny()
-    dataset.splits["train"].features["audio"][0, 2] = value
+    dataset.splits["train"].features["audio"][2] = value
     with pytest.raises(UserError, match=message):
         store.write(dataset, tmp_path / "a.h5", "float16")
     store.write(dataset, tmp_path / "a.h5", "float32")

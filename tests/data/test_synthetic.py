@@ -54,22 +54,18 @@ class TestShape:
             data = dataset.splits[split]
             assert len(data) == round(size * dataset.report["fraction"])
             for modality, width in zip(MODALITIES, (300, 74, 35), strict=True):
-                assert data.features[modality].shape == (len(data), kind.steps, width)
+                assert data.features[modality].shape == (data.lengths[:, 0].sum(), width)
                 assert data.features[modality].dtype == np.float32
                 assert np.isfinite(data.features[modality]).all()
             assert data.lengths.dtype == np.int32
             assert data.present.all()
             assert data.present.shape == (len(data), 3)
 
-    def test_modalities_are_word_aligned_and_left_padded(self, dataset: Dataset) -> None:
+    def test_modalities_are_word_aligned_and_language_is_whole(self, dataset: Dataset) -> None:
+        assert dataset.aligned
         for data in dataset.splits.values():
             assert (data.lengths == data.lengths[:, :1]).all()
-            steps = data.features["language"].shape[1]
-            padding = np.arange(steps) < steps - data.lengths[:, :1]
-            for x in data.features.values():
-                assert not x[padding].any()
-            # Language frames are never lost, so the real ones are exactly the last `length`.
-            assert (data.frame_mask("language") == ~padding).all()
+            assert data.frame_mask("language").all()
 
     @pytest.mark.parametrize(("like", "mean", "tolerance"), [("mosi", 12, 1), ("mosei", 20, 1), ("iemocap", 12, 1)])
     def test_lengths_are_like_the_real_ones(self, like: str, mean: float, tolerance: float) -> None:
@@ -144,7 +140,7 @@ class TestSeeds:
 
     def test_seeds_and_splits_differ(self) -> None:
         a, b = synthesize("iemocap", 0.03, 5), synthesize("iemocap", 0.03, 6)
-        clips = [d.splits[split].features["visual"][0, -1] for d in (a, b) for split in SPLITS]
+        clips = [d.splits[split].features["visual"][0] for d in (a, b) for split in SPLITS]
         assert len({clip.tobytes() for clip in clips}) == 6
 
     def test_all_seeds_and_fractions_share_one_world(self) -> None:
@@ -209,7 +205,7 @@ class TestNuisance:
             mask = data.frame_mask("language")
             latent = world_of("mosi").sensors["language"].invert(data.features["language"][mask])
             score = np.zeros(len(data))
-            np.add.at(score, np.nonzero(mask)[0], latent @ directions.T @ valence)
+            np.add.at(score, data.row_samples("language")[mask], latent @ directions.T @ valence)
             agreement[split] = np.corrcoef(score, np.sign(data.labels))[0, 1]
         assert agreement["train"] > 0.2
         assert abs(agreement["test"]) < 0.1
@@ -352,8 +348,8 @@ def test_a_linear_model_of_frame_means_learns(mosi: Dataset, modality: str, at_l
 
     def means(split: str) -> np.ndarray:
         data = mosi.splits[split]
-        mask = data.frame_mask(modality)[..., None]
-        return (data.features[modality] * mask).sum(axis=1) / np.maximum(mask.sum(axis=1), 1)
+        x = data.padded(modality)
+        return x.sum(axis=1) / np.maximum(x.any(axis=-1).sum(axis=1, keepdims=True), 1)
 
     train = mosi.splits["train"]
     frames = train.features[modality][train.frame_mask(modality)]

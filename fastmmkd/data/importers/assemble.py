@@ -1,4 +1,4 @@
-"""What every importer does with the arrays it found: clean, detect padding and absence, left-pad, name, count.
+"""What every importer does with the arrays it found: clean, detect padding and absence, pack, name, count.
 
 Shape legend: N samples, T_m frames and d_m features of modality m.
 """
@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from fastmmkd.data.importers.padding import Span, given_span, occupied_span, pad_left, side_counts, union_span
+from fastmmkd.data.importers.array_in_file import ArrayInFile
+from fastmmkd.data.importers.padding import Span, given_span, inside, occupied_span, side_counts, union_span
 from fastmmkd.data.integrity import SCORE_LIMIT
+from fastmmkd.data.packing import Sliceable, blocks
 from fastmmkd.data.store import SPLITS, Dataset, Split
 from fastmmkd.errors import UserError
 from fastmmkd.modalities import MODALITIES
@@ -24,9 +26,9 @@ COUNTED = ("nonfinite", "absent", "padding", "length_misfits")
 
 @dataclass
 class RawSplit:
-    """One split as a source gives it. `assemble` takes the arrays over and may change them in place."""
+    """One split as a source gives it. `assemble` takes its features out one by one, so that they can be freed."""
 
-    features: dict[str, np.ndarray]
+    features: dict[str, Sliceable]
     """Modality -> `[N, T_m, d_m]` of any number dtype, padded on any side; a modality the split lacks has no key."""
     labels: np.ndarray
     """`[N]` scores or `[N, 4]` emotions, already in the store's order and scale."""
@@ -58,6 +60,7 @@ def assemble(
         _check_scores(raw, source)
     # Lengths of its own for one modality say that the modalities have different time axes.
     aligned = len({shape[0] for shape in shapes.values()}) == 1 and not any(split.lengths for split in raw.values())
+    notes = _notes(raw, shapes)
     report: dict[str, Any] = {"aligned": aligned, **{key: {} for key in COUNTED}}
     splits = {}
     for name in SPLITS:
@@ -66,7 +69,7 @@ def assemble(
         for key in COUNTED:
             report[key][name] = counted[key]
     report["ids"] = _name_samples(raw, splits)
-    report["notes"] = _notes(raw, shapes)
+    report["notes"] = notes
     return Dataset(
         splits=splits, label_kind=label_kind, source=source, importer=importer, label_map=label_map, report=report
     )
@@ -99,11 +102,11 @@ def _common_shapes(raw: Mapping[str, RawSplit], source: str) -> dict[str, tuple[
         if split.ids is not None and len(split.ids) != len(split.labels):
             raise UserError(f"{source}: {name} has {len(split.ids)} ids for {len(split.labels)} labels")
         for modality, x in split.features.items():
-            if x.ndim != 3:
+            if len(x.shape) != 3 or 0 in x.shape[1:]:
                 raise UserError(f"{source}: {name} {modality} is {list(x.shape)}, expected [N, T, d]")
-            if len(x) != len(split.labels):
-                raise UserError(f"{source}: {name} {modality} has {len(x)} samples, its labels {len(split.labels)}")
-            if shapes.setdefault(modality, x.shape[1:]) != x.shape[1:]:
+            if x.shape[0] != len(split.labels):
+                raise UserError(f"{source}: {name} {modality} has {x.shape[0]} samples, its labels {len(split.labels)}")
+            if shapes.setdefault(modality, (x.shape[1], x.shape[2])) != x.shape[1:]:
                 raise UserError(
                     f"{source}: {name} {modality} is {list(x.shape)}, expected [N, {shapes[modality][0]}, "
                     f"{shapes[modality][1]}] as in the other splits"
@@ -117,39 +120,69 @@ def _assemble_split(
     split: RawSplit, shapes: dict[str, tuple[int, int]], aligned: bool, counted: dict[str, dict[str, Any]]
 ) -> Split:
     samples = len(split.labels)
-    features: dict[str, np.ndarray] = {}
     spans: dict[str, Span] = {}
     present = np.zeros((samples, len(MODALITIES)), bool)
     for m, modality in enumerate(MODALITIES):
         if modality not in split.features:
-            steps, width = shapes.get(modality, (next(iter(shapes.values()))[0] if aligned else 1, 1))
-            features[modality] = np.zeros((samples, steps, width), np.float32)
             counted["absent"][modality] = samples
             continue
-        x, counts = finite_float32(split.features[modality])
+        occupied, counts = _occupied(split, modality)
         if counts:
             counted["nonfinite"][modality] = counts
-        if modality == "language" and split.tokens is not None:
-            # BERT gives padding tokens a vector too.
-            x[~split.tokens & split.tokens.any(1, keepdims=True)] = 0
-        occupied = (x != 0).any(-1)
         present[:, m] = occupied.any(1)
         if absent := int((~present[:, m]).sum()):
             counted["absent"][modality] = absent
-        features[modality] = x
         spans[modality] = _own_span(split, modality, occupied, counted["length_misfits"])
     spans = {m: _emptied(span, present[:, MODALITIES.index(m)]) for m, span in spans.items()}
     if aligned and spans:
         shared = union_span(list(spans.values()))
         counted["padding"]["shared"] = side_counts(shared, next(iter(shapes.values()))[0])
         spans = {m: _emptied(shared, present[:, MODALITIES.index(m)]) for m in spans}
+    features: dict[str, np.ndarray] = {}
     lengths = np.zeros((samples, len(MODALITIES)), np.int32)
-    for modality, span in spans.items():
+    for m, modality in enumerate(MODALITIES):
+        if modality not in spans:
+            features[modality] = np.zeros((0, shapes.get(modality, (1, 1))[1]), np.float32)
+            continue
+        span = spans[modality]
         if not aligned:
             counted["padding"][modality] = side_counts(span, shapes[modality][0])
-        pad_left(features[modality], span)
-        lengths[:, MODALITIES.index(modality)] = span[1] - span[0]
+        lengths[:, m] = span[1] - span[0]
+        features[modality] = _packed(split, modality, span)
+        del split.features[modality]
     return Split(features=features, lengths=lengths, present=present, labels=split.labels.astype(np.float32), ids=[])
+
+
+def _occupied(split: RawSplit, modality: str) -> tuple[np.ndarray, dict[str, int]]:
+    """`[N, T]` bool, True where a frame is not all zero once it is clean; and what `finite_float32` counted."""
+    x, spoken = split.features[modality], _spoken(split, modality)
+    occupied, counts = spoken.copy(), Counter[str]()
+    for samples in blocks(x.shape):
+        block, found = finite_float32(x[samples])
+        occupied[samples] &= block.any(-1)
+        counts.update(found)
+    return occupied, dict(counts)
+
+
+def _packed(split: RawSplit, modality: str, span: Span) -> np.ndarray:
+    """`[R, d]` float32: the clean frames in the span of each sample."""
+    x, spoken = split.features[modality], _spoken(split, modality)
+    real = inside(span, x.shape[1])
+    packed = np.empty((int(real.sum()), x.shape[2]), np.float32)
+    stop = 0
+    for samples in blocks(x.shape):
+        frames, _ = finite_float32(x[samples][real[samples]])
+        start, stop = stop, stop + len(frames)
+        frames[~spoken[samples][real[samples]]] = 0
+        packed[start:stop] = frames
+    return packed
+
+
+def _spoken(split: RawSplit, modality: str) -> np.ndarray:
+    """`[N, T]` bool, False where the token mask says padding: BERT gives padding tokens a vector too."""
+    if modality == "language" and split.tokens is not None:
+        return split.tokens | ~split.tokens.any(1, keepdims=True)
+    return np.ones(split.features[modality].shape[:2], bool)
 
 
 def _own_span(split: RawSplit, modality: str, occupied: np.ndarray, misfits: dict[str, Any]) -> Span:
@@ -171,16 +204,15 @@ def _emptied(span: Span, present: np.ndarray) -> Span:
 
 
 def finite_float32(x: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-    """`x` as float32 with NaN and infinities replaced by 0 (in place where it is float32), and their numbers:
+    """`x` as float32 with NaN and infinities replaced by 0 (`x` itself where that changes nothing), and their numbers:
     keys `nan`, `inf`, absent when 0."""
     with np.errstate(over="ignore"):
-        x = np.require(x, np.float32, ["C", "W"])  # a copy only where it must be
+        x = x.astype(np.float32, copy=False)
     if (finite := np.isfinite(x)).all():
         return x, {}
     nan = int(np.isnan(x).sum())
     counts = {"nan": nan, "inf": int((~finite).sum()) - nan}
-    x[~finite] = 0
-    return x, {kind: count for kind, count in counts.items() if count}
+    return np.where(finite, x, np.float32(0)), {kind: count for kind, count in counts.items() if count}
 
 
 def _name_samples(raw: Mapping[str, RawSplit], splits: Mapping[str, Split]) -> dict[str, Any]:
@@ -218,14 +250,14 @@ def require_scores(labels: np.ndarray, where: str) -> np.ndarray:
     return labels
 
 
-def numeric(x: object, where: str) -> np.ndarray:
-    """An array of numbers, whatever holds them.
+def numeric(x: object, where: str) -> Sliceable:
+    """An array of numbers, whatever holds them; one that is still in its file stays there.
 
     Raises:
         UserError: ragged, empty or not numbers.
     """
     try:
-        array = np.asarray(x)
+        array = x if isinstance(x, ArrayInFile) else np.asarray(x)
     except ValueError:
         raise UserError(f"{where} is ragged, expected one array [N, T, d]") from None
     if array.dtype.kind not in "iuf":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmmkd.data.checked_hdf5 import in_one_line
 from fastmmkd.data.importers.assemble import RawSplit, assemble, finite_float32
 from fastmmkd.data.importers.csd_files import Rows, Stream, open_streams, read_folds
 from fastmmkd.data.store import SPLITS, Dataset
@@ -58,7 +59,7 @@ def load(source: Path, steps: int = 50) -> Dataset:
             f"{source}: {'is a file' if source.exists() else 'no such folder'}, expected a folder of .csd files"
         )
     folds = read_folds(source)
-    with open_streams(source) as streams:
+    with in_one_line(source), open_streams(source) as streams:
         importer = _Importer(streams, steps)
         segments: dict[str, list[_Segment]] = {name: [] for name in SPLITS}
         for video in streams["labels"].videos:
@@ -170,15 +171,28 @@ def _is_pause(words: np.ndarray) -> np.ndarray:
     return np.array([text.strip() == PAUSE for text in texts], bool)
 
 
+class _PaddedSegments:
+    """A modality of all segments as `[N, steps, d]` float32, made when it is sliced."""
+
+    def __init__(self, segments: list[_Segment], modality: str, steps: int, width: int) -> None:
+        self.segments, self.modality = segments, modality
+        self.shape, self.dtype = (len(segments), steps, width), np.dtype(np.float32)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        segments = self.segments[rows]
+        padded = np.zeros((len(segments), *self.shape[1:]), self.dtype)
+        for i, segment in enumerate(segments):
+            if self.modality in segment.features:
+                padded[i, -segment.words :] = segment.features[self.modality]
+        return padded
+
+
 def _raw_split(segments: list[_Segment], widths: dict[str, int], steps: int) -> RawSplit:
-    features = {m: np.zeros((len(segments), steps, width), np.float32) for m, width in widths.items()}
     words = np.zeros((len(segments), steps), bool)
     for i, segment in enumerate(segments):
-        for modality, frames in segment.features.items():
-            features[modality][i, -len(frames) :] = frames
         words[i, -segment.words :] = True
     return RawSplit(
-        features=features,
+        features={m: _PaddedSegments(segments, m, steps, width) for m, width in widths.items()},
         labels=np.array([segment.label for segment in segments]),
         ids=[segment.name for segment in segments],
         tokens=words,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from fastmmkd.data.checked_hdf5 import in_one_line, member, refuse_elsewhere
 from fastmmkd.data.importers.assemble import RawSplit, assemble, require_scores
+from fastmmkd.data.packing import Sliceable
 from fastmmkd.data.store import SPLITS, Dataset
 from fastmmkd.errors import UserError
 
@@ -33,21 +36,23 @@ def load(source: Path) -> Dataset:
         raise UserError(
             f"{source}: {'is a file' if source.exists() else 'no such folder'}, expected a folder of .h5 files"
         )
-    raw = {name: _raw_split(source, name) for name in SPLITS}
-    label_map = _map_labels(raw, source)
-    return assemble(raw, source=f"MFN {source.resolve().name}", importer="mfn", label_map=label_map)
+    with in_one_line(source), ExitStack() as opened:
+        raw = {name: _raw_split(source, name, opened) for name in SPLITS}
+        label_map = _map_labels(raw, source)
+        return assemble(raw, source=f"MFN {source.resolve().name}", importer="mfn", label_map=label_map)
 
 
-def _raw_split(folder: Path, name: str) -> RawSplit:
+def _raw_split(folder: Path, name: str, opened: ExitStack) -> RawSplit:
     labels_file = folder / f"y_{name}.h5"
     if not labels_file.is_file():
         raise UserError(f"{labels_file}: no such file, expected the labels of {name}")
     files = {modality: _feature_file(folder, prefix, name) for modality, prefix in PREFIXES.items()}
-    features = {modality: _features(file) for modality, file in files.items() if file is not None}
+    features = {modality: _features(file, opened) for modality, file in files.items() if file is not None}
     if not features:
         wanted = ", ".join(f"{prefix}_{name}.h5" for prefix in PREFIXES.values())
         raise UserError(f"{folder}: no features for {name}, expected at least one of {wanted} (or with _emb)")
-    return RawSplit(features=features, labels=require_scores(_only_dataset(labels_file), f"{labels_file}: labels"))
+    labels = require_scores(_only_dataset(labels_file, opened)[()], f"{labels_file}: labels")
+    return RawSplit(features=features, labels=labels)
 
 
 def _feature_file(folder: Path, prefix: str, name: str) -> Path | None:
@@ -55,8 +60,8 @@ def _feature_file(folder: Path, prefix: str, name: str) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
-def _features(file: Path) -> np.ndarray:
-    x = _only_dataset(file)
+def _features(file: Path, opened: ExitStack) -> Sliceable:
+    x = _only_dataset(file, opened)
     if x.ndim != 3 or x.dtype.kind not in "iuf":
         raise UserError(
             f"{file}: holds {x.dtype} {list(x.shape)}, expected features [N, T, d] (word vectors, not indices)"
@@ -64,15 +69,15 @@ def _features(file: Path) -> np.ndarray:
     return x
 
 
-def _only_dataset(file: Path) -> np.ndarray:
-    try:
-        with h5py.File(file, "r") as h5:
-            for name in DATASET_NAMES:
-                if isinstance(h5.get(name), h5py.Dataset):
-                    return np.asarray(h5[name])
-            raise UserError(f"{file}: no data set {' or '.join(DATASET_NAMES)}, found {', '.join(h5) or 'nothing'}")
-    except OSError as error:
-        raise UserError(f"{file}: not a readable HDF5 file ({error})") from error
+def _only_dataset(file: Path, opened: ExitStack) -> h5py.Dataset:
+    """The array of a file, not read yet; the file is open until `opened` is closed."""
+    with in_one_line(file):
+        h5 = opened.enter_context(h5py.File(file, "r"))
+        for name in DATASET_NAMES:
+            if name in h5 and isinstance(dataset := member(h5, name), h5py.Dataset):
+                refuse_elsewhere(h5, name, dataset)
+                return dataset
+        raise UserError(f"no data set {' or '.join(DATASET_NAMES)}, found {', '.join(h5) or 'nothing'}")
 
 
 def _map_labels(raw: dict[str, RawSplit], source: Path) -> str:

@@ -34,7 +34,7 @@ def load(source: Path) -> Dataset:
 
 def _raw_split(split: dict[str, Any], where: str) -> RawSplit:
     labels = require_scores(split[LABELS], f"{where} {LABELS}")
-    raw = RawSplit(features=pickled.features(split, where), labels=labels)
+    raw = RawSplit(features=pickled.take_features(split, where), labels=labels)
     if split.get("id") is not None:
         raw.ids = text_ids(split["id"])
     for modality in ("audio", "visual"):

@@ -40,7 +40,7 @@ def load(source: Path) -> Dataset:
 def _raw_split(split: dict[str, Any], emotions: bool, where: str) -> RawSplit:
     labels = np.asarray(split["labels"])
     return RawSplit(
-        features=pickled.features(split, where),
+        features=pickled.take_features(split, where),
         labels=_emotions(labels, where) if emotions else require_scores(labels, f"{where} labels"),
         ids=None if split.get("id") is None else text_ids(split["id"]),
     )

@@ -1,15 +1,12 @@
-"""Where the real frames of a padded sequence are, and moving them to the end.
+"""Where the real frames of a padded sequence are.
 
-Shape legend: N samples, T frames, d features. A span is a pair of int64 arrays `[N]`, (start, stop): frames
+Shape legend: N samples, T frames. A span is a pair of int64 arrays `[N]`, (start, stop): frames
 `start <= t < stop` are real, (0, 0) says that there are none.
 """
 
 from __future__ import annotations
 
 import numpy as np
-
-ROWS = 512
-"""Samples at a time: large sets are moved without a second copy."""
 
 Span = tuple[np.ndarray, np.ndarray]
 
@@ -52,17 +49,10 @@ def union_span(spans: list[Span]) -> Span:
     return np.where(stop > 0, start, 0), stop
 
 
-def pad_left(x: np.ndarray, span: Span) -> None:
-    """Move the real frames of `[N, T, d]` to the end, in place, and put zeros before them."""
-    steps = x.shape[1]
-    moves = np.flatnonzero((span[0] > 0) | (span[1] < steps))
-    for at in range(0, len(moves), ROWS):
-        rows = moves[at : at + ROWS]
-        start, stop = span[0][rows, None], span[1][rows, None]
-        source = np.arange(steps)[None, :] - (steps - stop)
-        moved = np.take_along_axis(x[rows], np.maximum(source, 0)[:, :, None], axis=1)
-        moved[source < start] = 0
-        x[rows] = moved
+def inside(span: Span, steps: int) -> np.ndarray:
+    """`[N, steps]` bool, True for the real frames."""
+    t = np.arange(steps)[None, :]
+    return (t >= span[0][:, None]) & (t < span[1][:, None])
 
 
 def side_counts(span: Span, steps: int) -> dict[str, int]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fastmmkd.data.importers import restricted_pickle
 from fastmmkd.data.importers.assemble import numeric
+from fastmmkd.data.packing import Sliceable
 from fastmmkd.data.store import SPLITS
 from fastmmkd.errors import UserError
 
@@ -33,9 +32,9 @@ def load_splits(source: Path, label_key: str) -> dict[str, dict[str, Any]]:
     return content
 
 
-def features(split: dict[str, Any], where: str) -> dict[str, np.ndarray]:
-    """Modality -> `[N, T_m, d_m]`, those the split has."""
-    return {m: numeric(split[key], f"{where} {key}") for m, key in KEYS.items() if split.get(key) is not None}
+def take_features(split: dict[str, Any], where: str) -> dict[str, Sliceable]:
+    """Modality -> `[N, T_m, d_m]`, those the split has; taken out of it, so that nothing else holds them."""
+    return {m: numeric(split.pop(key), f"{where} {key}") for m, key in KEYS.items() if split.get(key) is not None}
 
 
 def _names(mapping: dict[Any, Any]) -> str:

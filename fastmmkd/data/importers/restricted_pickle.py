@@ -1,16 +1,32 @@
-"""Pickles from the internet: NumPy arrays in plain containers, and nothing that could run."""
+"""Pickles from the internet: NumPy arrays in plain containers, and nothing that could run.
+
+NumPy's own functions are not handed to a pickle: called with arguments of its choice they write to memory that is not
+theirs. What a pickle says about an array is taken as data, checked, and the array made from it here. Large arrays stay
+in the file: `np.asarray` and slices read them, so that a set of which most is padding need not fit into memory.
+"""
 
 from __future__ import annotations
 
+import math
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
+from fastmmkd.data.importers.array_in_file import ArrayInFile, BytesInFile
 from fastmmkd.errors import UserError
+
+LARGE = 1 << 20
+"""Bytes from which on what an array holds is left in the file."""
+_DTYPE = re.compile(r"[<>=|]?([biufcSU]\d+|\?|O8?)")
+
+
+class _Refused(Exception):
+    """A pickle asked for something outside the list; the argument is its dotted name."""
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -20,19 +36,77 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-# The private functions that pickled arrays and scalars name, taken from what NumPy itself would write.
-_reconstruct = np.empty(0).__reduce__()[0]
-_scalar = np.float64(0).__reduce__()[0]
-_frombuffer = np.empty(0).__reduce_ex__(5)[0]
+class _Dtype:
+    """`numpy.dtype(name)` and, as its state, the byte order: of numbers, text and objects."""
 
+    def __init__(self, name: str, align: bool = False, copy: bool = False) -> None:
+        if not isinstance(name, str) or not _DTYPE.fullmatch(name):
+            raise _Refused(f"an array of {name!r}")
+        self.numpy = np.dtype(name)
+
+    def build(self, state: tuple[Any, ...]) -> None:
+        self.numpy = self.numpy.newbyteorder(state[1])
+
+
+class _Array:
+    """What `_reconstruct` begins and the state that follows completes."""
+
+    def __init__(self, cls: object, shape: tuple[int, ...], typecode: bytes) -> None:
+        self.memo_keys: list[int] = []
+
+    def build(self, state: tuple[Any, ...]) -> np.ndarray | ArrayInFile:
+        *_, shape, dtype, fortran, content = state
+        return _made(content, dtype, shape, "F" if fortran else "C")
+
+
+def _made(content: Any, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray | ArrayInFile:
+    """The array of these bytes; of a list, where it holds objects.
+
+    Raises:
+        ValueError: shape, dtype and content do not fit together.
+    """
+    count, size = math.prod(shape), dtype.numpy.itemsize
+    if min(shape, default=0) < 0:
+        raise ValueError(f"an array of shape {shape}")
+    if dtype.numpy.kind == "O":
+        if not isinstance(content, list) or len(content) != count:
+            raise ValueError(f"objects of shape {shape} are not in a list of as many")
+        objects = np.empty(count, object)
+        objects[:] = content
+        return objects.reshape(shape, order="F" if order == "F" else "C")
+    if isinstance(content, str):  # bytes of Python 2
+        content = content.encode("latin1")
+    held = content.size if isinstance(content, BytesInFile) else len(content)
+    if held != count * size:
+        raise ValueError(f"{held} bytes for {list(shape)} of {dtype.numpy}")
+    if not isinstance(content, BytesInFile):
+        return np.frombuffer(content, dtype.numpy).reshape(shape, order="F" if order == "F" else "C")
+    array = ArrayInFile(content, tuple(shape), dtype.numpy)
+    return array if order == "C" else array[:].reshape(shape[::-1]).transpose()
+
+
+def _frombuffer(
+    content: Any, dtype: _Dtype, shape: tuple[int, ...], order: str, axes: tuple[int, ...] | None = None
+) -> np.ndarray | ArrayInFile:
+    """How protocol 5 writes contiguous arrays; with `axes`, those that became contiguous by a transposition."""
+    array = _made(content, dtype, shape, order if axes is None else "C")
+    return array if axes is None else np.asarray(array).transpose(axes)
+
+
+def _scalar(dtype: _Dtype, content: bytes | str) -> Any:
+    return np.asarray(_made(content, dtype, (1,), "C"))[0]
+
+
+_NDARRAY = object()
+"""Stands for the class `numpy.ndarray`: an argument of `_reconstruct`, and nothing that can be called."""
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
     ("collections", "OrderedDict"): OrderedDict,
 }
 for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
-    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _reconstruct
+    _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Array
     _ALLOWED[f"{_core}.multiarray", "scalar"] = _scalar
     _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _frombuffer
 for _builtins in ("builtins", "__builtin__"):  # Python 3 and 2
@@ -40,11 +114,29 @@ for _builtins in ("builtins", "__builtin__"):  # Python 3 and 2
         _ALLOWED[_builtins, _cls.__name__] = _cls
 
 
-class _Refused(Exception):
-    """A pickle asked for something outside the list; the argument is its dotted name."""
+class _Memo(dict[int, Any]):
+    """What a pickle may refer to again; an array that is not complete knows its places."""
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        if isinstance(value, _Array):
+            value.memo_keys.append(key)
+        super().__setitem__(key, value)
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
+class _RestrictedUnpickler(pickle._Unpickler):
+    """The one of the standard library that is written in Python, since its opcodes can be replaced."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    append: Callable[[Any], None]
+    read: Callable[[int], bytes]
+    _unframer: Any
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        super().__init__(file, encoding="latin1")
+        self.path, self.file, self.size = path, file, path.stat().st_size
+        self.memo = _Memo()
+
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) not in _ALLOWED:
             raise _Refused(f"{module}.{name}")
@@ -53,11 +145,57 @@ class _RestrictedUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         raise _Refused(f"persistent id {pid!r}")
 
+    def load_build(self) -> None:
+        state, unfinished = self.stack.pop(), self.stack[-1]
+        if isinstance(unfinished, _Array):
+            self.stack[-1] = unfinished.build(state)
+            for key in unfinished.memo_keys:
+                self.memo[key] = self.stack[-1]
+        elif isinstance(unfinished, _Dtype):
+            unfinished.build(state)
+        else:
+            raise _Refused(f"a state of {type(unfinished).__name__}")
+
+    def _bytes(self, length_bytes: int) -> bytes | BytesInFile:
+        size = int.from_bytes(self.read(length_bytes), "little")
+        # Frames are read whole, and large bytes lie outside of them.
+        if size < LARGE or self._unframer.current_frame is not None:
+            return self.read(size)
+        offset = self.file.tell()
+        if size > self.size - offset:
+            raise EOFError(f"{size} bytes at {offset} of {self.size}")
+        self.file.seek(offset + size)
+        return BytesInFile(self.path, offset, size)
+
+    def load_binbytes(self) -> None:
+        self.append(self._bytes(4))
+
+    def load_binbytes8(self) -> None:
+        self.append(self._bytes(8))
+
+    def load_bytearray8(self) -> None:
+        content = self._bytes(8)
+        self.append(bytearray(content) if isinstance(content, bytes) else content)
+
+    def load_binstring(self) -> None:
+        content = self._bytes(4)
+        self.append(content.decode("latin1") if isinstance(content, bytes) else content)
+
+    for _opcode, _load in {
+        pickle.BUILD: load_build,
+        pickle.BINBYTES: load_binbytes,
+        pickle.BINBYTES8: load_binbytes8,
+        pickle.BYTEARRAY8: load_bytearray8,
+        pickle.BINSTRING: load_binstring,
+    }.items():
+        dispatch[_opcode[0]] = _load
+
 
 def load(path: Path) -> Any:
     """Unpickle a file that holds NumPy arrays, scalars and dtypes, and plain containers.
 
-    Strings of Python 2 pickles are decoded as Latin-1.
+    Strings of Python 2 pickles are decoded as Latin-1. Arrays of `LARGE` bytes and more are `ArrayInFile`, where they
+    lie in the file as they are (not if Python 3 wrote it with protocol 2 or less), and bytes are `BytesInFile`.
 
     Raises:
         UserError: no such file, not a (whole) pickle, or it asks for anything else, which is named and not imported.
@@ -66,7 +204,7 @@ def load(path: Path) -> Any:
         raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}, expected a pickle (.pkl)")
     try:
         with path.open("rb") as file:
-            return _RestrictedUnpickler(file, encoding="latin1").load()
+            return _RestrictedUnpickler(path, file).load()
     except _Refused as refused:
         raise UserError(
             f"{path}: refused, the pickle asks for {refused}; only NumPy arrays and plain containers are allowed"
