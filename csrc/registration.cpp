@@ -19,6 +19,14 @@ TORCH_LIBRARY_IMPL(fastmmkd, CPU, m) {
   m.impl("cross_attention_backward", fastmmkd::cross_attention_backward);
   m.impl("residual_layer_norm", fastmmkd::residual_layer_norm);
   m.impl("residual_layer_norm_backward", fastmmkd::residual_layer_norm_backward);
+  m.impl("encoder_layer", fastmmkd::encoder_layer);
+  m.impl("encoder_layer_backward", fastmmkd::encoder_layer_backward);
+  m.impl("crossmodal_layer", fastmmkd::crossmodal_layer);
+  m.impl("crossmodal_layer_backward", fastmmkd::crossmodal_layer_backward);
+  m.impl("grouped_linear", fastmmkd::grouped_linear);
+  m.impl("grouped_linear_backward", fastmmkd::grouped_linear_backward);
+  m.impl("temporal_convolution", fastmmkd::temporal_convolution);
+  m.impl("temporal_convolution_backward", fastmmkd::temporal_convolution_backward);
   m.impl("pairwise_contrastive", fastmmkd::pairwise_contrastive);
   m.impl("jsd_mutual_information", fastmmkd::jsd_mutual_information);
   m.impl("gaussian_mmd", fastmmkd::gaussian_mmd);

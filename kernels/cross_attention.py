@@ -1,7 +1,8 @@
 """Masked attention over keys spliced from segments, without a score matrix; see `fastmmkd.ops.cross_attention`.
 
-A program owns a block of one head's queries and walks over blocks of its keys; backward, other programs of the same
-launch own a block of keys and walk over the queries. Blocks of keys that are all masked cost one load of the mask.
+A program owns a block of a sample's queries in one head and walks over blocks of its keys; backward, other programs of
+the same launch own a block of keys and walk over the queries. Blocks of keys that are all masked cost one load of the
+mask.
 
 A tile of scores is made by `tl.dot` (`TILE`, the dtype of its operands) or, `TILE` being None, by FMAs feature by
 feature. Clocks of a multiprocessor of compute capability 8.0 for 32 scores, forward, by its rates (in a clock 16 exp2,
@@ -16,9 +17,12 @@ So half precision fills up: exp2 stays the bound. float32 must not round to the 
 none below 8.0: FMAs by feature up to 8 features, and a dot beyond, where little is filled up and operands serve more
 FMAs. Several heads in one dot, block by block, would multiply as many zeros as the filling up.
 
-Shape legend: G groups, B rows, T queries, K keys of all segments, H heads, E features of a head, d = H E; O rows that
-a program owns, W rows that it walks over at a time. A tile is `[O, W]` for a dot. For FMAs it is `[W, O]`: the lanes of
-the one warp lie along O, so that sums over W stay within a thread.
+Shape legend: G groups, S models of them, B samples, R rows, T queries and K keys of all segments of a sample, H heads,
+E features of a head, d = H E; O rows that a program owns, W rows that it walks over at a time. A tile is `[O, W]` for a
+dot. For FMAs it is `[W, O]`: the lanes of the one warp lie along O, so that sums over W stay within a thread.
+
+Where a sample's rows lie is read on the device: the grid has room for the longest sample, and programs past the end of
+theirs do nothing. Rows of nobody are sample B, which comes after the others: its programs write zeros.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ CANDIDATES = [
 HALF = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 View = tuple[torch.Tensor, int, int, int]
-"""A tensor `[G, B, T_i, ...]` as the kernels take it: with its strides over groups, rows and frames."""
+"""A tensor `[X, R, ...]` as the kernels take it: with how many groups share one of X, and its strides over X and R."""
 
 
 def cross_attention(
@@ -53,21 +57,25 @@ def cross_attention(
     keys: Sequence[torch.Tensor],
     values: Sequence[torch.Tensor],
     key_masks: Sequence[torch.Tensor],
+    starts: torch.Tensor,
+    key_starts: Sequence[torch.Tensor],
+    longest: Sequence[int],
     heads: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """out `[G, B, T, d]`, contiguous; statistics `[G, B, H, 2, T]` in float32.
+    """out `[G, R, d]`, contiguous; statistics `[G, H, 2, R]` in float32.
 
     The statistics of a query are its largest score, in units of ln 2, and 1 / the sum of its softmax: both 0 if it has
-    no key.
+    no key, or is nobody's.
     """
-    groups, batch, queries, _ = query.shape
+    groups, rows, _ = query.shape
     out = query.new_empty(query.shape)
-    statistics = query.new_empty((groups, batch, heads, 2, queries), dtype=torch.float32)
-    views = (_view(query), *(tuple(map(_view, xs)) for xs in (keys, values, key_masks)))
-    lengths = tuple(x.shape[2] for x in keys)
-    options = _options("cross_attention", query, lengths, heads)
-    grid = (groups * batch * heads, triton.cdiv(queries, options["BO"]))
-    launch(_forward, grid, *views, _view(out), statistics, lengths, queries, batch, **options)
+    statistics = query.new_empty((groups, heads, 2, rows), dtype=torch.float32)
+    views = _views(groups, query, keys, values, key_masks, starts, key_starts)
+    queries, *lengths = longest
+    options = _options("cross_attention", query, queries, sum(lengths), heads)
+    batch = starts.shape[1] - 1
+    grid = (groups * (batch + 1) * heads, triton.cdiv(queries, options["BO"]))
+    launch(_forward, grid, *views, _view(out, groups), statistics, rows, batch, **options)
     return out, statistics
 
 
@@ -77,60 +85,75 @@ def cross_attention_backward(
     keys: Sequence[torch.Tensor],
     values: Sequence[torch.Tensor],
     key_masks: Sequence[torch.Tensor],
+    starts: torch.Tensor,
+    key_starts: Sequence[torch.Tensor],
+    longest: Sequence[int],
     out: torch.Tensor,
     statistics: torch.Tensor,
     heads: int,
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-    """The gradients of query, keys and values, contiguous; 0 for masked keys and for queries without a key."""
-    groups, batch, queries, _ = query.shape
+    """The gradients of query, keys and values, contiguous; 0 for masked keys, queries without a key, nobody's rows."""
+    groups, rows, _ = query.shape
     grad_query = query.new_empty(query.shape)
     grad_keys, grad_values = ([x.new_empty(x.shape) for x in xs] for xs in (keys, values))
-    views = (_view(query), *(tuple(map(_view, xs)) for xs in (keys, values, key_masks)))
-    saved = (_view(out), statistics.contiguous(), _view(grad.to(query.dtype)))
-    results = (_view(grad_query), *(tuple(map(_view, xs)) for xs in (grad_keys, grad_values)))
-    lengths = tuple(x.shape[2] for x in keys)
-    options = _options("cross_attention_backward", query, lengths, heads)
+    views = _views(groups, query, keys, values, key_masks, starts, key_starts)
+    saved = (_view(out, groups), statistics.contiguous(), _view(grad.to(query.dtype), groups))
+    results = (_view(grad_query, groups), *(_tuple(xs, groups) for xs in (grad_keys, grad_values)))
+    queries, *lengths = longest
+    options = _options("cross_attention_backward", query, queries, sum(lengths), heads)
+    batch = starts.shape[1] - 1
     blocks = triton.cdiv(queries, options["BO"]) + triton.cdiv(sum(lengths), options["BO"])
-    args = (*views, *saved, *results, lengths, queries, batch)
-    launch(_backward, (groups * batch * heads, blocks), *args, **options)
+    key_rows = tuple(x.shape[1] for x in keys)
+    args = (*views, *saved, *results, key_rows, rows, queries, batch)
+    launch(_backward, (groups * (batch + 1) * heads, blocks), *args, **options)
     return grad_query, grad_keys, grad_values
 
 
-def _view(x: torch.Tensor) -> View:
-    if x.dim() == 4 and x.stride(3) != 1:
+def _view(x: torch.Tensor, groups: int) -> View:
+    if x.dim() == 3 and x.stride(2) != 1:
         x = x.contiguous()
-    group, sample, frame, *_ = x.stride()
-    return x, group, sample, frame
+    return x, groups // max(len(x), 1), x.stride(0), x.stride(1)
 
 
-def _options(kernel: str, query: torch.Tensor, lengths: Sequence[int], heads: int) -> dict[str, Any]:
+def _tuple(xs: Sequence[torch.Tensor], groups: int) -> tuple[View, ...]:
+    return tuple(_view(x, groups) for x in xs)
+
+
+def _views(groups: int, query: torch.Tensor, *others: Any) -> tuple[Any, ...]:
+    """Of the query, and of keys, values, masks, starts of queries and starts of keys."""
+    return _view(query, groups), *(
+        _view(x, groups) if isinstance(x, torch.Tensor) else _tuple(x, groups) for x in others
+    )
+
+
+def _options(kernel: str, query: torch.Tensor, queries: int, keys: int, heads: int) -> dict[str, Any]:
     """The compile-time constants of a kernel, and num_warps."""
-    queries, keys, features = query.shape[2], sum(lengths), query.shape[3] // heads
-    wide = queries > 32
+    features = query.shape[2] // heads
     if query.dtype != torch.float32 and tensor_cores(query.device):  # a warp for every 16 rows
         tile = HALF[query.dtype]
-        default = {"BO": 64 if wide else 32, "BW": 64 if keys > 256 else 32, "num_warps": 4 if wide else 2}
+        default = {"BO": 64, "BW": 32, "num_warps": 4} if queries > 32 else {"BO": 32, "BW": 32, "num_warps": 2}
     elif features > MOST_BY_FEATURE:
         tile = tl.float32
-        default = {"BO": 32, "BW": 32 if kernel == "cross_attention" else 16, "num_warps": 4}
+        default = {"BO": 32 if kernel == "cross_attention" else 16, "BW": 32, "num_warps": 4}
     else:  # one warp, a thread of which has a row or two to itself, or half of one
         tile = None
-        forward = {"BO": 64 if queries > 64 else 32, "BW": 32, "num_warps": 1}
-        default = forward if kernel == "cross_attention" else {"BO": 16, "BW": 64, "num_warps": 1}
+        forward = {"BO": 64, "BW": 16, "num_warps": 1} if queries > 64 else {"BO": 32, "BW": 32, "num_warps": 1}
+        default = forward if kernel == "cross_attention" else {"BO": 16, "BW": 32, "num_warps": 1}
     sizes = {"T": queries, "K": keys, "E": features, "bytes": query.element_size()}
     return {"H": heads, "E": features, "TILE": tile, **parameters(kernel, default, query.device, **sizes)}
 
 
-@triton.jit(do_not_specialize=["lengths", "T", "B"])
+@triton.jit(do_not_specialize=["R", "B"])
 def _forward(
     query,
     keys,
     values,
     masks,
+    starts,
+    key_starts,
     out,
     statistics,
-    lengths,
-    T,
+    R,
     B,
     H: tl.constexpr,
     E: tl.constexpr,
@@ -139,49 +162,61 @@ def _forward(
     BW: tl.constexpr,
 ):
     ALONG: tl.constexpr = 0 if TILE is None else 1  # the axis of a tile that is walked over
-    group, row, head = _place(B, H)
-    at, mask_at, K = (group, row, head * E), (group, row, 0), _total(lengths)
-    t = tl.program_id(1).to(tl.int64) * BO + tl.arange(0, BO)  # [BO]
-    b_query = _own(_frames(query, at, t), t < T, E, TILE)
-    b_top = tl.full([BO], float("-inf"), tl.float32)
-    b_total = tl.zeros([BO], tl.float32)
-    b_out = _zeros(BO, E, TILE)
-    for first in range(0, K, BW):
-        k = first + tl.arange(0, BW).to(tl.int64)  # [BW]
-        present = tl.load(_spliced(masks, lengths, mask_at, k), k < K, 0) != 0
-        if _any(present):
-            b_key = _walked(_spliced(keys, lengths, at, k), present, E, TILE)
-            b_value = _walked(_spliced(values, lengths, at, k), present, E, TILE)
-            b_score = _products(b_query, b_key, E, TILE) * _scale(E)
-            b_score = tl.where(tl.expand_dims(present, 1 - ALONG), b_score, float("-inf"))
-            b_new_top = tl.maximum(b_top, tl.max(b_score, ALONG))  # [BO]
-            b_weight = tl.exp2(b_score - tl.expand_dims(b_new_top, ALONG))
-            b_shrink = tl.exp2(b_top - b_new_top)
-            b_total = b_total * b_shrink + tl.sum(b_weight, ALONG)
-            b_out = _add_weighted(_times(b_out, b_shrink, TILE), b_weight, b_value, TILE)
-            b_top = b_new_top
-    keyless = b_total == 0.0
-    b_share = 1.0 / tl.where(keyless, float("inf"), b_total)
-    _store(_frames(out, at, t), _times(b_out, b_share, TILE), t < T, E, TILE)
-    statistics += ((group * B + row) * H + head) * 2 * T
-    tl.store(statistics + t, tl.where(keyless, 0.0, b_top), t < T)
-    tl.store(statistics + T + t, b_share, t < T)
+    group, sample, head = _place(B, H)
+    at = group, head * E
+    statistics += (group * H + head) * 2 * R
+    start, T = _span(starts, group, sample, B, R)
+    if sample == B:
+        _clear(out, at, start, T, E, TILE, BO)
+        _clear_statistics(statistics + start, T, R, BO)
+    elif tl.program_id(1) * BO < T:
+        shifts, ends = _spans(key_starts, group, sample)
+        p_keys, p_values = _all_from(keys, at, shifts), _all_from(values, at, shifts)
+        p_masks = _all_from(masks, (group, 0), shifts)
+        t = tl.program_id(1) * BO + tl.arange(0, BO)  # [BO]
+        b_query = _own(_rows(_from(query, at, start), t), t < T, E, TILE)
+        b_top = tl.full([BO], float("-inf"), tl.float32)
+        b_total = tl.zeros([BO], tl.float32)
+        b_out = _zeros(BO, E, TILE)
+        for first in range(0, ends[-1], BW):
+            k = first + tl.arange(0, BW)  # [BW]
+            present = tl.load(_spliced(p_masks, ends, k), k < ends[-1], 0) != 0
+            if _any(present):
+                b_key = _walked(_spliced(p_keys, ends, k), present, E, TILE)
+                b_value = _walked(_spliced(p_values, ends, k), present, E, TILE)
+                b_score = _products(b_query, b_key, E, TILE) * _scale(E)
+                b_score = tl.where(tl.expand_dims(present, 1 - ALONG), b_score, float("-inf"))
+                b_new_top = tl.maximum(b_top, tl.max(b_score, ALONG))  # [BO]
+                b_weight = tl.exp2(b_score - tl.expand_dims(b_new_top, ALONG))
+                b_shrink = tl.exp2(b_top - b_new_top)
+                b_total = b_total * b_shrink + tl.sum(b_weight, ALONG)
+                b_out = _add_weighted(_times(b_out, b_shrink, TILE), b_weight, b_value, TILE)
+                b_top = b_new_top
+        keyless = b_total == 0.0
+        b_share = 1.0 / tl.where(keyless, float("inf"), b_total)
+        _store(_rows(_from(out, at, start), t), _times(b_out, b_share, TILE), t < T, E, TILE)
+        statistics += start
+        tl.store(statistics + t, tl.where(keyless, 0.0, b_top), t < T)
+        tl.store(statistics + R + t, b_share, t < T)
 
 
-@triton.jit(do_not_specialize=["lengths", "T", "B"])
+@triton.jit(do_not_specialize=["R", "longest", "B"])
 def _backward(
     query,
     keys,
     values,
     masks,
+    starts,
+    key_starts,
     out,
     statistics,
     grad,
     grad_query,
     grad_keys,
     grad_values,
-    lengths,
-    T,
+    key_rows,
+    R,
+    longest,
     B,
     H: tl.constexpr,
     E: tl.constexpr,
@@ -190,82 +225,142 @@ def _backward(
     BW: tl.constexpr,
 ):
     ALONG: tl.constexpr = 0 if TILE is None else 1  # the axis of a tile that is walked over
-    group, row, head = _place(B, H)
-    at, mask_at, K = (group, row, head * E), (group, row, 0), _total(lengths)
-    statistics += ((group * B + row) * H + head) * 2 * T
-    block, query_blocks = tl.program_id(1).to(tl.int64), tl.cdiv(T, BO)
-    if block < query_blocks:
-        t = block * BO + tl.arange(0, BO)  # [BO]
-        b_query, b_grad = _own(_frames(query, at, t), t < T, E, TILE), _own(_frames(grad, at, t), t < T, E, TILE)
-        b_delta = _dots(b_grad, _own(_frames(out, at, t), t < T, E, TILE), TILE)
-        b_top, b_share = tl.load(statistics + t, t < T, 0.0), tl.load(statistics + T + t, t < T, 0.0)
-        b_grad_query = _zeros(BO, E, TILE)
-        for first in range(0, K, BW):
-            k = first + tl.arange(0, BW).to(tl.int64)  # [BW]
-            present = tl.load(_spliced(masks, lengths, mask_at, k), k < K, 0) != 0
-            if _any(present):
-                b_key = _walked(_spliced(keys, lengths, at, k), present, E, TILE)
-                b_value = _walked(_spliced(values, lengths, at, k), present, E, TILE)
-                b_score = _products(b_query, b_key, E, TILE) * _scale(E)
-                b_weight = tl.exp2(b_score - tl.expand_dims(b_top, ALONG)) * tl.expand_dims(b_share, ALONG)
-                b_change = b_weight * (_products(b_grad, b_value, E, TILE) - tl.expand_dims(b_delta, ALONG))
-                b_change = tl.where(tl.expand_dims(present, 1 - ALONG), b_change, 0.0)
-                b_grad_query = _add_weighted(b_grad_query, b_change, b_key, TILE)
-        b_factor = tl.full([BO], LN_2 * _scale(E), tl.float32)
-        _store(_frames(grad_query, at, t), _times(b_grad_query, b_factor, TILE), t < T, E, TILE)
+    group, sample, head = _place(B, H)
+    at = group, head * E
+    start, T = _span(starts, group, sample, B, R)
+    statistics += (group * H + head) * 2 * R + start
+    block, query_blocks = tl.program_id(1), tl.cdiv(longest, BO)
+    if sample == B:
+        _clear(grad_query, at, start, T, E, TILE, BO)
+        for i in tl.static_range(len(key_rows)):
+            start, T = _span(key_starts[i], group, sample, B, key_rows[i])
+            _clear(grad_keys[i], at, start, T, E, TILE, BO)
+            _clear(grad_values[i], at, start, T, E, TILE, BO)
     else:
-        k = (block - query_blocks) * BO + tl.arange(0, BO)  # [BO]
-        present = tl.load(_spliced(masks, lengths, mask_at, k), k < K, 0) != 0
-        b_key = _own(_spliced(keys, lengths, at, k), present, E, TILE)
-        b_value = _own(_spliced(values, lengths, at, k), present, E, TILE)
-        b_grad_key, b_grad_value = _zeros(BO, E, TILE), _zeros(BO, E, TILE)
-        for first in range(0, tl.where(_any(present), T, 0), BW):
-            t = first + tl.arange(0, BW).to(tl.int64)  # [BW]
-            p_grad = _frames(grad, at, t)
-            b_delta = _dots(_own(p_grad, t < T, E, TILE), _own(_frames(out, at, t), t < T, E, TILE), TILE)
-            b_top, b_share = tl.load(statistics + t, t < T, 0.0), tl.load(statistics + T + t, t < T, 0.0)
-            b_query, b_grad = _walked(_frames(query, at, t), t < T, E, TILE), _walked(p_grad, t < T, E, TILE)
-            b_score = _products(b_key, b_query, E, TILE) * _scale(E)
-            b_weight = tl.exp2(b_score - tl.expand_dims(b_top, 1 - ALONG)) * tl.expand_dims(b_share, 1 - ALONG)
-            b_change = b_weight * (_products(b_value, b_grad, E, TILE) - tl.expand_dims(b_delta, 1 - ALONG))
-            b_grad_value = _add_weighted(b_grad_value, b_weight, b_grad, TILE)
-            b_grad_key = _add_weighted(b_grad_key, b_change, b_query, TILE)
-        b_factor = tl.full([BO], LN_2 * _scale(E), tl.float32)
-        # A masked key stood here as zeros, and what that gathered is not its gradient.
-        b_grad_key = _only(present, _times(b_grad_key, b_factor, TILE), TILE)
-        _store(_spliced(grad_keys, lengths, at, k), b_grad_key, k < K, E, TILE)
-        _store(_spliced(grad_values, lengths, at, k), _only(present, b_grad_value, TILE), k < K, E, TILE)
+        shifts, ends = _spans(key_starts, group, sample)
+        p_query, p_grad, p_out = _from(query, at, start), _from(grad, at, start), _from(out, at, start)
+        p_keys, p_values = _all_from(keys, at, shifts), _all_from(values, at, shifts)
+        p_masks = _all_from(masks, (group, 0), shifts)
+        if block < query_blocks:
+            t = block * BO + tl.arange(0, BO)  # [BO]
+            b_query, b_grad = _own(_rows(p_query, t), t < T, E, TILE), _own(_rows(p_grad, t), t < T, E, TILE)
+            b_delta = _dots(b_grad, _own(_rows(p_out, t), t < T, E, TILE), TILE)
+            b_top, b_share = tl.load(statistics + t, t < T, 0.0), tl.load(statistics + R + t, t < T, 0.0)
+            b_grad_query = _zeros(BO, E, TILE)
+            for first in range(0, tl.where(block * BO < T, ends[-1], 0), BW):
+                k = first + tl.arange(0, BW)  # [BW]
+                present = tl.load(_spliced(p_masks, ends, k), k < ends[-1], 0) != 0
+                if _any(present):
+                    b_key = _walked(_spliced(p_keys, ends, k), present, E, TILE)
+                    b_value = _walked(_spliced(p_values, ends, k), present, E, TILE)
+                    b_score = _products(b_query, b_key, E, TILE) * _scale(E)
+                    b_weight = tl.exp2(b_score - tl.expand_dims(b_top, ALONG)) * tl.expand_dims(b_share, ALONG)
+                    b_change = b_weight * (_products(b_grad, b_value, E, TILE) - tl.expand_dims(b_delta, ALONG))
+                    b_change = tl.where(tl.expand_dims(present, 1 - ALONG), b_change, 0.0)
+                    b_grad_query = _add_weighted(b_grad_query, b_change, b_key, TILE)
+            b_factor = tl.full([BO], LN_2 * _scale(E), tl.float32)
+            p_grad_query = _rows(_from(grad_query, at, start), t)
+            _store(p_grad_query, _times(b_grad_query, b_factor, TILE), t < T, E, TILE)
+        else:
+            k = (block - query_blocks) * BO + tl.arange(0, BO)  # [BO]
+            present = tl.load(_spliced(p_masks, ends, k), k < ends[-1], 0) != 0
+            b_key = _own(_spliced(p_keys, ends, k), present, E, TILE)
+            b_value = _own(_spliced(p_values, ends, k), present, E, TILE)
+            b_grad_key, b_grad_value = _zeros(BO, E, TILE), _zeros(BO, E, TILE)
+            for first in range(0, tl.where(_any(present), T, 0), BW):
+                t = first + tl.arange(0, BW)  # [BW]
+                b_delta = _dots(_own(_rows(p_grad, t), t < T, E, TILE), _own(_rows(p_out, t), t < T, E, TILE), TILE)
+                b_top, b_share = tl.load(statistics + t, t < T, 0.0), tl.load(statistics + R + t, t < T, 0.0)
+                b_query = _walked(_rows(p_query, t), t < T, E, TILE)
+                b_grad = _walked(_rows(p_grad, t), t < T, E, TILE)
+                b_score = _products(b_key, b_query, E, TILE) * _scale(E)
+                b_weight = tl.exp2(b_score - tl.expand_dims(b_top, 1 - ALONG)) * tl.expand_dims(b_share, 1 - ALONG)
+                b_change = b_weight * (_products(b_value, b_grad, E, TILE) - tl.expand_dims(b_delta, 1 - ALONG))
+                b_grad_value = _add_weighted(b_grad_value, b_weight, b_grad, TILE)
+                b_grad_key = _add_weighted(b_grad_key, b_change, b_query, TILE)
+            b_factor = tl.full([BO], LN_2 * _scale(E), tl.float32)
+            # A masked key stood here as zeros, and what that gathered is not its gradient.
+            b_grad_key = _only(present, _times(b_grad_key, b_factor, TILE), TILE)
+            p_grad_key = _spliced(_all_from(grad_keys, at, shifts), ends, k)
+            p_grad_value = _spliced(_all_from(grad_values, at, shifts), ends, k)
+            _store(p_grad_key, b_grad_key, k < ends[-1], E, TILE)
+            _store(p_grad_value, _only(present, b_grad_value, TILE), k < ends[-1], E, TILE)
 
 
 @triton.jit
 def _place(B, H: tl.constexpr):
-    """Group, row of the batch and head of a program."""
+    """Group, sample (B: nobody) and head of a program."""
     program = tl.program_id(0).to(tl.int64)
-    return program // H // B, program // H % B, program % H
+    return program // H // (B + 1), program // H % (B + 1), program % H
 
 
 @triton.jit
-def _total(lengths):
-    total = lengths[0]
-    for i in tl.static_range(1, len(lengths)):
-        total += lengths[i]
-    return total
+def _from(view, at, row):
+    """Pointer to a row of a view at (group, column), and the stride to the next."""
+    return view[0] + at[0] // view[1] * view[2] + at[1] + row * view[3], view[3]
 
 
 @triton.jit
-def _frames(view, at, frame):
-    """Pointers to frames of a view at (group, row, column)."""
-    return view[0] + at[0] * view[1] + at[1] * view[2] + at[2] + frame * view[3]
-
-
-@triton.jit
-def _spliced(views, lengths, at, frame):
-    """The same to frames of the segments, counted on from one to the next."""
-    pointers = _frames(views[0], at, frame)
-    for i in tl.static_range(1, len(lengths)):
-        frame -= lengths[i - 1]
-        pointers = tl.where(frame < 0, pointers, _frames(views[i], at, frame))
+def _all_from(views, at, rows):
+    pointers = (_from(views[0], at, rows[0]),)
+    for i in tl.static_range(1, len(views)):
+        pointers += (_from(views[i], at, rows[i]),)  # type: ignore[assignment]  # Triton tuples grow
     return pointers
+
+
+@triton.jit
+def _rows(first, row):
+    """Pointers to rows, counted from a first one."""
+    return first[0] + row.to(tl.int64) * first[1]
+
+
+@triton.jit
+def _span(starts, group, sample, B, rows):
+    """The first row of a sample, and how many it has; of nobody all that are left of `rows`."""
+    p_start, step = _from(starts, (group, 0), sample)
+    start = tl.load(p_start)
+    return start, (tl.load(p_start + step, sample < B, rows) - start).to(tl.int32)
+
+
+@triton.jit
+def _spans(key_starts, group, sample):
+    """Of the keys of a sample, counted on from one segment to the next: what lies between their number and their row,
+    and the number at which a segment ends."""
+    start, end = _span(key_starts[0], group, sample, sample + 1, 0)
+    shifts, ends = (start,), (end,)
+    for i in tl.static_range(1, len(key_starts)):
+        start, length = _span(key_starts[i], group, sample, sample + 1, 0)
+        shifts += (start - end,)  # type: ignore[assignment]  # Triton tuples grow
+        end += length
+        ends += (end,)  # type: ignore[assignment]
+    return shifts, ends
+
+
+@triton.jit
+def _spliced(firsts, ends, k):
+    """Pointers to keys."""
+    pointers, steps = firsts[0]
+    for i in tl.static_range(1, len(ends)):
+        pointers = tl.where(k < ends[i - 1], pointers, firsts[i][0])
+        steps = tl.where(k < ends[i - 1], steps, firsts[i][1])
+    return pointers + k.to(tl.int64) * steps
+
+
+@triton.jit
+def _clear(view, at, start, count, E: tl.constexpr, TILE: tl.constexpr, BO: tl.constexpr):
+    """Zeros to `count` rows, which the programs of a head divide among themselves."""
+    first_row = _from(view, at, start)
+    for first in range(tl.program_id(1) * BO, count, tl.num_programs(1) * BO):
+        row = first + tl.arange(0, BO)  # [BO]
+        _store(_rows(first_row, row), _zeros(BO, E, TILE), row < count, E, TILE)
+
+
+@triton.jit
+def _clear_statistics(statistics, count, R, BO: tl.constexpr):
+    for first in range(tl.program_id(1) * BO, count, tl.num_programs(1) * BO):
+        row = first + tl.arange(0, BO)  # [BO]
+        tl.store(statistics + row, tl.zeros([BO], tl.float32), row < count)
+        tl.store(statistics + R + row, tl.zeros([BO], tl.float32), row < count)
 
 
 @triton.jit

@@ -1,15 +1,17 @@
-"""The missing draw: a program gathers a block of frames of one row and modality; see `fastmmkd.ops.missing_draw`.
+"""The missing draw: a program gathers a block of rows of one sample and modality; see `fastmmkd.ops.missing_draw`.
 
-Everything is decided from the words of `fastmmkd.ops.philox`, bit for bit. Rows are read on the device: one that the
-split does not have is not noticed.
+Everything is decided from the words of `fastmmkd.ops.philox`, bit for bit. Where rows lie, and which samples are
+wanted, is read on the device: the grid has room for the longest sample, programs past the end of theirs do nothing, and
+a sample that the split does not have is not noticed. Rows of nobody are one more sample of a model, after the others.
 
-Shape legend: S seeds, V versions, B rows of a batch, N rows of the split, T frames, D features, W modalities of
-`present`.
+Shape legend: S models, V versions, B samples of a batch, N samples of the split, R rows of a model, T rows of a sample,
+D features, W modalities of `present`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -32,51 +34,55 @@ MODALITIES = 3
 def missing_draw(
     features: Sequence[torch.Tensor],
     frame_masks: Sequence[torch.Tensor],
+    starts: Sequence[torch.Tensor],
     present: torch.Tensor,
     sample: torch.Tensor,
     seed: torch.Tensor,
     epoch: torch.Tensor,
+    batch_starts: Sequence[torch.Tensor],
+    rows: Sequence[int],
+    longest: Sequence[int],
     versions: int,
     p_max: float,
     exact: bool,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Features `[S, V * B, T, D]` and masks `[S, V * B, T]` bool per modality, of which there are at most three."""
+    """Features `[S, R, D]` and masks `[S, R]` bool per modality, of which there are at most three."""
     if not 0 < len(features) <= MODALITIES:
         raise UserError(f"missing_draw: {len(features)} modalities; expected 1 to {MODALITIES}")
-    sources = [x.contiguous() for x in features], [mask.contiguous() for mask in frame_masks]
+    sources = [[x.contiguous() for x in of] for of in (features, frame_masks, starts, batch_starts)]
     present, sample, seed = (x.contiguous() for x in (present, sample, seed))
-    seeds, batch = sample.shape
-    drawn, masks = ([x.new_empty((seeds, versions * batch, *x.shape[1:])) for x in of] for of in sources)
-    frames, widths = ([x.shape[axis] for x in sources[0]] for axis in (1, 2))
-    default = {"BT": min(64, power_of_two(max(frames))), "BE": 1024, "num_warps": 4}
-    tuned = parameters("missing_draw", default, sample.device, frames=max(frames), width=max(widths))
-    grid = (seeds * versions * batch, triton.cdiv(max(frames), tuned["BT"]), len(features))
-    of_modalities = [x for of in (*sources, drawn, masks, frames, widths) for x in _filled(of)]
-    args = (*of_modalities, present, sample, seed, epoch, *present.shape, versions, batch, p_max)
+    models, batch = sample.shape
+    drawn = [x.new_empty((models, n, x.shape[1])) for x, n in zip(features, rows, strict=True)]
+    masks = [mask.new_empty((models, n)) for mask, n in zip(frame_masks, rows, strict=True)]
+    widths = [x.shape[1] for x in features]
+    most = 32 if exact else 64  # exact, every row of a block is compared with every other
+    default = {"BT": min(most, power_of_two(max(longest))), "BE": 1024, "num_warps": 4}
+    tuned = parameters("missing_draw", default, sample.device, frames=max(longest), width=max(widths))
+    grid = (models * (versions * batch + 1), triton.cdiv(max(longest), tuned["BT"]), len(features))
+    of_modalities: list[list[Any]] = [*sources, drawn, masks, list(rows), widths]
+    filled = [x for of in of_modalities for x in of + of[-1:] * (MODALITIES - len(of))]  # no program reads those added
+    args = (*filled, present, sample, seed, epoch, present.shape[1], versions, batch, p_max)
     launch(_draw, grid, *args, EXACT=exact, BW=power_of_two(present.shape[1]), **tuned)
     return drawn, masks
 
 
-def _filled(of_modalities: list) -> list:
-    """One for each modality that a launch takes; no program reads the ones added."""
-    return of_modalities + of_modalities[-1:] * (MODALITIES - len(of_modalities))
-
-
-@triton.jit(do_not_specialize=["T0", "T1", "T2", "N", "W", "V", "B"])
+@triton.jit(do_not_specialize=["R0", "R1", "R2", "W", "V", "B"])
 def _draw(
-    x0, x1, x2, mask0, mask1, mask2, drawn0, drawn1, drawn2, kept0, kept1, kept2, T0, T1, T2, D0, D1, D2,
-    present, sample, seed, epoch, N, W, V, B, p_max,
+    x0, x1, x2, mask0, mask1, mask2, starts0, starts1, starts2, batch_starts0, batch_starts1, batch_starts2,
+    drawn0, drawn1, drawn2, kept0, kept1, kept2, R0, R1, R2, D0, D1, D2,
+    present, sample, seed, epoch, W, V, B, p_max,
     EXACT: tl.constexpr, BW: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    row, modality = tl.program_id(0).to(tl.int64), tl.program_id(2)
-    named = tl.load(sample + row // (V * B) * B + row % B)
-    key = tl.load(seed + row // (V * B))
+    modality, size = tl.program_id(2), V * B
+    model, place = tl.program_id(0).to(tl.int64) // (size + 1), tl.program_id(0).to(tl.int64) % (size + 1)
+    is_nobody = place == size
+    named = tl.load(sample + model * B + place % B, place < size, 0)
+    key = tl.load(seed + model)
     low, high = key.to(tl.uint32), (key >> 32).to(tl.uint32)
-    c1, c2, c3 = named.to(tl.uint32), tl.load(epoch).to(tl.uint32), (row // B % V).to(tl.uint32)
-    source = tl.where(named < 0, named + N, named)
+    c1, c2, c3 = named.to(tl.uint32), tl.load(epoch).to(tl.uint32), (place // B).to(tl.uint32)
 
     other = tl.arange(0, BW)  # [BW]
-    b_present = tl.load(present + source * W + other, other < W, 0).to(tl.int32)
+    b_present = tl.load(present + named * W + other, (place < size) & (other < W), 0).to(tl.int32)
     rank = tl.sum(tl.where(other < modality, b_present, 0), 0)
     word0, word1, _, _ = _philox(tl.zeros_like(c1), c1, c2, c3, low, high)
     subsets = (1 << tl.sum(b_present, 0)) - 1
@@ -84,52 +90,75 @@ def _draw(
     p = _uniform(word1) * p_max
     kept = (tl.sum(tl.where(other == modality, b_present, 0), 0) != 0) & (((subset >> rank.to(tl.uint32)) & 1) != 0)
     first = 1 + (modality.to(tl.uint32) << 24)
+    words = (first, c1, c2, c3, low, high)
+    at = (model * (size + 1) + place, model, named)
     if modality == 0:
-        _gather(x0, mask0, drawn0, kept0, T0, D0, row, source, kept, p, first, c1, c2, c3, low, high, EXACT, BT, BE)
+        _gather(x0, mask0, starts0, batch_starts0, drawn0, kept0, R0, D0, at, is_nobody, kept, p, words, EXACT, BT, BE)
     elif modality == 1:
-        _gather(x1, mask1, drawn1, kept1, T1, D1, row, source, kept, p, first, c1, c2, c3, low, high, EXACT, BT, BE)
+        _gather(x1, mask1, starts1, batch_starts1, drawn1, kept1, R1, D1, at, is_nobody, kept, p, words, EXACT, BT, BE)
     else:
-        _gather(x2, mask2, drawn2, kept2, T2, D2, row, source, kept, p, first, c1, c2, c3, low, high, EXACT, BT, BE)
+        _gather(x2, mask2, starts2, batch_starts2, drawn2, kept2, R2, D2, at, is_nobody, kept, p, words, EXACT, BT, BE)
 
 
 @triton.jit
 def _gather(
-    x, mask, drawn, masks, T, D, row, source, kept, p, first, c1, c2, c3, low, high,
+    x, mask, starts, batch_starts, drawn, masks, R, D, at, is_nobody, kept, p, words,
     EXACT: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """A block of frames of row `source` to row `row` of `drawn`, and which of them are left to `masks`."""
-    frame = tl.program_id(1) * BT + tl.arange(0, BT)  # [BT]
-    b_mask = tl.load(mask + source * T + frame, frame < T, 0) != 0
-    b_u = _of_frames(frame, first, c1, c2, c3, low, high)
-    if EXACT:
-        rank = tl.zeros([BT], tl.int32)  # among the frames that there are, by (uniform, frame)
-        frames = 0
-        for start in range(0, T, BT):
-            other = start + tl.arange(0, BT)  # [BT]
-            b_there = tl.load(mask + source * T + other, other < T, 0) != 0
-            b_other = _of_frames(other, first, c1, c2, c3, low, high)
-            equal = (b_other[None, :] == b_u[:, None]) & (other[None, :] < frame[:, None])
-            before = b_there[None, :] & ((b_other[None, :] < b_u[:, None]) | equal)  # [BT, BT]
-            rank += tl.sum(before.to(tl.int32), 1)
-            frames += tl.sum(b_there.to(tl.int32), 0)
-        wanted = p * frames.to(tl.float32)  # type: ignore[attr-defined]  # no int after the loop
-        above = rank.to(tl.float32) + 0.5
-        dropped = (wanted > above) | ((wanted == above) & (rank % 2 == 1))  # rank < wanted rounded half to even
+    """A block of rows of sample `at[2]` of the split to `drawn`, and which of them are left to `masks`."""
+    begin = tl.load(batch_starts + at[0])
+    drawn += (at[1] * R + begin) * D
+    masks += at[1] * R + begin
+    if is_nobody:
+        _clear(drawn, (R - begin) * D, BE)
+        _clear(masks, R - begin, BT)
     else:
-        dropped = b_u < p
-    tl.store(masks + row * T + frame, b_mask & kept & (dropped == 0), frame < T)
-    tl.debug_barrier()  # what one thread stored others load
-    begin = tl.program_id(1) * BT
-    for start in range(begin * D, tl.minimum(begin + BT, T) * D, BE):
-        at = start + tl.arange(0, BE)  # [BE]
-        inside = at < tl.minimum(begin + BT, T) * D
-        b_left = tl.load(masks + row * T + at // D, inside, 0) != 0
-        tl.store(drawn + row * T * D + at, tl.load(x + source * T * D + at, inside & b_left, 0.0), inside)
+        T = (tl.load(batch_starts + at[0] + 1) - begin).to(tl.int32)
+        stored = tl.load(starts + at[2])
+        before = T - (tl.load(starts + at[2] + 1) - stored).to(tl.int32)  # rows before its first frame
+        mask += stored - before
+        x += (stored - before) * D
+        first = tl.program_id(1) * BT
+        row = first + tl.arange(0, BT)  # [BT]
+        b_mask = tl.load(mask + row, (row >= before) & (row < T), 0) != 0
+        b_u = _of_frames(row - before, words)
+        if EXACT:
+            rank = tl.zeros([BT], tl.int32)  # among the frames that there are, by (uniform, row)
+            frames = 0
+            for start in range(0, T, BT):
+                other = start + tl.arange(0, BT)  # [BT]
+                b_there = tl.load(mask + other, (other >= before) & (other < T), 0) != 0
+                b_other = _of_frames(other - before, words)
+                equal = (b_other[None, :] == b_u[:, None]) & (other[None, :] < row[:, None])
+                ahead = b_there[None, :] & ((b_other[None, :] < b_u[:, None]) | equal)  # [BT, BT]
+                rank += tl.sum(ahead.to(tl.int32), 1)
+                frames += tl.sum(b_there.to(tl.int32), 0)
+            wanted = p * frames.to(tl.float32)  # type: ignore[attr-defined]  # no int after the loop
+            above = rank.to(tl.float32) + 0.5
+            dropped = (wanted > above) | ((wanted == above) & (rank % 2 == 1))  # rank < wanted rounded half to even
+        else:
+            dropped = b_u < p
+        tl.store(masks + row, b_mask & kept & (dropped == 0), row < T)
+        tl.debug_barrier()  # what one thread stored others load
+        end = tl.minimum(first + BT, T) * D
+        for start in range(first * D, end, BE):
+            element = start + tl.arange(0, BE)  # [BE]
+            b_left = tl.load(masks + element // D, element < end, 0) != 0
+            tl.store(drawn + element, tl.load(x + element, (element < end) & b_left, 0.0), element < end)
 
 
 @triton.jit
-def _of_frames(frame, first, c1, c2, c3, low, high):
+def _clear(to, count, BLOCK: tl.constexpr):
+    """Zeros, which the programs of the second axis divide among themselves."""
+    for first in range(tl.program_id(1) * BLOCK, count, tl.num_programs(1) * BLOCK):
+        element = first + tl.arange(0, BLOCK).to(tl.int64)  # [BLOCK]
+        tl.store(to + element, tl.zeros([BLOCK], to.dtype.element_ty), element < count)
+
+
+@triton.jit
+def _of_frames(frame, words):
     """The uniforms of frames: each block of four has one counter."""
+    first, c1, c2, c3, low, high = words
     word0, word1, word2, word3 = _philox(first + (frame // 4).to(tl.uint32), c1, c2, c3, low, high)
     word = tl.where(frame % 4 < 2, tl.where(frame % 4 == 0, word0, word1), tl.where(frame % 4 == 2, word2, word3))
     return _uniform(word)

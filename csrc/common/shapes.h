@@ -1,26 +1,37 @@
 // What the operations ask of their tensors' shapes, on every device.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 namespace fastmmkd {
 
 inline void check_attention(const at::Tensor& query, at::TensorList keys, at::TensorList values,
-                            at::TensorList key_masks, int64_t heads) {
-  TORCH_CHECK(query.dim() == 4, "query is ", query.sizes(), "; expected [G, B, T, d]");
-  TORCH_CHECK(keys.size() == values.size() && keys.size() == key_masks.size() && !keys.empty(), keys.size(), " key, ",
-              values.size(), " value and ", key_masks.size(), " mask segments; expected as many");
-  TORCH_CHECK(heads > 0 && query.size(3) % heads == 0, heads, " heads do not divide the width ", query.size(3));
+                            at::TensorList key_masks, const at::Tensor& starts, at::TensorList key_starts,
+                            at::IntArrayRef longest, int64_t heads) {
+  TORCH_CHECK(query.dim() == 3, "query is ", query.sizes(), "; expected [G, R, d]");
+  TORCH_CHECK(keys.size() == values.size() && keys.size() == key_masks.size() && keys.size() == key_starts.size() &&
+                  keys.size() + 1 == longest.size() && !keys.empty(),
+              keys.size(), " key, ", values.size(), " value and ", key_masks.size(), " mask segments, ",
+              key_starts.size(), " key_starts and ", longest.size(), " longest; expected one longest more");
+  TORCH_CHECK(heads > 0 && query.size(2) % heads == 0, heads, " heads do not divide the width ", query.size(2));
+  const auto divides = [&](const at::Tensor& x) { return x.size(0) > 0 && query.size(0) % x.size(0) == 0; };
+  TORCH_CHECK(starts.scalar_type() == at::kLong && starts.dim() == 2 && starts.size(1) > 0 && divides(starts),
+              "starts are ", starts.sizes(), " ", starts.scalar_type(), "; query ", query.sizes(),
+              " needs [S, B + 1] int64, S a divisor of ", query.size(0));
   for (size_t i = 0; i < keys.size(); ++i) {
-    const at::Tensor& mask = key_masks[i];
-    TORCH_CHECK(mask.scalar_type() == at::kBool && mask.dim() == 3 && mask.size(0) == query.size(0) &&
-                    mask.size(1) == query.size(1),
-                "mask ", i, " is ", mask.sizes(), " ", mask.scalar_type(), "; query is ", query.sizes());
+    const at::Tensor &mask = key_masks[i], &begins = key_starts[i];
+    TORCH_CHECK(begins.scalar_type() == at::kLong && begins.dim() == 2 && begins.size(1) == starts.size(1) &&
+                    divides(begins),
+                "key_starts ", i, " are ", begins.sizes(), " ", begins.scalar_type(), "; starts are ", starts.sizes(),
+                ", query is ", query.sizes());
+    TORCH_CHECK(mask.scalar_type() == at::kBool && mask.dim() == 2 && divides(mask), "mask ", i, " is ", mask.sizes(),
+                " ", mask.scalar_type(), "; query is ", query.sizes());
     for (const at::Tensor& x : {keys[i], values[i]}) {
       TORCH_CHECK(x.scalar_type() == query.scalar_type(), "segment ", i, " is ", x.scalar_type(), ", query is ",
                   query.scalar_type());
-      TORCH_CHECK(x.dim() == 4 && x.size(0) == query.size(0) && x.size(1) == query.size(1) &&
-                      x.size(2) == mask.size(2) && x.size(3) == query.size(3),
+      TORCH_CHECK(x.dim() == 3 && x.size(0) == query.size(0) && x.size(1) == mask.size(1) &&
+                      x.size(2) == query.size(2),
                   "segment ", i, " is ", x.sizes(), " with a mask ", mask.sizes(), "; query is ", query.sizes());
     }
   }

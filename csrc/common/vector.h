@@ -98,61 +98,63 @@ typedef Vector (*Join)(Vector, Vector);
 
 constexpr int SLACK = LANES;  // floats that `fold` may write behind its results
 
-#if FASTMMKD_LANES == 16
+// Lane i of the result is lane I[i] of a and b one behind the other.
+template <int... I>
+FASTMMKD_INLINE Floats<sizeof...(I)> shuffle(Floats<sizeof...(I)> a, Floats<sizeof...(I)> b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, typename Lanes<sizeof...(I)>::Int{I...});
+#endif
+}
+
+// Rows and columns of 4 x 4 floats change places.
+FASTMMKD_INLINE void transpose(Floats<4>* x) {
+  const Floats<4> low = shuffle<0, 4, 1, 5>(x[0], x[1]), high = shuffle<2, 6, 3, 7>(x[0], x[1]);
+  const Floats<4> next_low = shuffle<0, 4, 1, 5>(x[2], x[3]), next_high = shuffle<2, 6, 3, 7>(x[2], x[3]);
+  x[0] = shuffle<0, 1, 4, 5>(low, next_low);
+  x[1] = shuffle<2, 3, 6, 7>(low, next_low);
+  x[2] = shuffle<0, 1, 4, 5>(high, next_high);
+  x[3] = shuffle<2, 3, 6, 7>(high, next_high);
+}
+
 // Lanes l with (l & H) == 0: a[l] joined with a[l ^ H]; the others: the same of b.
-template <Join JOIN, int H>
-FASTMMKD_INLINE Vector fold_two(Vector a, Vector b) {
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  const __m512i other = _mm512_xor_si512(lane, _mm512_set1_epi32(H));
-  const __mmask16 second = H == 8 ? 0xFF00 : H == 4 ? 0xF0F0 : H == 2 ? 0xCCCC : 0xAAAA;
-  const __m512i crossed = _mm512_mask_add_epi32(other, second, other, _mm512_set1_epi32(16));
-  return JOIN(_mm512_mask_blend_ps(second, a, b), _mm512_permutex2var_ps(a, crossed, b));
+template <Join JOIN, int H, int... L>
+FASTMMKD_INLINE Vector fold_two(Vector a, Vector b, std::integer_sequence<int, L...>) {
+  return JOIN(shuffle<(L & H ? LANES + L : L)...>(a, b), shuffle<(L & H ? LANES + (L ^ H) : L ^ H)...>(a, b));
 }
 
 // Joins all lanes of each of N vectors, N a power of 2: lane i of the result is that of vector i % N.
-template <Join JOIN, int N, int H = 8>
+template <Join JOIN, int N, int H = LANES / 2>
 FASTMMKD_INLINE Vector fold_power(const Vector* x) {
+  constexpr std::make_integer_sequence<int, LANES> lanes{};
   if constexpr (H == 0) {
     return x[0];
   } else if constexpr (H >= N) {
     const Vector folded = fold_power<JOIN, N, H / 2>(x);
-    return fold_two<JOIN, H>(folded, folded);
+    return fold_two<JOIN, H>(folded, folded, lanes);
   } else {
     Vector halves[H];
 #pragma GCC unroll 8
     for (int i = 0; i < H; ++i) {
-      halves[i] = fold_two<JOIN, H>(x[i], x[i + H]);
+      halves[i] = fold_two<JOIN, H>(x[i], x[i + H], lanes);
     }
     return fold_power<JOIN, H, H / 2>(halves);
   }
 }
-#endif
 
 // to[i]: all lanes of x[i] joined. Writes SLACK floats more.
 template <Join JOIN, int N>
 FASTMMKD_INLINE void fold(const Vector* x, float* to) {
-#if FASTMMKD_LANES == 16
-  constexpr int POWER = N >= 16 ? 16 : N >= 8 ? 8 : N >= 4 ? 4 : N >= 2 ? 2 : 1;
+  constexpr int POWER = N >= LANES ? LANES : N >= 8 ? 8 : N >= 4 ? 4 : N >= 2 ? 2 : 1;
   store<LANES>(to, fold_power<JOIN, POWER>(x));
   if constexpr (N > POWER) {
     fold<JOIN, N - POWER>(x + POWER, to + POWER);
   }
-#else
-  for (int i = 0; i < N; ++i) {
-    Vector joined = x[i];
-    for (int h = LANES / 2; h > 0; h /= 2) {
-      Vector moved = joined;
-      for (int l = 0; l < h; ++l) {
-        moved[l] = joined[l + h];
-      }
-      joined = JOIN(joined, moved);
-    }
-    to[i] = joined[0];
-  }
-#endif
 }
 
-// 2^x within 2 ulp; 0, or at most 2^-126, below the range; infinite above it.
+// 2^x within 2 ulp; 0, or at most 2^-126, below the range; infinite above it. What is left out is exactly 0: products with
+// subnormal numbers take a hundred times as long.
 FASTMMKD_INLINE Vector exp2(Vector x) {
 #if FASTMMKD_LANES == 16
   const Vector f = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
@@ -164,7 +166,7 @@ FASTMMKD_INLINE Vector exp2(Vector x) {
   return _mm512_maskz_scalef_ps(0xFFFF, p, x);
 #else
   using Int = Lanes<LANES>::Int;
-  x = x < -126.0f ? Vector{} - 126.0f : x;  // a NaN stays
+  x = maximum(Vector{} - 127.0f, x);  // which becomes exactly 0; a NaN stays
   const Vector shifted = x + 12582912.0f;  // 1.5 * 2^23: the nearest integer is in the low bits
   const Vector f = x - (shifted - 12582912.0f);
   Vector p = f * 1.327647497e-3f + 9.675541782e-3f;

@@ -1,40 +1,21 @@
 // Masked multi-head attention over keys spliced from segments; float32 arithmetic. Forward and backward never hold a
 // score matrix: backward computes it again from the statistics of every query's softmax. Masked keys are left out before anything else.
-#include <ATen/ATen.h>
-#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "common/check.h"
+#include "common/parallel.h"
 #include "common/shapes.h"
+#include "cpu/attention.h"
 #include "cpu/operations.h"
 
 namespace fastmmkd {
 
 constexpr float LN2 = 0.693147180559945f;
-
-struct View {  // [G, B, T, d] (masks: [G, B, T]), adjacent features, other strides in elements
-  const void* data;
-  int64_t group, row, frame;
-};
-
-struct Segment {
-  View key, value, mask;
-  int64_t length;
-  void *grad_key, *grad_value;  // contiguous
-};
-
-struct Attention {
-  int64_t batch, queries, width, heads, longest;  // longest: keys of all segments together
-  float scale;                                    // log2(e) / sqrt(head width)
-  bool half, backward;                            // half: bfloat16, not float32
-  View query, grad, out;
-  const Segment* segments;
-  int64_t segment_count;
-  float* statistics;  // [G, B, h, 2, T]: a query's largest score, in units of ln 2, and 1 / the sum of its softmax
-  void* result;       // out or, backward, the query's gradient; contiguous
-};
 
 }  // namespace fastmmkd
 
@@ -46,94 +27,184 @@ namespace fastmmkd {
 namespace {
 
 constexpr int64_t PAIRS = 16384;  // of a query and a key: worth a thread
+constexpr int64_t OVERHEAD = 8;   // queries, and keys, that a task takes as long as besides its own
 
 View view_of(const at::Tensor& x) {
-  return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
+  return {x.const_data_ptr(), x.stride(0), x.stride(1)};
+}
+
+Result result_of(const at::Tensor& x) {
+  return {x.mutable_data_ptr(), x.stride(0), x.stride(1)};
 }
 
 // Every tensor that the kernel reads, alive while it does.
 struct Inputs {
-  at::Tensor query;
+  at::Tensor query, starts;
   std::vector<at::Tensor> tensors;
   std::vector<Segment> segments;
 };
 
 Attention attention_of(Inputs& inputs, const at::Tensor& query, at::TensorList keys, at::TensorList values,
-                       at::TensorList key_masks, int64_t heads) {
+                       at::TensorList key_masks, const at::Tensor& starts, at::TensorList key_starts,
+                       at::IntArrayRef longest, int64_t heads) {
   check_dtype(query, "query");
-  check_attention(query, keys, values, key_masks, heads);
+  check_attention(query, keys, values, key_masks, starts, key_starts, longest, heads);
   Attention a{};
   inputs.query = with_adjacent_features(query);
+  inputs.starts = starts.contiguous();
+  check_starts(inputs.starts, query.size(1), longest[0], "query");
   a.query = view_of(inputs.query);
-  a.batch = query.size(1);
-  a.queries = query.size(2);
-  a.width = query.size(3);
+  a.groups = query.size(0);
+  a.rows = query.size(1);
+  a.width = query.size(2);
   a.heads = heads;
-  a.scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(a.width / heads)));
+  a.scale = attention_scale(a.width, heads);
   a.half = query.scalar_type() == at::kBFloat16;
-  inputs.tensors.reserve(2 * keys.size());
+  a.layout = layout_of(inputs.starts, a.groups);
+  inputs.tensors.reserve(3 * keys.size());
   for (size_t i = 0; i < keys.size(); ++i) {
-    inputs.tensors.push_back(with_adjacent_features(keys[i]));
-    inputs.tensors.push_back(with_adjacent_features(values[i]));
-    const at::Tensor& mask = key_masks[i];
-    const auto last = inputs.tensors.end();
-    inputs.segments.push_back({view_of(last[-2]), view_of(last[-1]), view_of(mask), mask.size(2), nullptr, nullptr});
-    a.longest += mask.size(2);
+    const at::Tensor &key = inputs.tensors.emplace_back(with_adjacent_features(keys[i])),
+                     &value = inputs.tensors.emplace_back(with_adjacent_features(values[i])),
+                     &begins = inputs.tensors.emplace_back(key_starts[i].contiguous()), &mask = key_masks[i];
+    check_starts(begins, key.size(1), longest[i + 1], "keys");
+    const int64_t mask_groups = std::max<int64_t>(a.groups / mask.size(0), 1);
+    inputs.segments.push_back({view_of(key), view_of(value), mask.const_data_ptr<bool>(), mask.stride(0),
+                               mask.stride(1), mask_groups, layout_of(begins, a.groups), key.size(1), {}, {}});
+    a.longest += longest[i + 1];
   }
   a.segments = inputs.segments.data();
   a.segment_count = static_cast<int64_t>(inputs.segments.size());
   return a;
 }
 
-void run(const Attention& a, int64_t groups) {
-  const int64_t features = std::max<int64_t>(a.width / a.heads, 4) + 4;  // filled up
-  const int64_t room = (a.longest + 15) / 16 * 16, arrays = 4 * features + 2;
-  const int64_t grain = PAIRS / (a.queries * a.longest + 1) + 1;
-  at::parallel_for(0, groups * a.batch * a.heads, grain, [&](int64_t begin, int64_t end) {
-    const Scratch memory(arrays * room + 20 * (features + 32) + 2 * a.segment_count);
-    FASTMMKD_CALL(attention, a, begin, end, memory.floats());
-  });
+// Appends the sums of the work of every head of every sample, [G, B, h], up to and with it.
+void add_work(const Attention& a, std::vector<int64_t>& ends) {
+  int64_t sum = ends.empty() ? 0 : ends.back();
+  for (int64_t group = 0; group < a.groups; ++group) {
+    for (int64_t sample = 0; sample < a.layout.samples; ++sample) {
+      int64_t keys = 0;
+      for (int64_t i = 0; i < a.segment_count; ++i) {
+        const Segment& segment = a.segments[i];
+        const int64_t* range = segment.layout.of(group, sample);
+        const bool* mask = segment.mask_of(group);
+        for (int64_t row = range[0]; row < range[1]; ++row) {
+          keys += mask[row * segment.mask_row];
+        }
+      }
+      const int64_t* range = a.layout.of(group, sample);
+      for (int64_t head = 0; head < a.heads; ++head) {
+        sum += (range[1] - range[0] + OVERHEAD) * (keys + OVERHEAD);
+        ends.push_back(sum);
+      }
+    }
+  }
+}
+
+// Tasks from `begin` up to `end` of an attention.
+void run_tasks(const Attention& a, int64_t begin, int64_t end) {
+  const int64_t features = a.width / a.heads;
+  const int64_t room = (a.longest + 15) / 16 * 16, arrays = 4 * features + 10;  // [features or a block of queries, keys]
+  const Scratch memory(arrays * room + 12 * features + 6 * a.segment_count);
+  FASTMMKD_CALL(attention, a, begin, end, memory.floats());
+}
+
+// Zeros in the rows of nobody, which come last, of [G, R, `width` elements of `bytes`].
+void clear_end(const Result& x, int64_t groups, int64_t rows, int64_t width, int64_t bytes, const Layout& layout) {
+  for (int64_t group = 0; group < groups; ++group) {
+    for (int64_t row = layout.end(group); row < rows; ++row) {
+      std::memset(static_cast<char*>(x.data) + (group * x.group + row * x.row) * bytes, 0, width * bytes);
+    }
+  }
+}
+
+void clear_ends(const Attention& a) {
+  const int64_t bytes = a.half ? 2 : 4;
+  clear_end(a.result, a.groups, a.rows, a.width, bytes, a.layout);
+  if (!a.backward) {
+    const Layout of_heads{a.layout.starts, a.layout.samples, a.layout.groups * a.heads * 2};
+    clear_end({a.statistics, a.rows, 1}, a.groups * a.heads * 2, a.rows, 1, sizeof(float), of_heads);
+    return;
+  }
+  for (int64_t i = 0; i < a.segment_count; ++i) {
+    const Segment& segment = a.segments[i];
+    clear_end(segment.grad_key, a.groups, segment.rows, a.width, bytes, segment.layout);
+    clear_end(segment.grad_value, a.groups, segment.rows, a.width, bytes, segment.layout);
+  }
 }
 
 }  // namespace
 
+float attention_scale(int64_t width, int64_t heads) {
+  return static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(width / heads)));
+}
+
+Layout layout_of(const at::Tensor& starts, int64_t groups) {
+  return {starts.const_data_ptr<int64_t>(), starts.size(1) - 1, std::max<int64_t>(groups / starts.size(0), 1)};
+}
+
+void attend(const std::vector<Attention>& attentions) {
+  std::vector<int64_t> ends;
+  for (const Attention& a : attentions) {
+    add_work(a, ends);
+  }
+  parallel_by_work(ends, PAIRS, [&](int64_t begin, int64_t end) {
+    int64_t first = 0;
+    for (const Attention& a : attentions) {
+      const int64_t tasks = a.groups * a.layout.samples * a.heads;
+      const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, tasks);
+      if (from < to) {
+        run_tasks(a, from, to);
+      }
+      first += tasks;
+    }
+  });
+  for (const Attention& a : attentions) {
+    clear_ends(a);
+  }
+}
+
 std::tuple<at::Tensor, at::Tensor> cross_attention(const at::Tensor& query, at::TensorList keys, at::TensorList values,
-                                                   at::TensorList key_masks, int64_t heads) {
+                                                   at::TensorList key_masks, const at::Tensor& starts,
+                                                   at::TensorList key_starts, at::IntArrayRef longest, int64_t heads) {
   Inputs inputs;
-  Attention a = attention_of(inputs, query, keys, values, key_masks, heads);
+  Attention a = attention_of(inputs, query, keys, values, key_masks, starts, key_starts, longest, heads);
   const at::Tensor out = at::empty(query.sizes(), query.options());
-  const at::Tensor statistics =
-      at::empty({query.size(0), a.batch, heads, 2, a.queries}, query.options().dtype(at::kFloat));
-  a.result = out.mutable_data_ptr();
+  const at::Tensor statistics = at::empty({a.groups, heads, 2, a.rows}, query.options().dtype(at::kFloat));
+  a.result = result_of(out);
   a.statistics = statistics.mutable_data_ptr<float>();
-  run(a, query.size(0));
+  attend({a});
   return {out, statistics};
 }
 
 std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> cross_attention_backward(
     const at::Tensor& grad_any, const at::Tensor& query, at::TensorList keys, at::TensorList values,
-    at::TensorList key_masks, const at::Tensor& out_any, const at::Tensor& statistics_any, int64_t heads) {
+    at::TensorList key_masks, const at::Tensor& starts, at::TensorList key_starts, at::IntArrayRef longest,
+    const at::Tensor& out_any, const at::Tensor& statistics_any, int64_t heads) {
   Inputs inputs;
-  Attention a = attention_of(inputs, query, keys, values, key_masks, heads);
+  Attention a = attention_of(inputs, query, keys, values, key_masks, starts, key_starts, longest, heads);
   const at::Tensor grad = with_adjacent_features(grad_any.to(query.scalar_type()));
   const at::Tensor out = with_adjacent_features(out_any);
   TORCH_CHECK(grad.sizes() == query.sizes() && out.sizes() == query.sizes(), "grad is ", grad.sizes(), ", out is ",
               out.sizes(), "; query is ", query.sizes());
+  TORCH_CHECK(statistics_any.scalar_type() == at::kFloat &&
+                  statistics_any.sizes() == at::IntArrayRef({a.groups, heads, 2, a.rows}),
+              "statistics are ", statistics_any.sizes(), " ", statistics_any.scalar_type(), "; query is ",
+              query.sizes());
   const at::Tensor grad_query = at::empty(query.sizes(), query.options());
   std::vector<at::Tensor> grad_keys, grad_values;
   for (size_t i = 0; i < keys.size(); ++i) {
     grad_keys.push_back(at::empty(keys[i].sizes(), query.options()));
     grad_values.push_back(at::empty(values[i].sizes(), query.options()));
-    inputs.segments[i].grad_key = grad_keys.back().mutable_data_ptr();
-    inputs.segments[i].grad_value = grad_values.back().mutable_data_ptr();
+    inputs.segments[i].grad_key = result_of(grad_keys.back());
+    inputs.segments[i].grad_value = result_of(grad_values.back());
   }
   const at::Tensor statistics = statistics_any.contiguous();
   a.backward = true;
   a.grad = view_of(grad);
   a.out = view_of(out);
   a.statistics = const_cast<float*>(statistics.const_data_ptr<float>());
-  a.result = grad_query.mutable_data_ptr();
-  run(a, query.size(0));
+  a.result = result_of(grad_query);
+  attend({a});
   return {grad_query, grad_keys, grad_values};
 }
 

@@ -1,5 +1,7 @@
 // UMDF eqs. 1 to 3 over pairs of rows. The bandwidth, the mean squared distance of all pairs, follows from the spread
 // around the mean and needs no pairs; kernel values and gradients are those of a tile at a time.
+#include <ATen/ops/empty.h>
+
 #include <array>
 #include <limits>
 #include <vector>

@@ -1,6 +1,8 @@
 // UMDF eqs. 4 and 5, a vector of rows at a time, from logits to gradients in one pass.
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 #include <array>
 #include <cstring>

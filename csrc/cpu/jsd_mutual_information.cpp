@@ -1,5 +1,7 @@
 // CorrKD eq. 6 over pairs of rows: scores, log-sigmoids and gradients of a tile at a time, so that neither the hidden
 // units [N, N, h] nor the scores are ever in memory. The gradient of `right` is a second pass with the sides exchanged.
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 #include <array>
 

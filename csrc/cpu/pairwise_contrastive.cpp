@@ -1,5 +1,7 @@
 // CorrKD eq. 1 over pairs of rows, a tile of distances at a time: no matrix of them is ever in memory. The gradient of
 // the teacher is a second pass with the sides exchanged.
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 #include <array>
 

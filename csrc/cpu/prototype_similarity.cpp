@@ -1,5 +1,7 @@
 // CorrKD eqs. 2 to 4: class means, cosines and squared differences without the [N, K, d] products, and the gradients
 // through rows and prototypes. Sums over rows are those of fixed blocks.
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 #include <array>
 #include <vector>

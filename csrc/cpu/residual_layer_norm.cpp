@@ -1,6 +1,7 @@
 // LN(x + residual) over rows [groups * rows, width] with one weight and bias per group; float32 arithmetic.
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include <cstring>
 
@@ -82,7 +83,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> residual_layer_norm_backward(
   const at::Tensor grad = grad_any.to(x.scalar_type()).contiguous();
   const at::Tensor weight = weight_any.to(at::kFloat).contiguous();
   Rows a = rows_of(x, residual, weight);
-  const auto dtype = at::promote_types(x.scalar_type(), residual.scalar_type());
+  const auto dtype = c10::promoteTypes(x.scalar_type(), residual.scalar_type());
   const at::Tensor grad_sum = at::empty(x.sizes(), x.options().dtype(dtype));
   const at::Tensor grad_weight = at::empty(weight.sizes(), weight.options());
   const at::Tensor grad_bias = at::empty(weight.sizes(), weight.options());

@@ -51,49 +51,57 @@ at::Tensor floats(const at::Tensor& like, at::IntArrayRef sizes) {
   return at::empty(sizes, like.options().dtype(at::kFloat));
 }
 
-View view_of(const at::Tensor& x) {
-  return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
-}
-
 // An attention, and its tensors for as long as the kernels are being launched.
 struct Inputs {
   Attention attention{};
   std::vector<at::Tensor> tensors;
 
   Inputs(const at::Tensor& query, at::TensorList keys, at::TensorList values, at::TensorList key_masks,
-         int64_t heads) {
-    check_attention(query, keys, values, key_masks, heads);
+         const at::Tensor& starts, at::TensorList key_starts, at::IntArrayRef longest, int64_t heads) {
+    check_attention(query, keys, values, key_masks, starts, key_starts, longest, heads);
     TORCH_CHECK(keys.size() <= MAX_SEGMENTS, keys.size(), " segments; expected at most ", MAX_SEGMENTS);
-    TORCH_CHECK(query.size(3) / heads <= WIDEST_HEAD, "heads are ", query.size(3) / heads,
+    TORCH_CHECK(query.size(2) / heads <= WIDEST_HEAD, "heads are ", query.size(2) / heads,
                 " wide; expected at most ", WIDEST_HEAD);
     Attention& a = attention;
     a.groups = query.size(0);
-    a.batch = query.size(1);
-    a.queries = query.size(2);
-    a.width = query.size(3);
+    a.batch = starts.size(1) - 1;
+    a.width = query.size(2);
     a.heads = static_cast<int>(heads);
     a.segment_count = static_cast<int>(keys.size());
     a.scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(a.width / heads)));
     a.query = keep(query);
+    a.layout = keep(starts, query, longest[0]);
     for (size_t i = 0; i < keys.size(); ++i) {
-      a.segments[i] = {keep(keys[i]), keep(values[i]), view_of(key_masks[i]), key_masks[i].size(2), nullptr, nullptr};
+      const Layout layout = keep(key_starts[i], keys[i], longest[i + 1]);
+      a.segments[i] = {keep(keys[i]), keep(values[i]), view_of(key_masks[i]), layout, nullptr, nullptr};
     }
+  }
+
+  View view_of(const at::Tensor& x) const {
+    return {x.const_data_ptr(), attention.groups / std::max<int64_t>(x.size(0), 1), x.stride(0), x.stride(1)};
   }
 
   View keep(const at::Tensor& x) {
     tensors.push_back(with_adjacent_features(x));
     return view_of(tensors.back());
   }
+
+  Layout keep(const at::Tensor& starts, const at::Tensor& x, int64_t longest) {
+    tensors.push_back(starts.contiguous());
+    const auto* data = reinterpret_cast<const Size*>(tensors.back().const_data_ptr<int64_t>());
+    return {data, attention.groups / starts.size(0), x.size(1), longest};
+  }
 };
 
 std::tuple<at::Tensor, at::Tensor> cross_attention(const at::Tensor& query, at::TensorList keys, at::TensorList values,
-                                                   at::TensorList key_masks, int64_t heads) {
+                                                   at::TensorList key_masks, const at::Tensor& starts,
+                                                   at::TensorList key_starts, at::IntArrayRef longest, int64_t heads) {
   const Dtype dtype = dtype_of(query, "query");
   const Here here(query);
-  Inputs inputs(query, keys, values, key_masks, heads);
+  Inputs inputs(query, keys, values, key_masks, starts, key_starts, longest, heads);
   Attention& a = inputs.attention;
   const at::Tensor out = at::empty(query.sizes(), query.options());
-  const at::Tensor statistics = floats(query, {a.groups, a.batch, heads, 2, a.queries});
+  const at::Tensor statistics = floats(query, {a.groups, heads, 2, a.layout.rows});
   a.result = out.mutable_data_ptr();
   a.statistics = statistics.mutable_data_ptr<float>();
   C10_CUDA_CHECK(attend(a, dtype, here.stream()));
@@ -102,15 +110,16 @@ std::tuple<at::Tensor, at::Tensor> cross_attention(const at::Tensor& query, at::
 
 std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>> cross_attention_backward(
     const at::Tensor& grad, const at::Tensor& query, at::TensorList keys, at::TensorList values,
-    at::TensorList key_masks, const at::Tensor& out, const at::Tensor& statistics_any, int64_t heads) {
+    at::TensorList key_masks, const at::Tensor& starts, at::TensorList key_starts, at::IntArrayRef longest,
+    const at::Tensor& out, const at::Tensor& statistics_any, int64_t heads) {
   const Dtype dtype = dtype_of(query, "query");
   const Here here(query);
-  Inputs inputs(query, keys, values, key_masks, heads);
+  Inputs inputs(query, keys, values, key_masks, starts, key_starts, longest, heads);
   Attention& a = inputs.attention;
   TORCH_CHECK(grad.sizes() == query.sizes() && out.sizes() == query.sizes(), "grad is ", grad.sizes(), ", out is ",
               out.sizes(), "; query is ", query.sizes());
   const at::Tensor statistics = statistics_any.contiguous();
-  const at::Tensor delta = floats(query, {a.groups, a.batch, heads, a.queries});
+  const at::Tensor delta = floats(query, {a.groups, heads, a.layout.rows});
   const at::Tensor grad_query = at::empty(query.sizes(), query.options());
   std::vector<at::Tensor> grad_keys, grad_values;
   for (size_t i = 0; i < keys.size(); ++i) {
@@ -276,11 +285,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> prototype_similarity(const at::Te
 
 FASTMMKD_DEFINE(FASTMMKD_LIBRARY, m) {
   m.def(
-      "cross_attention(Tensor query, Tensor[] keys, Tensor[] values, Tensor[] key_masks, int heads)"
-      " -> (Tensor out, Tensor statistics)");
+      "cross_attention(Tensor query, Tensor[] keys, Tensor[] values, Tensor[] key_masks, Tensor starts,"
+      " Tensor[] key_starts, SymInt[] longest, int heads) -> (Tensor out, Tensor statistics)");
   m.def(
       "cross_attention_backward(Tensor grad, Tensor query, Tensor[] keys, Tensor[] values, Tensor[] key_masks,"
-      " Tensor out, Tensor statistics, int heads)"
+      " Tensor starts, Tensor[] key_starts, SymInt[] longest, Tensor out, Tensor statistics, int heads)"
       " -> (Tensor grad_query, Tensor[] grad_keys, Tensor[] grad_values)");
   m.def(
       "residual_layer_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float eps)"

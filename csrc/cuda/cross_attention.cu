@@ -8,8 +8,11 @@
 // memory limit how many blocks an sm_70 runs. At 50 queries, 32 samples, 8 heads and 3 groups there are 768 blocks; at
 // 375 queries 4,608. Four neighbouring keys are 16 bytes of different banks each, and 8 rows of a warp read the same.
 //
-// Backward has a pass over the keys for the queries and one over the queries for the keys, 64 frames (32) a block: the
-// order of every sum is fixed, and a window of frames without a key is left once its mask is read.
+// How many rows a sample has is read on the device: there are blocks for the longest one, and those past the end of
+// theirs return at once. Nobody is one sample more, whose blocks write zeros.
+//
+// Backward has a pass over the keys for the queries and one over the queries for the keys, 64 rows (32) a block: the
+// order of every sum is fixed, and a window of rows without a key is left once its mask is read.
 #include "cuda/cross_attention_kernel.cuh"
 #include "cuda/cross_attention_wide_kernel.cuh"
 
@@ -19,7 +22,7 @@ namespace {
 
 template <typename Kernel>
 void launch(const Kernel& kernel, const Attention& a, Size tile_count, cudaStream_t stream) {
-  const Size blocks = a.groups * a.batch * a.heads * tile_count;
+  const Size blocks = a.groups * (a.batch + 1) * a.heads * tile_count;
   if (blocks > 0) {
     FASTMMKD_LAUNCH(kernel, blocks, THREADS, 0, stream, a);
   }
@@ -27,7 +30,7 @@ void launch(const Kernel& kernel, const Attention& a, Size tile_count, cudaStrea
 
 template <int E, typename T>
 void run(const Attention& a, bool backward, cudaStream_t stream) {
-  const Size query_tiles = tiles(a.queries, BLOCK_ROWS<E>);
+  const Size query_tiles = tiles(a.layout.longest, BLOCK_ROWS<E>);
   if (backward) {
     launch(differentiate_queries<E, T>, a, query_tiles, stream);
     launch(differentiate_keys<E, T>, a, key_tiles(a, BLOCK_ROWS<E>), stream);
@@ -39,10 +42,10 @@ void run(const Attention& a, bool backward, cudaStream_t stream) {
 template <typename T>
 void run_wide(const Attention& a, bool backward, cudaStream_t stream) {
   if (backward) {
-    launch(differentiate_wide_queries<T>, a, tiles(a.queries, WARPS), stream);
+    launch(differentiate_wide_queries<T>, a, tiles(a.layout.longest, WARPS), stream);
     launch(differentiate_wide_keys<T>, a, key_tiles(a, WARPS), stream);
   } else {
-    launch(attend_wide<T>, a, tiles(a.queries, WARPS), stream);
+    launch(attend_wide<T>, a, tiles(a.layout.longest, WARPS), stream);
   }
 }
 

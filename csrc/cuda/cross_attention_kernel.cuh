@@ -91,12 +91,15 @@ __device__ __forceinline__ bool for_keys(const Attention& a, const Task& task, S
   bool any = false;
   for (int s = 0; s < a.segment_count; ++s) {
     const Segment& segment = a.segments[s];
-    for (Size first = 0; first < segment.length; first += THREADS) {
-      const int count = shared.present.find(segment, task, first, THREADS);
+    for (Rows window = rows_of(a, segment.layout, task); window.count > 0;
+         window.first += THREADS, window.count -= THREADS) {
+      const int count = shared.present.find(segment, task, window, THREADS);
       if (count > 0) {
-        const auto place = [&](int i) { return first + shared.present.frames[i]; };
-        shared.key.fill(head_of<T>(segment.key, task), segment.key.frame, task.width, 1.0f, count, place);
-        shared.value.fill(head_of<T>(segment.value, task), segment.value.frame, task.width, 1.0f, count, place);
+        const auto place = [&](int i) { return shared.present.rows[i]; };
+        const T* key = head_of<T>(segment.key, task, window.first);
+        const T* value = head_of<T>(segment.value, task, window.first);
+        shared.key.fill(key, segment.key.row, task.width, 1.0f, count, place);
+        shared.value.fill(value, segment.value.row, task.width, 1.0f, count, place);
         __syncthreads();
         f(count);
         any = true;
@@ -203,17 +206,25 @@ __device__ __forceinline__ int warp_row() {
 template <int E, typename T>
 __global__ void __launch_bounds__(THREADS, 1) attend_rows(const __grid_constant__ Attention a) {
   FASTMMKD_SHARED(shared, SharedKeys<E>);
-  const Task task(a, tiles(a.queries, BLOCK_ROWS<E>));
-  const Size start = task.tile * BLOCK_ROWS<E>, first = start + lane_row<E>();
+  const Size tile_count = tiles(a.layout.longest, BLOCK_ROWS<E>);
+  const Task task(a, tile_count);
+  const Rows rows = rows_of(a, a.layout, task);
+  if (task.sample == a.batch) {
+    return clear_output<T>(a, task, rows, tile_count);
+  }
+  if (task.tile * BLOCK_ROWS<E> >= rows.count) {
+    return;
+  }
+  const int start = static_cast<int>(task.tile) * BLOCK_ROWS<E>, first = start + lane_row<E>();
   float query[LANE_ROWS<E>][E];
 #pragma unroll
   for (int i = 0; i < LANE_ROWS<E>; ++i) {
-    const Size t = smaller(first + i, a.queries - 1);
-    read_row(head_of<T>(a.query, task) + t * a.query.frame, task.width, a.scale, query[i]);
+    const Size t = rows.first + smaller(first + i, rows.count - 1);
+    read_row(head_of<T>(a.query, task, t), task.width, a.scale, query[i]);
   }
   Softmax<E> softmax;
   softmax.clear();
-  const bool busy = start + warp_row<E>() < a.queries;
+  const bool busy = start + warp_row<E>() < rows.count;
   const bool any = for_keys<E, T>(a, task, shared, [&](int count) {
     if (busy) {
       softmax.add(query, shared, count);
@@ -222,17 +233,18 @@ __global__ void __launch_bounds__(THREADS, 1) attend_rows(const __grid_constant_
   softmax.join();
 #pragma unroll
   for (int i = 0; i < LANE_ROWS<E>; ++i) {
-    if (first + i < a.queries) {
+    if (first + i < rows.count) {
       const float share = 1.0f / softmax.total[i];
 #pragma unroll
       for (int e = 0; e < E; ++e) {
         softmax.sum[i][e] = any ? softmax.sum[i][e] * share : 0.0f;
       }
-      write_row(result_of<T>(a, task, first + i), task.width, 1.0f, softmax.sum[i]);
+      const Size t = rows.first + first + i;
+      write_row(result_of<T>(a, a.result, a.layout, task, t), task.width, 1.0f, softmax.sum[i]);
       if (threadIdx.x % SPLIT == 0) {
-        float* statistics = statistics_of(a, task) + first + i;
+        float* statistics = statistics_of(a, task, t);
         statistics[0] = any ? softmax.top[i] : 0.0f;
-        statistics[a.queries] = any ? share : 0.0f;
+        statistics[a.layout.rows] = any ? share : 0.0f;
       }
     }
   }
@@ -242,25 +254,33 @@ __global__ void __launch_bounds__(THREADS, 1) attend_rows(const __grid_constant_
 template <int E, typename T>
 __global__ void __launch_bounds__(THREADS, 1) differentiate_queries(const __grid_constant__ Attention a) {
   FASTMMKD_SHARED(shared, SharedKeys<E>);
-  const Task task(a, tiles(a.queries, BLOCK_ROWS<E>));
-  const Size start = task.tile * BLOCK_ROWS<E>, first = start + lane_row<E>();
+  const Size tile_count = tiles(a.layout.longest, BLOCK_ROWS<E>);
+  const Task task(a, tile_count);
+  const Rows rows = rows_of(a, a.layout, task);
+  if (task.sample == a.batch) {
+    return clear<T>(a, a.result, a.layout, task, rows, tile_count);
+  }
+  if (task.tile * BLOCK_ROWS<E> >= rows.count) {
+    return;
+  }
+  const int start = static_cast<int>(task.tile) * BLOCK_ROWS<E>, first = start + lane_row<E>();
   float query[LANE_ROWS<E>][E], grad[LANE_ROWS<E>][E], sum[LANE_ROWS<E>][E];
   float top[LANE_ROWS<E>], share[LANE_ROWS<E>], delta[LANE_ROWS<E>];
 #pragma unroll
   for (int i = 0; i < LANE_ROWS<E>; ++i) {
-    const Size t = smaller(first + i, a.queries - 1);
-    read_row(head_of<T>(a.query, task) + t * a.query.frame, task.width, a.scale, query[i]);
-    read_row(head_of<T>(a.grad, task) + t * a.grad.frame, task.width, 1.0f, grad[i]);
-    read_row(head_of<T>(a.out, task) + t * a.out.frame, task.width, 1.0f, sum[i]);
+    const Size t = rows.first + smaller(first + i, rows.count - 1);
+    read_row(head_of<T>(a.query, task, t), task.width, a.scale, query[i]);
+    read_row(head_of<T>(a.grad, task, t), task.width, 1.0f, grad[i]);
+    read_row(head_of<T>(a.out, task, t), task.width, 1.0f, sum[i]);
     delta[i] = dot(grad[i], sum[i]);
-    top[i] = statistics_of(a, task)[t];
-    share[i] = statistics_of(a, task)[a.queries + t];
+    top[i] = statistics_of(a, task, t)[0];
+    share[i] = statistics_of(a, task, t)[a.layout.rows];
 #pragma unroll
     for (int e = 0; e < E; ++e) {
       sum[i][e] = 0.0f;
     }
   }
-  const bool busy = start + warp_row<E>() < a.queries;
+  const bool busy = start + warp_row<E>() < rows.count;
   for_keys<E, T>(a, task, shared, [&](int count) {
     for (int j = threadIdx.x % SPLIT; busy && j < count; j += SPLIT) {
       float key[E], value[E];
@@ -283,10 +303,11 @@ __global__ void __launch_bounds__(THREADS, 1) differentiate_queries(const __grid
     for (int e = 0; e < E; ++e) {
       sum[i][e] = lane_sum<SPLIT>(sum[i][e]);
     }
-    if (first + i < a.queries) {
-      write_row(result_of<T>(a, task, first + i), task.width, LN2 * a.scale, sum[i]);
+    if (first + i < rows.count) {
+      const Size t = rows.first + first + i;
+      write_row(result_of<T>(a, a.result, a.layout, task, t), task.width, LN2 * a.scale, sum[i]);
       if (threadIdx.x % SPLIT == 0) {
-        delta_of(a, task)[first + i] = delta[i];
+        *delta_of(a, task, t) = delta[i];
       }
     }
   }
@@ -300,22 +321,29 @@ struct SharedQueries {
   float top[THREADS], share[THREADS], delta[THREADS];
 };
 
-// Keys and values of one tile of frames; frames that are not present get zeros.
+// Keys and values of one tile of rows; rows that are not present get zeros.
 template <int E, typename T>
 __global__ void __launch_bounds__(THREADS, 1) differentiate_keys(const __grid_constant__ Attention a) {
   FASTMMKD_SHARED(shared, SharedQueries<E>);
-  const Task task(a, key_tiles(a, BLOCK_ROWS<E>));
-  Size tile = task.tile;
-  const Segment& segment = a.segments[segment_of(a, BLOCK_ROWS<E>, tile)];
-  const Size start = tile * BLOCK_ROWS<E>;
-  const int count = shared.present.find(segment, task, start, BLOCK_ROWS<E>);
-  T* grad_key = key_result_of<T>(a, task, segment, segment.grad_key);
-  T* grad_value = key_result_of<T>(a, task, segment, segment.grad_value);
-  for (int i = threadIdx.x; i < BLOCK_ROWS<E> * task.width; i += THREADS) {
-    const Size frame = start + i / task.width;
-    if (frame < segment.length && !is_present(segment, task, frame)) {
-      assign(grad_key[frame * a.width + i % task.width], 0.0f);
-      assign(grad_value[frame * a.width + i % task.width], 0.0f);
+  Task task(a, key_tiles(a, BLOCK_ROWS<E>));
+  const Segment& segment = a.segments[segment_of(a, BLOCK_ROWS<E>, task.tile)];
+  Rows rows = rows_of(a, segment.layout, task);
+  if (task.sample == a.batch) {
+    return clear_keys<T>(a, segment, task, rows, tiles(segment.layout.longest, BLOCK_ROWS<E>));
+  }
+  if (task.tile * BLOCK_ROWS<E> >= rows.count) {
+    return;
+  }
+  rows.first += task.tile * BLOCK_ROWS<E>;
+  rows.count -= static_cast<int>(task.tile) * BLOCK_ROWS<E>;
+  const int count = shared.present.find(segment, task, rows, BLOCK_ROWS<E>);
+  T* grad_key = result_of<T>(a, segment.grad_key, segment.layout, task, rows.first);
+  T* grad_value = result_of<T>(a, segment.grad_value, segment.layout, task, rows.first);
+  for (int i = threadIdx.x; i < smaller(rows.count, BLOCK_ROWS<E>) * task.width; i += THREADS) {
+    const int row = i / task.width;
+    if (!is_present(segment, task, rows.first + row)) {
+      assign(grad_key[row * a.width + i % task.width], 0.0f);
+      assign(grad_value[row * a.width + i % task.width], 0.0f);
     }
   }
   if (count == 0) {
@@ -324,25 +352,28 @@ __global__ void __launch_bounds__(THREADS, 1) differentiate_keys(const __grid_co
   float key[LANE_ROWS<E>][E], value[LANE_ROWS<E>][E], key_sum[LANE_ROWS<E>][E], value_sum[LANE_ROWS<E>][E];
 #pragma unroll
   for (int i = 0; i < LANE_ROWS<E>; ++i) {
-    const Size frame = start + shared.present.frames[smaller(lane_row<E>() + i, count - 1)];
-    read_row(head_of<T>(segment.key, task) + frame * segment.key.frame, task.width, 1.0f, key[i]);
-    read_row(head_of<T>(segment.value, task) + frame * segment.value.frame, task.width, 1.0f, value[i]);
+    const Size row = rows.first + shared.present.rows[smaller(lane_row<E>() + i, count - 1)];
+    read_row(head_of<T>(segment.key, task, row), task.width, 1.0f, key[i]);
+    read_row(head_of<T>(segment.value, task, row), task.width, 1.0f, value[i]);
 #pragma unroll
     for (int e = 0; e < E; ++e) {
       key_sum[i][e] = value_sum[i][e] = 0.0f;
     }
   }
   const bool busy = warp_row<E>() < count;
-  for (Size first = 0; first < a.queries; first += THREADS) {
-    const int queries = static_cast<int>(smaller(a.queries - first, Size{THREADS}));
-    const auto place = [&](int i) { return first + i; };
+  for (Rows window = rows_of(a, a.layout, task); window.count > 0; window.first += THREADS, window.count -= THREADS) {
+    const int queries = smaller(window.count, THREADS);
+    const auto place = [](int i) { return i; };
     __syncthreads();  // the queries before these are done with
-    shared.query.fill(head_of<T>(a.query, task), a.query.frame, task.width, a.scale, queries, place);
-    shared.grad.fill(head_of<T>(a.grad, task), a.grad.frame, task.width, 1.0f, queries, place);
+    const T* head_query = head_of<T>(a.query, task, window.first);
+    const T* head_grad = head_of<T>(a.grad, task, window.first);
+    shared.query.fill(head_query, a.query.row, task.width, a.scale, queries, place);
+    shared.grad.fill(head_grad, a.grad.row, task.width, 1.0f, queries, place);
     if (threadIdx.x < queries) {
-      shared.top[threadIdx.x] = statistics_of(a, task)[first + threadIdx.x];
-      shared.share[threadIdx.x] = statistics_of(a, task)[a.queries + first + threadIdx.x];
-      shared.delta[threadIdx.x] = delta_of(a, task)[first + threadIdx.x];
+      const Size t = window.first + threadIdx.x;
+      shared.top[threadIdx.x] = statistics_of(a, task, t)[0];
+      shared.share[threadIdx.x] = statistics_of(a, task, t)[a.layout.rows];
+      shared.delta[threadIdx.x] = *delta_of(a, task, t);
     }
     __syncthreads();
     for (int j = threadIdx.x % SPLIT; busy && j < queries; j += SPLIT) {
@@ -369,9 +400,9 @@ __global__ void __launch_bounds__(THREADS, 1) differentiate_keys(const __grid_co
       value_sum[i][e] = lane_sum<SPLIT>(value_sum[i][e]);
     }
     if (lane_row<E>() + i < count) {
-      const Size frame = start + shared.present.frames[lane_row<E>() + i];
-      write_row(grad_key + frame * a.width, task.width, LN2, key_sum[i]);
-      write_row(grad_value + frame * a.width, task.width, 1.0f, value_sum[i]);
+      const int row = shared.present.rows[lane_row<E>() + i];
+      write_row(grad_key + row * a.width, task.width, LN2, key_sum[i]);
+      write_row(grad_value + row * a.width, task.width, 1.0f, value_sum[i]);
     }
   }
 }

@@ -70,13 +70,13 @@ __device__ __forceinline__ bool for_wide_keys(const Attention& a, const Task& ta
   bool any = false;
   for (int s = 0; s < a.segment_count; ++s) {
     const Segment& segment = a.segments[s];
-    for (Size first = 0; first < segment.length; first += WARP) {
-      const bool here = first + lane < segment.length && is_present(segment, task, first + lane);
+    for (Rows window = rows_of(a, segment.layout, task); window.count > 0; window.first += WARP, window.count -= WARP) {
+      const bool here = lane < window.count && is_present(segment, task, window.first + lane);
       for (unsigned left = __ballot_sync(ALL_LANES, here); left != 0; left &= left - 1) {
-        const Size frame = first + __ffs(static_cast<int>(left)) - 1;
+        const Size row = window.first + __ffs(static_cast<int>(left)) - 1;
         WideRow key, value;
-        key.read(head_of<T>(segment.key, task) + frame * segment.key.frame, task.width, 1.0f);
-        value.read(head_of<T>(segment.value, task) + frame * segment.value.frame, task.width, 1.0f);
+        key.read(head_of<T>(segment.key, task, row), task.width, 1.0f);
+        value.read(head_of<T>(segment.value, task, row), task.width, 1.0f);
         f(key, value);
         any = true;
       }
@@ -87,13 +87,18 @@ __device__ __forceinline__ bool for_wide_keys(const Attention& a, const Task& ta
 
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 1) attend_wide(const __grid_constant__ Attention a) {
-  const Task task(a, tiles(a.queries, WARPS));
-  const Size t = task.tile * WARPS + threadIdx.x / WARP;
-  if (t >= a.queries) {
+  const Size tile_count = tiles(a.layout.longest, WARPS);
+  const Task task(a, tile_count);
+  const Rows rows = rows_of(a, a.layout, task);
+  if (task.sample == a.batch) {
+    return clear_output<T>(a, task, rows, tile_count);
+  }
+  const Size number = task.tile * WARPS + threadIdx.x / WARP, t = rows.first + number;
+  if (number >= rows.count) {
     return;
   }
   WideRow query, sum;
-  query.read(head_of<T>(a.query, task) + t * a.query.frame, task.width, a.scale);
+  query.read(head_of<T>(a.query, task, t), task.width, a.scale);
   sum.clear();
   float top = minus_infinity(), total = 0.0f;
   const bool any = for_wide_keys<T>(a, task, [&](const WideRow& key, const WideRow& value) {
@@ -107,63 +112,73 @@ __global__ void __launch_bounds__(THREADS, 1) attend_wide(const __grid_constant_
   if (any) {
     sum.multiply(1.0f / total);
   }
-  sum.write(result_of<T>(a, task, t), task.width, 1.0f);
+  sum.write(result_of<T>(a, a.result, a.layout, task, t), task.width, 1.0f);
   if (threadIdx.x % WARP == 0) {
-    statistics_of(a, task)[t] = any ? top : 0.0f;
-    statistics_of(a, task)[a.queries + t] = any ? 1.0f / total : 0.0f;
+    statistics_of(a, task, t)[0] = any ? top : 0.0f;
+    statistics_of(a, task, t)[a.layout.rows] = any ? 1.0f / total : 0.0f;
   }
 }
 
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 1) differentiate_wide_queries(const __grid_constant__ Attention a) {
-  const Task task(a, tiles(a.queries, WARPS));
-  const Size t = task.tile * WARPS + threadIdx.x / WARP;
-  if (t >= a.queries) {
+  const Size tile_count = tiles(a.layout.longest, WARPS);
+  const Task task(a, tile_count);
+  const Rows rows = rows_of(a, a.layout, task);
+  if (task.sample == a.batch) {
+    return clear<T>(a, a.result, a.layout, task, rows, tile_count);
+  }
+  const Size number = task.tile * WARPS + threadIdx.x / WARP, t = rows.first + number;
+  if (number >= rows.count) {
     return;
   }
   WideRow query, grad, sum;
-  query.read(head_of<T>(a.query, task) + t * a.query.frame, task.width, a.scale);
-  grad.read(head_of<T>(a.grad, task) + t * a.grad.frame, task.width, 1.0f);
-  sum.read(head_of<T>(a.out, task) + t * a.out.frame, task.width, 1.0f);
+  query.read(head_of<T>(a.query, task, t), task.width, a.scale);
+  grad.read(head_of<T>(a.grad, task, t), task.width, 1.0f);
+  sum.read(head_of<T>(a.out, task, t), task.width, 1.0f);
   const float delta = grad.dot(sum);
-  const float top = statistics_of(a, task)[t], share = statistics_of(a, task)[a.queries + t];
+  const float top = statistics_of(a, task, t)[0], share = statistics_of(a, task, t)[a.layout.rows];
   sum.clear();
   for_wide_keys<T>(a, task, [&](const WideRow& key, const WideRow& value) {
     const float p = exp2f(query.dot(key) - top) * share;
     sum.add(p * (grad.dot(value) - delta), key);
   });
-  sum.write(result_of<T>(a, task, t), task.width, LN2 * a.scale);
+  sum.write(result_of<T>(a, a.result, a.layout, task, t), task.width, LN2 * a.scale);
   if (threadIdx.x % WARP == 0) {
-    delta_of(a, task)[t] = delta;
+    *delta_of(a, task, t) = delta;
   }
 }
 
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 1) differentiate_wide_keys(const __grid_constant__ Attention a) {
-  const Task task(a, key_tiles(a, WARPS));
-  Size tile = task.tile;
-  const Segment& segment = a.segments[segment_of(a, WARPS, tile)];
-  const Size frame = tile * WARPS + threadIdx.x / WARP;
-  if (frame >= segment.length) {
+  Task task(a, key_tiles(a, WARPS));
+  const Segment& segment = a.segments[segment_of(a, WARPS, task.tile)];
+  const Rows rows = rows_of(a, segment.layout, task);
+  if (task.sample == a.batch) {
+    return clear_keys<T>(a, segment, task, rows, tiles(segment.layout.longest, WARPS));
+  }
+  const Size number = task.tile * WARPS + threadIdx.x / WARP, row = rows.first + number;
+  if (number >= rows.count) {
     return;
   }
   WideRow key_sum, value_sum;
   key_sum.clear();
   value_sum.clear();
-  if (is_present(segment, task, frame)) {
+  if (is_present(segment, task, row)) {
     WideRow key, value, query, grad;
-    key.read(head_of<T>(segment.key, task) + frame * segment.key.frame, task.width, 1.0f);
-    value.read(head_of<T>(segment.value, task) + frame * segment.value.frame, task.width, 1.0f);
-    for (Size t = 0; t < a.queries; ++t) {
-      query.read(head_of<T>(a.query, task) + t * a.query.frame, task.width, a.scale);
-      grad.read(head_of<T>(a.grad, task) + t * a.grad.frame, task.width, 1.0f);
-      const float p = exp2f(query.dot(key) - statistics_of(a, task)[t]) * statistics_of(a, task)[a.queries + t];
-      key_sum.add(p * (grad.dot(value) - delta_of(a, task)[t]), query);
+    key.read(head_of<T>(segment.key, task, row), task.width, 1.0f);
+    value.read(head_of<T>(segment.value, task, row), task.width, 1.0f);
+    const Rows queries = rows_of(a, a.layout, task);
+    for (Size t = queries.first; t < queries.first + queries.count; ++t) {
+      query.read(head_of<T>(a.query, task, t), task.width, a.scale);
+      grad.read(head_of<T>(a.grad, task, t), task.width, 1.0f);
+      const float* statistics = statistics_of(a, task, t);
+      const float p = exp2f(query.dot(key) - statistics[0]) * statistics[a.layout.rows];
+      key_sum.add(p * (grad.dot(value) - *delta_of(a, task, t)), query);
       value_sum.add(p, grad);
     }
   }
-  key_sum.write(key_result_of<T>(a, task, segment, segment.grad_key) + frame * a.width, task.width, LN2);
-  value_sum.write(key_result_of<T>(a, task, segment, segment.grad_value) + frame * a.width, task.width, 1.0f);
+  key_sum.write(result_of<T>(a, segment.grad_key, segment.layout, task, row), task.width, LN2);
+  value_sum.write(result_of<T>(a, segment.grad_value, segment.layout, task, row), task.width, 1.0f);
 }
 
 }  // namespace fastmmkd::cuda

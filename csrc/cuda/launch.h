@@ -22,26 +22,37 @@ constexpr int MAX_SEGMENTS = 3;
 constexpr int WIDEST_HEAD = 256;
 constexpr Size WIDEST_NORM = 6144;  // of which backward keeps two rows in 48 KB
 
-struct View {  // [G, B, T, d] (masks: [G, B, T]), adjacent features, other strides in elements
+struct View {  // [X, R, d] (masks: [X, R]), adjacent features
   const void* data;
-  Size group, row, frame;
+  Size sharing;     // groups that share one of X
+  Size group, row;  // strides over X and R, in elements
+};
+
+// Whose rows are whose: sample b of a model has those from starts[b] up to starts[b + 1], and nobody those from
+// starts[B] up to `rows`.
+struct Layout {
+  const Size* starts;  // [S, B + 1]
+  Size sharing;        // groups of a model
+  Size rows;           // R
+  Size longest;        // no sample has more rows
 };
 
 struct Segment {
   View key, value, mask;
-  Size length;
-  void *grad_key, *grad_value;  // contiguous
+  Layout layout;
+  void *grad_key, *grad_value;  // [G, R, d]
 };
 
 struct Attention {
-  Size groups, batch, queries, width;
+  Size groups, batch, width;
   int heads, segment_count;
   float scale;  // log2(e) / sqrt(head width)
   View query, grad, out;
+  Layout layout;  // of the queries
   Segment segments[MAX_SEGMENTS];
-  float* statistics;  // [G, B, h, 2, T]: a query's largest score, in units of ln 2, and 1 / the sum of its softmax
-  float* delta;       // [G, B, h, T] scratch of backward: grad . out
-  void* result;       // out or, backward, the query's gradient; contiguous
+  float* statistics;  // [G, h, 2, R]: a query's largest score, in units of ln 2, and 1 / the sum of its softmax
+  float* delta;       // [G, h, R] scratch of backward: grad . out
+  void* result;       // [G, R, d]: out or, backward, the query's gradient
 };
 
 struct Norm {

@@ -69,14 +69,14 @@ def differentiable_gradients(
     # An alias of each input: with the inputs themselves, one that is computed from another would count twice.
     own = [x.view_as(x) if w else x for x, w in zip(inputs, wanted, strict=True)]
     with torch.autocast(grad.device.type, enabled=False):
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             definition(*own), [x for x, w in zip(own, wanted, strict=True) if w], grad, create_graph=True
         )
-    of_wanted = iter(found)
+    of_wanted = iter(gradients)
     return [next(of_wanted) if w else None for w in wanted]
 
 
-class _Loss(NamedTuple):
+class _DeclaredLoss(NamedTuple):
     """A loss `[G]` that is computed together with its gradients."""
 
     declared: Any
@@ -89,7 +89,7 @@ class _LossFunction(torch.autograd.Function):
     """Arguments: the inputs that have gradients, other tensors, anything else, and last `wanted`."""
 
     @staticmethod
-    def forward(ctx: Any, keyset: DispatchKeySet, of: _Loss, *args: Any) -> Any:
+    def forward(ctx: Any, keyset: DispatchKeySet, of: _DeclaredLoss, *args: Any) -> Any:
         loss, *grads = below(of.declared, keyset, *args)
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
         ctx.save_for_backward(*grads, *tensors)
@@ -110,16 +110,20 @@ class _LossFunction(torch.autograd.Function):
                 lambda *x: ctx.of.definition(*x, *constants), inputs, ctx.needs_input_grad[2 : 2 + n], grad
             )
         else:
-            grads = [
-                _scaled(x, grad, like.dtype) if wanted else None
-                for wanted, x, like in zip(ctx.wanted, saved[:n], saved[n : 2 * n], strict=True)
-            ]
+            pairs = [(x, like.dtype) for x, like, w in zip(saved[:n], saved[n : 2 * n], ctx.wanted, strict=True) if w]
+            scaled = iter(_scaled([x for x, _ in pairs], grad, [dtype for _, dtype in pairs]))
+            grads = [next(scaled) if wanted else None for wanted in ctx.wanted]
         return None, None, *grads, *(None,) * others
 
 
-def _scaled(x: torch.Tensor, grad: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """x `[G, ...]` times grad `[G]`; one kernel multiplies and converts."""
-    return torch.mul(grad.view(-1, *(1,) * (x.dim() - 1)), x, out=torch.empty_like(x, dtype=dtype))
+def _scaled(xs: list[torch.Tensor], grad: torch.Tensor, dtypes: list[torch.dtype]) -> Sequence[torch.Tensor]:
+    """x `[G, ...]` times grad `[G]`, of each; one kernel multiplies and converts."""
+    of_axes = {axes: grad.view(-1, *(1,) * (axes - 1)) for axes in {x.dim() for x in xs}}
+    grads = [of_axes[x.dim()] for x in xs]
+    if all(dtype == torch.float32 for dtype in dtypes):
+        return torch._foreach_mul(xs, grads)  # type: ignore[attr-defined]
+    scaled = zip(xs, grads, dtypes, strict=True)
+    return [torch.mul(x, factor, out=torch.empty_like(x, dtype=dtype)) for x, factor, dtype in scaled]
 
 
 def declare_loss(op: str, schema: str, inputs: int, definition: Callable[..., torch.Tensor]) -> Any:
@@ -139,7 +143,7 @@ def declare_loss(op: str, schema: str, inputs: int, definition: Callable[..., to
         shapes = (x.shape if wanted else (0,) for x, wanted in zip(args[:inputs], args[-1], strict=True))
         return loss, *(loss.new_empty(shape) for shape in shapes)
 
-    of = _Loss(declare(op, schema, fake), inputs, definition)
+    of = _DeclaredLoss(declare(op, schema, fake), inputs, definition)
 
     def apply(keyset: DispatchKeySet, *args: Any) -> Any:
         return _LossFunction.apply(keyset, of, *args) if any(args[-1]) else below(of.declared, keyset, *args)

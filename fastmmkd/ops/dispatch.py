@@ -1,8 +1,8 @@
 """Which implementation of an operation runs, and why: see `fastmmkd.ops.providers`.
 
-Every operation has a definition, `fastmmkd.ops.reference`: plain PyTorch, any device, any dtype. The other providers
-are behind the compiled operations that an operation's own module declares. PyTorch's dispatcher hands them to the C++
-kernels for CPU tensors and, for CUDA tensors, to `launch`: the Triton or the CUDA kernels.
+Every operation has a definition in plain PyTorch, any device, any dtype, see `fastmmkd.ops.reference`. The other
+providers are behind the compiled operations that an operation's own module declares. PyTorch's dispatcher hands them
+to the C++ kernels for CPU tensors and, for CUDA tensors, to `launch`: the Triton or the CUDA kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from fastmmkd.errors import UserError
 from fastmmkd.ops import reference
 from fastmmkd.ops.operation import Op, operation
-from fastmmkd.ops.providers import INTERPRETED, forcing, not_meant, obstacle, preferred
+from fastmmkd.ops.providers import COMPOSED, INTERPRETED, forcing, not_meant, obstacle, preferred
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ def explain(name: str, *example: torch.Tensor | torch.device | str) -> Choice:
     dtypes = [x.dtype for x in example if isinstance(x, torch.Tensor)]
     forced, source = forcing()
     if forced:
-        _require(forced, source, op, device, dtypes)
-        return Choice(name, forced, f"forced by {source}")
+        provider = _provider(op, device, dtypes)
+        return Choice(name, provider, f"forced by {source}")
     provider = preferred(op, device, dtypes)
-    if provider != "reference":
+    if provider not in ("reference", COMPOSED):
         return Choice(name, provider, f"compiled kernels for {device.type} tensors")
     candidates = ("triton", "cuda") if device.type == "cuda" or INTERPRETED else ("cpp",)
     reasons = (obstacle(c, op, device, dtypes) or not_meant(c, device) for c in candidates)
@@ -55,6 +55,8 @@ def explain(name: str, *example: torch.Tensor | torch.device | str) -> Choice:
 def implementation(op: Op, *tensors: torch.Tensor) -> Callable[..., Any]:
     """The function that runs `op` on these tensors, which are on one device."""
     provider = _provider(op, tensors[0].device, [x.dtype for x in tensors])
+    if op.composed and provider == COMPOSED:
+        return op.composed
     if op.compiled is None or provider == "reference":
         return getattr(reference, op.name)
     return op.compiled
@@ -62,8 +64,10 @@ def implementation(op: Op, *tensors: torch.Tensor) -> Callable[..., Any]:
 
 def _provider(op: Op, device: torch.device, dtypes: list[torch.dtype]) -> str:
     forced, source = forcing()
-    if not forced:
+    if not forced or (forced == COMPOSED and not op.composed):
         return preferred(op, device, dtypes)
+    if op.composed and forced not in (*op.kernels, "reference"):
+        return COMPOSED
     _require(forced, source, op, device, dtypes)
     return forced
 

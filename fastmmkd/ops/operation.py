@@ -14,20 +14,28 @@ from fastmmkd.ops.work import Work
 class Op:
     """The entry of one operation; making one puts it into `OPERATIONS`.
 
-    Its definition is `fastmmkd.ops.reference.<name>`. Without `kernels` it is run by that on every device.
+    Without `kernels` it is run by its definition on every device.
     """
 
     name: str
+    """That of its file and of the public function in it."""
+    definition: Callable[..., Any]
+    """What it computes, in plain PyTorch, with all the arguments of the public function: `fastmmkd.ops.reference`."""
     kernels: tuple[str, ...] = ()
     """The providers that have kernels of it: "triton" (`kernels/`), "cuda" and "cpp" (`csrc/`)."""
     compiled: Callable[..., Any] | None = None
     """What runs the kernels, with the arguments of the definition; None where there are none."""
+    composed: Callable[..., Any] | None = None
+    """What runs it where it has no kernels, with the arguments of the definition: a composition of other operations,
+    each of which runs as it does by itself; None: the definition does."""
     gradient: Literal["", "forward", "backward"] = ""
     """Where kernels compute it: with the result, or in an operation of its own, `<name>_backward`; "" if nowhere."""
     work: Callable[..., Work] | None = None
     """What the kernels must move and compute, of the sizes that it names."""
     backward_work: Callable[..., Work] | None = None
     """The same of `<name>_backward`."""
+    place: int = 1000
+    """Where it stands in tables and among measurements, the smallest first: those that most of a step goes into."""
 
     def __post_init__(self) -> None:
         OPERATIONS[self.name] = self
@@ -41,7 +49,13 @@ class Op:
 
 
 OPERATIONS: dict[str, Op] = {}
-"""All operations by name, in the order in which `fastmmkd.ops` lists them."""
+"""All operations by name, in the order of their places."""
+
+
+def in_order() -> None:
+    """Bring `OPERATIONS`, in which entries stand as they were made, into its order."""
+    for op in sorted(OPERATIONS.values(), key=lambda op: (op.place, op.name)):
+        OPERATIONS[op.name] = OPERATIONS.pop(op.name)
 
 
 def backward_of(name: str) -> str:

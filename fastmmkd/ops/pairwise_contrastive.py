@@ -2,10 +2,10 @@
 
 import torch
 
-from fastmmkd.ops import reference
 from fastmmkd.ops.declaration import declare_loss, wanted
 from fastmmkd.ops.dispatch import implementation
 from fastmmkd.ops.operation import Op
+from fastmmkd.ops.precision import accumulation
 from fastmmkd.ops.work import Work, loss_work
 
 REDUCTIONS = ("mean", "sum")
@@ -52,8 +52,19 @@ def pairwise_contrastive(
     return implementation(OP, student, teacher)(student, teacher, eta, offset, reduction)
 
 
-def _definition(student: torch.Tensor, teacher: torch.Tensor, eta: float, offset: int, mean: bool) -> torch.Tensor:
-    return reference.pairwise_contrastive(student, teacher, eta, offset, "mean" if mean else "sum")
+def _definition(student: torch.Tensor, teacher: torch.Tensor, eta: float, offset: int, reduction: str) -> torch.Tensor:
+    student, teacher = accumulation(student), accumulation(teacher)
+    n, rows = student.shape[1], teacher.shape[1]
+    row = torch.arange(rows, device=student.device)
+    own_ij = row == row[offset : offset + n, None]
+    squared_gij = (student.unsqueeze(2) - teacher.unsqueeze(1)).square().sum(-1)
+    # The square root never sees a 0, where its gradient would be infinite.
+    zero_gij = squared_gij == 0
+    distance_gij = squared_gij.masked_fill(zero_gij, 1.0).sqrt().masked_fill(zero_gij, 0.0)
+    negative = (eta - distance_gij).clamp_min(0.0).square().masked_fill(own_ij, 0.0).sum((1, 2))
+    positive = squared_gij.diagonal(offset, 1, 2).sum(-1)
+    loss = (rows - 1) * positive + negative
+    return loss if reduction == "sum" else loss / max(n * (rows - 1), 1)
 
 
 _declared = declare_loss(
@@ -61,7 +72,9 @@ _declared = declare_loss(
     "(Tensor student, Tensor teacher, float eta, int offset, bool mean, bool[2] wanted)"
     " -> (Tensor loss, Tensor grad_student, Tensor grad_teacher)",
     inputs=2,
-    definition=_definition,
+    definition=lambda student, teacher, eta, offset, mean: _definition(
+        student, teacher, eta, offset, "mean" if mean else "sum"
+    ),
 )
 
 
@@ -78,4 +91,6 @@ def _work(g: int, n: int, m: int, d: int, e: int, gradients: bool) -> Work:
     return loss_work(g, (n + m) * d * e, n * d * gradients, n * m * (3 * d + 4 + (2 * d + 2) * gradients))
 
 
-OP = Op("pairwise_contrastive", ("triton", "cuda", "cpp"), _compiled, gradient="forward", work=_work)
+OP = Op(
+    "pairwise_contrastive", _definition, ("triton", "cuda", "cpp"), _compiled, gradient="forward", work=_work, place=80
+)

@@ -2,10 +2,10 @@
 
 import torch
 
-from fastmmkd.ops import reference
 from fastmmkd.ops.declaration import declare_loss, wanted
 from fastmmkd.ops.dispatch import implementation
 from fastmmkd.ops.operation import Op
+from fastmmkd.ops.precision import accumulation
 from fastmmkd.ops.work import Work, loss_work
 
 
@@ -40,12 +40,40 @@ def prototype_similarity(
     return implementation(OP, student, teacher)(student, teacher, classes, count)
 
 
+def _definition(student: torch.Tensor, teacher: torch.Tensor, classes: torch.Tensor, count: int) -> torch.Tensor:
+    member_gik = classes.unsqueeze(-1) == torch.arange(count, device=classes.device)
+    present = member_gik.any(1).sum(-1)
+
+    def similarity(x: torch.Tensor) -> torch.Tensor:
+        x = accumulation(x)
+        members_gk1 = member_gik.sum(1).clamp_min(1).unsqueeze(-1)
+        prototype_gkd = (x.unsqueeze(2) * member_gik.unsqueeze(-1)).sum(1) / members_gk1
+        return (_direction(x).unsqueeze(2) * _direction(prototype_gkd).unsqueeze(1)).sum(-1)
+
+    # The prototype of an absent class is 0: its similarities are 0 in both networks.
+    squared = (similarity(student) - similarity(teacher)).square()
+    return squared.sum((1, 2)) / (present * student.shape[1]).clamp_min(1)
+
+
+def _direction(x: torch.Tensor) -> torch.Tensor:
+    """`x / |x|` over the last axis; 0 with gradient 0 where x is 0.
+
+    Dividing by the largest element first, a constant because the direction does not depend on it, keeps squares and
+    their gradients in range.
+    """
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    zero = largest < torch.finfo(x.dtype).tiny
+    scaled = x / largest.masked_fill(zero, 1.0)
+    norm = scaled.square().sum(-1, keepdim=True).masked_fill(zero, 1.0).sqrt()
+    return (scaled / norm).masked_fill(zero, 0.0)
+
+
 _declared = declare_loss(
     "prototype_similarity",
     "(Tensor student, Tensor teacher, Tensor classes, int count, bool[2] wanted)"
     " -> (Tensor loss, Tensor grad_student, Tensor grad_teacher)",
     inputs=2,
-    definition=reference.prototype_similarity,
+    definition=_definition,
 )
 
 
@@ -64,4 +92,6 @@ def _work(g: int, n: int, d: int, c: int, e: int, gradients: bool) -> Work:
     return loss_work(g, 2 * n * d * e + 8 * n, n * d * gradients, both + 3 * n * c + more)
 
 
-OP = Op("prototype_similarity", ("triton", "cuda", "cpp"), _compiled, gradient="forward", work=_work)
+OP = Op(
+    "prototype_similarity", _definition, ("triton", "cuda", "cpp"), _compiled, gradient="forward", work=_work, place=90
+)

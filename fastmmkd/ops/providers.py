@@ -23,6 +23,9 @@ from fastmmkd.ops.operation import Op
 
 PROVIDERS = ("triton", "cuda", "cpp", "reference")
 """All providers, the preferred first."""
+COMPOSED = "composed"
+"""Other operations, each run by the provider that it has by itself: what runs an operation that is composed of others
+and has no kernels here. Forced, it leaves everything else as it is."""
 
 HAS_TRITON = find_spec("triton") is not None
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -42,8 +45,8 @@ _capabilities: dict[torch.device, tuple[int, int]] = {}
 @contextmanager
 def use_provider(name: str) -> Iterator[None]:
     """Force a provider inside a `with` block; an operation that it cannot run raises `UserError`."""
-    if name not in PROVIDERS:
-        raise UserError(f"use_provider({name!r}): not a provider; expected one of {', '.join(PROVIDERS)}")
+    if name not in (*PROVIDERS, COMPOSED):
+        raise UserError(f"use_provider({name!r}): not a provider; expected one of {', '.join((*PROVIDERS, COMPOSED))}")
     _forced.append(name)
     try:
         yield
@@ -60,19 +63,20 @@ def forcing() -> tuple[str, str]:
     name, source = (
         (_forced[-1], "use_provider") if _forced else (os.environ.get("FASTMMKD_PROVIDER", ""), "FASTMMKD_PROVIDER")
     )
-    if name and name not in PROVIDERS:
-        raise UserError(f"{source}={name}: not a provider; expected one of {', '.join(PROVIDERS)}")
+    if name and name not in (*PROVIDERS, COMPOSED):
+        raise UserError(f"{source}={name}: not a provider; expected one of {', '.join((*PROVIDERS, COMPOSED))}")
     return name, source
 
 
 def preferred(op: Op, device: torch.device, dtypes: Sequence[torch.dtype]) -> str:
     """The provider that runs `op` unless one is forced."""
+    last = COMPOSED if op.composed else "reference"
     if device.type == "cpu" and not INTERPRETED:
-        return "reference" if obstacle("cpp", op, device, dtypes) else "cpp"
+        return last if obstacle("cpp", op, device, dtypes) else "cpp"
     for provider in ("triton", "cuda"):
         if not (obstacle(provider, op, device, dtypes) or not_meant(provider, device)):
             return provider
-    return "reference"
+    return last
 
 
 def not_meant(provider: str, device: torch.device) -> str:
@@ -88,9 +92,9 @@ def obstacle(provider: str, op: Op, device: torch.device, dtypes: Sequence[torch
         return ""
     if not op.kernels:
         return f"{op.name} has no kernels"
-    found = _UNAVAILABLE[provider](device)
-    if found:
-        return found
+    unavailable = _UNAVAILABLE[provider](device)
+    if unavailable:
+        return unavailable
     if provider not in op.kernels:
         return f"{op.name} has no {provider} kernels"
     half = device.type == "cuda" and capability(device) < (8, 0)

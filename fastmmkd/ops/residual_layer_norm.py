@@ -4,12 +4,13 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch._C import DispatchKeySet
 
-from fastmmkd.ops import reference
 from fastmmkd.ops.declaration import below, declare, declare_backward, differentiable_gradients, differentiate
 from fastmmkd.ops.dispatch import implementation
 from fastmmkd.ops.operation import Op
+from fastmmkd.ops.precision import accumulation
 from fastmmkd.ops.work import FLOAT, Work
 
 
@@ -30,6 +31,14 @@ def residual_layer_norm(
     if weight.shape != (x.shape[0], x.shape[-1]):
         raise ValueError(f"weight is {tuple(weight.shape)}; expected {(x.shape[0], x.shape[-1])}")
     return implementation(OP, x, residual, weight, bias)(x, residual, weight, bias, eps)
+
+
+def _definition(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5
+) -> torch.Tensor:
+    shape = (weight.shape[0],) + (1,) * (x.dim() - 2) + (weight.shape[-1],)
+    normed = F.layer_norm(accumulation(x) + accumulation(residual), x.shape[-1:], eps=eps)
+    return (normed * accumulation(weight).view(shape) + accumulation(bias).view(shape)).to(x.dtype)
 
 
 def _fake(
@@ -89,7 +98,7 @@ class _Function(torch.autograd.Function):
             return (None,) * 6
         x, residual, weight, bias, mean, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():
-            inputs, definition = (x, residual, weight, bias), partial(reference.residual_layer_norm, eps=ctx.eps)
+            inputs, definition = (x, residual, weight, bias), partial(_definition, eps=ctx.eps)
             return None, *differentiable_gradients(definition, inputs, ctx.needs_input_grad[1:5], grad), None
         grad_sum, grad_weight, grad_bias = _declared_backward(grad, x, residual, weight, mean, rstd)
         return (
@@ -111,7 +120,7 @@ def _compiled(
     return _declared(x, residual, weight, bias, eps)[0]
 
 
-def _work(g: int, r: int, d: int, e: int) -> Work:
+def norm_work(g: int, r: int, d: int, e: int) -> Work:
     """`G (3 R D e + 2 D e + 8 R)` bytes: x, residual, out, the affine map, mean and 1 / deviation.
 
     `G R (8 D + 5)` operations: sum, mean, centre, square and add, scale, affine map; two divisions, eps, root, inverse.
@@ -119,7 +128,7 @@ def _work(g: int, r: int, d: int, e: int) -> Work:
     return Work(g * (3 * r * d * e + 2 * d * e + 2 * FLOAT * r), g * r * (8 * d + 5))
 
 
-def _backward_work(g: int, r: int, d: int, e: int) -> Work:
+def norm_backward_work(g: int, r: int, d: int, e: int) -> Work:
     """`G (4 R D e + 3 D e + 8 R)` bytes: grad, x, residual, gradient of their sum; weight, its and the bias'
     gradients; statistics.
 
@@ -131,9 +140,11 @@ def _backward_work(g: int, r: int, d: int, e: int) -> Work:
 
 OP = Op(
     "residual_layer_norm",
+    _definition,
     ("triton", "cuda", "cpp"),
     _compiled,
     gradient="backward",
-    work=_work,
-    backward_work=_backward_work,
+    work=norm_work,
+    backward_work=norm_backward_work,
+    place=20,
 )

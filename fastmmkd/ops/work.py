@@ -4,8 +4,8 @@ Bytes are those of inputs and outputs, each moved once. Operations are additions
 divisions, roots, exponentials and logarithms in the least that an algorithm without stored pairs does; a sum of n terms
 counts n, comparisons count nothing.
 
-Shape legend of the formulas: G groups, B rows of a batch, T queries or frames, K keys, H heads, R rows, D features,
-N samples, M rows of the other side, C classes, V versions; e bytes of an element.
+Shape legend of the formulas: G groups, T queries and K keys of a sample, H heads, R rows, D features, N samples, M rows
+of the other side, C classes; e bytes of an element.
 """
 
 from __future__ import annotations

@@ -47,11 +47,11 @@ def check(name: str, inputs: Sequence[torch.Tensor], constants: Sequence[Any] = 
     plain, exact = run(inputs), run([x.double() for x in inputs])
     for isa in INSTRUCTION_SETS:
         with instruction_set(isa):
-            found = fast(name, inputs, constants)
-        for i, actual in enumerate(found):
+            values = fast(name, inputs, constants)
+        for i, actual in enumerate(values):
             what = f"gradient {i}" if i else name
             assert_as_exact(f"{what}, {isa}", actual, plain[i], exact[i], 3 if i else 2)
-    return found
+    return values
 
 
 SIZES = (1, 2, 3, 16, 33, 64, 129)
@@ -61,7 +61,7 @@ if INTERPRETED:  # every program takes milliseconds
     SHAPES = [(1, 1, 40), (2, 2, 3), (1, 3, 120), (2, 16, 1), (3, 16, 40), (2, 33, 40), (1, 64, 3), (1, 129, 40)]
 
 
-class Case(NamedTuple):
+class LossCase(NamedTuple):
     """Arguments of the public function, and what the operation takes in the place of its constants."""
 
     inputs: Sequence[torch.Tensor]
@@ -69,23 +69,23 @@ class Case(NamedTuple):
     schema: Sequence[Any] = ()
 
 
-def contrastive(groups: int, n: int, width: int) -> Case:
+def contrastive(groups: int, n: int, width: int) -> LossCase:
     inputs = [normal(groups, n, width), normal(groups, n + 2, width, seed=1)]
-    return Case(inputs, (9.0, 1, "mean"), (9.0, 1, True))
+    return LossCase(inputs, (9.0, 1, "mean"), (9.0, 1, True))
 
 
-def bound(groups: int, n: int, width: int) -> Case:
+def bound(groups: int, n: int, width: int) -> LossCase:
     inputs = [normal(groups, n, width), normal(groups, n, width, seed=1)]
-    return Case([*inputs, normal(groups, width, seed=2, scale=0.3), normal(groups, seed=3)])
+    return LossCase([*inputs, normal(groups, width, seed=2, scale=0.3), normal(groups, seed=3)])
 
 
-def two(groups: int, n: int, width: int) -> Case:
-    return Case([normal(groups, n, width), normal(groups, n, width, seed=1)])
+def two(groups: int, n: int, width: int) -> LossCase:
+    return LossCase([normal(groups, n, width), normal(groups, n, width, seed=1)])
 
 
-def prototypes(groups: int, n: int, width: int) -> Case:
+def prototypes(groups: int, n: int, width: int) -> LossCase:
     constants = (torch.arange(n, device=DEVICE).remainder(3).expand(groups, n), 4)
-    return Case([normal(groups, n, width), normal(groups, n, width, seed=1)], constants, constants)
+    return LossCase([normal(groups, n, width), normal(groups, n, width, seed=1)], constants, constants)
 
 
 CASES = {

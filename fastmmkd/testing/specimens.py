@@ -1,6 +1,7 @@
 """Calls of the kernels at the sizes of the shipped configs: what is compiled offline, held to budgets, and tuned.
 
-A kernel joins by a `Specimen` in `specimens`. Shape legend: G groups, B rows of a batch, T frames, N samples of a loss.
+A kernel joins by a `Specimen` in `specimens`. Shape legend: G groups, B samples of a batch, T frames, N samples of a
+loss. Every sample is as long as the longest, the most that a launch has to do.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class Make:
         """Zeros, int64."""
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
 
+    def starts(self, samples: int, frames: int) -> torch.Tensor:
+        """`[1, samples + 1]` int64, where each one's rows begin."""
+        return torch.arange(samples + 1, device=self.device)[None] * frames
+
 
 class Specimen(NamedTuple):
     """One call of `fastmmkd.kernels.<op>.<function>`."""
@@ -107,31 +112,34 @@ def shipped() -> dict[int, int]:
 
 def _cross_attention() -> Iterator[Specimen]:
     for heads, batch in shipped().items():
-        rows, main = VERSIONS * batch, heads == AttentionModel().heads
-        yield from _attention("coarse", 3, rows, FRAMES, 3, WIDTH, heads, main)
-        yield from _attention("fine", 6, rows, FRAMES, 2, WIDTH, heads)
+        both, main = VERSIONS * batch, heads == AttentionModel().heads
+        yield from _attention("coarse", 3, both, FRAMES, 3, WIDTH, heads, main)
+        yield from _attention("fine", 6, both, FRAMES, 2, WIDTH, heads)
         yield from _attention("of a modality", 3, batch, FRAMES, 1, WIDTH, heads)
-        yield from _attention("joint", 1, rows, FRAMES, 1, 3 * WIDTH, heads)
-        yield from _attention("coarse", 1, rows, UNALIGNED, 3, WIDTH, heads)
+        yield from _attention("joint", 1, both, FRAMES, 1, 3 * WIDTH, heads)
+        yield from _attention("coarse", 1, both, UNALIGNED, 3, WIDTH, heads)
 
 
 def _attention(
-    what: str, groups: int, rows: int, frames: int, segments: int, width: int, heads: int, main: bool = False
+    what: str, groups: int, batch: int, frames: int, segments: int, width: int, heads: int, main: bool = False
 ) -> Iterator[Specimen]:
     """Forward and backward; keys and values are packed as the models project them."""
+    rows, longest = batch * frames, [frames] * (1 + segments)
+
+    def inputs(make: Make) -> tuple[Any, ...]:
+        packed = [make.normal(groups, rows, 2 * width).chunk(2, dim=-1) for _ in range(segments)]
+        keys, values = ([kv[i] for kv in packed] for i in range(2))
+        masks, starts = [make.mask(1, rows)] * segments, make.starts(batch, frames)
+        return make.normal(groups, rows, width), keys, values, masks, starts, [starts] * segments, longest
 
     def forward(make: Make) -> tuple[Any, ...]:
-        packed = [make.normal(groups, rows, frames, 2 * width).chunk(2, dim=-1) for _ in range(segments)]
-        keys, values = ([kv[i] for kv in packed] for i in range(2))
-        masks = [make.mask(groups, rows, frames) for _ in range(segments)]
-        return make.normal(groups, rows, frames, width), keys, values, masks, heads
+        return *inputs(make), heads
 
     def backward(make: Make) -> tuple[Any, ...]:
-        *inputs, _ = forward(make)
-        grad, out = (make.normal(groups, rows, frames, width) for _ in range(2))
-        return grad, *inputs, out, make.exact(groups, rows, heads, 2, frames), heads
+        grad, out = (make.normal(groups, rows, width) for _ in range(2))
+        return grad, *inputs(make), out, make.exact(groups, heads, 2, rows), heads
 
-    shape = f"{what}, {groups} x {rows} x {frames} x {segments * frames}, {heads} heads of {width // heads}"
+    shape = f"{what}, {groups} x {batch} x {frames} x {segments * frames}, {heads} heads of {width // heads}"
     yield Specimen("cross_attention", "cross_attention", shape, forward, main)
     yield Specimen("cross_attention", "cross_attention_backward", shape, backward, main)
 
@@ -208,10 +216,13 @@ def _draw(lengths: tuple[int, ...], exact: bool, main: bool) -> Specimen:
     batch = max(shipped().values())
 
     def arguments(make: Make) -> tuple[Any, ...]:
-        features = [make.normal(GLOBAL_BATCH, t, d) for t, d in zip(lengths, FEATURES, strict=True)]
-        masks = [make.mask(GLOBAL_BATCH, t) for t in lengths]
+        features = [make.normal(GLOBAL_BATCH * t, d) for t, d in zip(lengths, FEATURES, strict=True)]
+        masks = [make.mask(GLOBAL_BATCH * t) for t in lengths]
+        starts = [make.starts(GLOBAL_BATCH, t)[0] for t in lengths]
         keys = make.mask(GLOBAL_BATCH, len(lengths)), make.indices(1, batch), make.indices(1), make.indices()
-        return features, masks, *keys, VERSIONS, 0.7, exact
+        batch_starts = [make.starts(VERSIONS * batch, t) for t in lengths]
+        rows = [VERSIONS * batch * t for t in lengths]
+        return features, masks, starts, *keys, batch_starts, rows, list(lengths), VERSIONS, 0.7, exact
 
     text = f"{VERSIONS} x {batch} x {'+'.join(map(str, lengths))}{', exact' if exact else ''}"
     return Specimen("missing_draw", "missing_draw", text, arguments, main)

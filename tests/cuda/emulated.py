@@ -23,7 +23,8 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from fastmmkd.testing.attention import Case
+from fastmmkd.ops.cross_attention import operands
+from fastmmkd.testing.attention import AttentionCase
 from fastmmkd.testing.losses import upstream
 
 ROOT = Path(__file__).parents[2]
@@ -54,15 +55,24 @@ def reversed_order() -> Iterator[None]:
         _library().emulation_reverse(False)
 
 
-def attention(case: Case) -> list[torch.Tensor]:
+def attention(case: AttentionCase) -> list[torch.Tensor]:
     """The output and the gradients in query, keys and values."""
+    *inputs, heads = arguments(case)
+    padded = case.layout is None
+    out, statistics = operations().cross_attention(*inputs, heads)
+    grad = case.grad.flatten(1, 2) if padded else case.grad
+    grad_query, grad_keys, grad_values = operations().cross_attention_backward(grad, *inputs, out, statistics, heads)
+    results = [out, grad_query, *grad_keys, *grad_values]
+    shapes = [x.shape for x in (case.inputs[0], *case.inputs)]
+    return [x.view(shape) for x, shape in zip(results, shapes, strict=True)]
+
+
+def arguments(case: AttentionCase) -> tuple[Any, ...]:
+    """Those of the compiled operation."""
     n = len(case.masks)
     query, keys, values = case.inputs[0], case.inputs[1 : n + 1], case.inputs[n + 1 :]
-    out, statistics = operations().cross_attention(query, keys, values, case.masks, case.heads)
-    grad_query, grad_keys, grad_values = operations().cross_attention_backward(
-        case.grad, query, keys, values, case.masks, out, statistics, case.heads
-    )
-    return [out, grad_query, *grad_keys, *grad_values]
+    key_layouts = case.key_layouts or ([case.layout] * n if case.layout else [])
+    return *operands(query, keys, values, case.masks, case.layout, key_layouts), case.heads
 
 
 def norm(inputs: Sequence[torch.Tensor], grad: torch.Tensor) -> list[torch.Tensor]:

@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from fastmmkd.testing.attention import SHAPES, Case, draw, hold
+from fastmmkd.testing.attention import RAGGED, SHAPES, AttentionCase, draw, draw_ragged, hold
 from fastmmkd.testing.parity import poisoned_memory
-from tests.cuda.emulated import attention, needs_compiler, operations, reversed_order
+from tests.cuda.emulated import arguments, attention, needs_compiler, operations, reversed_order
 
 pytestmark = needs_compiler
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def run(case: Case) -> list[torch.Tensor]:
+def run(case: AttentionCase) -> list[torch.Tensor]:
     """In memory that starts as NaN, and in two orders of threads, between which no result may differ."""
     with poisoned_memory():
         found = attention(case)
@@ -100,7 +100,7 @@ def test_views_of_other_tensors(dtype) -> None:
 
     for change in (packed, turned):
         masks = [change(m[..., None])[..., 0] for m in case.masks]
-        changed = Case([change(x) for x in case.inputs], masks, 2, change(case.grad))
+        changed = AttentionCase([change(x) for x in case.inputs], masks, 2, change(case.grad))
         assert not changed.inputs[0].is_contiguous()
         assert all(torch.equal(a, b) for a, b in zip(run(changed), expected, strict=True))
 
@@ -112,12 +112,39 @@ def test_shared_masks_and_gradients_of_a_sum() -> None:
     hold(case, run(case))
 
 
+@pytest.mark.parametrize("head_width", [5, 16, 20])
+@pytest.mark.parametrize("name", RAGGED)
+def test_ragged_batches(name, head_width) -> None:
+    case = draw_ragged(*RAGGED[name], 2, head_width)
+    hold(case, run(case))
+
+
+@pytest.mark.parametrize("head_width", [5, 20])
+def test_samples_and_nobody_across_every_tile_boundary(head_width) -> None:
+    lengths = [[1, 130, 2, 65]], [[200, 3, 1, 64]], [[31, 33, 129, 1]]
+    case = draw_ragged(1, lengths, (1, 1), 1, head_width, spare=300)
+    hold(case, run(case))
+
+
+@pytest.mark.parametrize("head_width", [5, 20])
+def test_rows_of_nobody_are_never_read_and_get_zeros(head_width) -> None:
+    case = draw_ragged(*RAGGED["two models, unaligned"], 2, head_width, spare=40)
+    expected = run(case)
+    of_all = [case.layout, *case.key_layouts * 2]
+    nobodys = [~of.is_somebodys.repeat_interleave(4 // len(of.starts), 0) for of in of_all]
+    for x, empty in zip((*case.inputs, case.grad), (*nobodys, nobodys[0]), strict=True):
+        x[empty] = float("nan")
+    actual = run(case)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+    assert all((x[empty] == 0).all() for x, empty in zip(actual, (nobodys[0], *nobodys), strict=True))
+
+
 @pytest.mark.parametrize("head_width", [5, 20])
 def test_statistics(head_width) -> None:
     case = draw(1, 2, 3, (4,), 2, head_width, present=1.0)
-    query, key, value = case.inputs
-    _, statistics = operations().cross_attention(query, [key], [value], case.masks, 2)
-    top, share = statistics.unbind(3)
+    query, key, _ = case.inputs
+    _, statistics = operations().cross_attention(*arguments(case))
+    top, share = statistics.unflatten(-1, (2, 3)).movedim(-2, 1).unbind(3)
     split = (2, head_width)
     scores = torch.einsum("gbqhe,gbkhe->gbhqk", query.unflatten(-1, split), key.unflatten(-1, split)) * head_width**-0.5
     torch.testing.assert_close(top * math.log(2), scores.amax(-1))

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fastmmkd.ops import reference
+from fastmmkd.testing.norm import NAMES, draw
 from fastmmkd.testing.parity import assert_as_exact, poisoned_memory, value_and_gradients
 from tests.cuda.emulated import needs_compiler, norm, reversed_order
-from tests.parity.test_residual_layer_norm import NAMES, draw
 
 pytestmark = needs_compiler
 

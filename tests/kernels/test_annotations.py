@@ -19,9 +19,9 @@ def is_compiled(function: ast.FunctionDef) -> bool:
 
 
 def arguments(function: ast.FunctionDef) -> list[ast.arg]:
-    found = function.args
-    rest = [argument for argument in (found.vararg, found.kwarg) if argument]
-    return [*found.posonlyargs, *found.args, *found.kwonlyargs, *rest]
+    signature = function.args
+    rest = [argument for argument in (signature.vararg, signature.kwarg) if argument]
+    return [*signature.posonlyargs, *signature.args, *signature.kwonlyargs, *rest]
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)

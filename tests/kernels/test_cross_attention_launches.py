@@ -13,17 +13,21 @@ from fastmmkd.kernels.launch import Launch, recorded
 VOLTA, AMPERE = (7, 0), (8, 0)
 
 
-def draw(queries, lengths, heads, head_width, dtype=torch.float32, groups=3, batch=4):
-    """Query, keys, values and masks, as the models' projections and masks arrive: halves, and masks expanded."""
+def draw(queries, lengths, heads, head_width, dtype=torch.float32, groups=3, batch=4, spare=5):
+    """Query, keys, values, masks and starts, as the models' projections and masks arrive: halves, and masks shared."""
     width = heads * head_width
+    starts = torch.empty(1, batch + 1, dtype=torch.int64, device="meta")
 
-    def empty(frames, columns, dtype=dtype):
-        return torch.empty(groups, batch, frames, columns, dtype=dtype, device="meta")
+    def rows(longest):
+        return batch * longest + spare if longest else 0
+
+    def empty(longest, columns):
+        return torch.empty(groups, rows(longest), columns, dtype=dtype, device="meta")
 
     query = empty(queries, 2 * width)[..., width:]
     keys, values = zip(*(empty(t, 2 * width).chunk(2, -1) for t in lengths), strict=True)
-    masks = [torch.empty(1, batch, t, dtype=torch.bool, device="meta").expand(groups, -1, -1) for t in lengths]
-    return query, keys, values, masks
+    masks = [torch.empty(1, rows(t), dtype=torch.bool, device="meta") for t in lengths]
+    return query, keys, values, masks, starts, [starts] * len(lengths), [queries, *lengths]
 
 
 def record(inputs, heads, grad=None, capability=AMPERE) -> tuple[list[Launch], list[Launch]]:
@@ -49,9 +53,9 @@ def test_one_launch_forward_and_one_backward(lengths, heads, dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("queries", [1, 20, 50, 63, 375])
-def test_the_grid_covers_every_row_once(queries, dtype) -> None:
+def test_the_grid_has_room_for_the_longest_sample_and_for_nobody(queries, dtype) -> None:
     (forward,), (backward,) = record(draw(queries, (50, 31), 8, 5, dtype), 8)
-    assert forward.grid[0] == backward.grid[0] == 3 * 4 * 8
+    assert forward.grid[0] == backward.grid[0] == 3 * (4 + 1) * 8
     owned = forward.options["BO"]
     assert (forward.grid[1] - 1) * owned < queries <= forward.grid[1] * owned
     owned = backward.options["BO"]
@@ -68,29 +72,30 @@ def test_without_queries_or_keys() -> None:
 
 def test_views_are_not_copied() -> None:
     inputs = draw(50, (50, 31), 8, 5)
-    grad = torch.empty(3, 4, 50, 80, device="meta")[..., :40]
+    grad = torch.empty(3, 205, 80, device="meta")[..., :40]
     (forward,), (backward,) = record(inputs, 8, grad)
     for launch in (forward, backward):
-        query, keys, values, masks = launch.args[:4]
+        query, keys, values, masks, starts, key_starts = launch.args[:6]
         for given, taken in zip(
-            (inputs[0], *inputs[1], *inputs[2], *inputs[3]), (query, *keys, *values, *masks), strict=True
+            (inputs[0], *inputs[1], *inputs[2], *inputs[3], inputs[4], *inputs[5]),
+            (query, *keys, *values, *masks, starts, *key_starts),
+            strict=True,
         ):
             assert taken[0] is given
-            assert taken[1:] == given.stride()[:3]
-        assert masks[0][1] == 0
+            assert taken[1:] == (3 // len(given), *given.stride()[:2])
     named = dict(zip(backward.kernel.arg_names, backward.args, strict=False))
-    assert named["grad"] == (grad, *grad.stride()[:3])
-    (out,) = forward.args[4:5]
-    assert out[1:] == (4 * 50 * 40, 50 * 40, 40)
+    assert named["grad"] == (grad, 1, *grad.stride()[:2])
+    (out,) = forward.args[6:7]
+    assert out[1:] == (1, 205 * 40, 40)
 
 
 def test_the_gradient_of_a_sum_and_features_apart_are_copied() -> None:
-    query, keys, values, masks = draw(50, (50,), 8, 5)
-    apart = query.transpose(2, 3).contiguous().transpose(2, 3)
-    _, (backward,) = record((apart, keys, values, masks), 8, torch.empty((), device="meta").expand(3, 4, 50, 40))
+    query, *others = draw(50, (50,), 8, 5)
+    apart = query.transpose(1, 2).contiguous().transpose(1, 2)
+    _, (backward,) = record((apart, *others), 8, torch.empty((), device="meta").expand(3, 205, 40))
     named = dict(zip(backward.kernel.arg_names, backward.args, strict=False))
     for name in ("query", "grad"):
-        assert named[name][1:] == (4 * 50 * 40, 50 * 40, 40)
+        assert named[name][1:] == (1, 205 * 40, 40)
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,11 @@ def launches(name: str, n: int, wanted: Sequence[bool], groups: int = 3) -> list
         "pairwise_contrastive": [9.0, 0, True],
         "prototype_similarity": [torch.empty(groups, n, dtype=torch.int64, device="meta"), 4],
     }.get(name, [])
-    with recorded() as found:
+    with recorded() as calls:
         loss, *grads = getattr(import_module(f"fastmmkd.kernels.{name}"), name)(*inputs, *constants, list(wanted))
     assert loss.shape == (groups,)
     assert [g.shape for g in grads] == [i.shape if w else (0,) for i, w in zip(inputs, wanted, strict=True)]
-    return found
+    return calls
 
 
 SMALL = {"gaussian_mmd": 8}

@@ -17,15 +17,21 @@ DRAWS = [x for x in specimens() if x.op == "missing_draw"]
 @pytest.mark.parametrize("draw", DRAWS, ids=lambda x: x.shape)
 def test_one_launch(draw) -> None:
     (launch,) = draw.launches(torch.float16, 80)
+    named = dict(zip(launch.kernel.arg_names, launch.args, strict=False))
+    longest = max(named[f"R{m}"] for m in range(3)) // (named["V"] * named["B"])
+    assert launch.grid[0] == named["V"] * named["B"] + 1
+    assert (launch.grid[1] - 1) * launch.options["BT"] < longest <= launch.grid[1] * launch.options["BT"]
     assert launch.grid[2] == 3
 
 
 def test_no_launch_without_rows() -> None:
-    features, masks, present, sample, seed, *rest = DRAWS[0].arguments(Make(torch.float16))
+    *split, sample, seed, epoch, starts, _, _, versions, p_max, exact = DRAWS[0].arguments(Make(torch.float16))
+    none = [0] * len(starts)
+    keys = sample[:, :0], seed, epoch, [of[:, :1] for of in starts], none, none
     with recorded() as launches:
-        drawn, _ = missing_draw(features, masks, present, sample[:, :0], seed, *rest)
+        drawn, _ = missing_draw(*split, *keys, versions, p_max, exact)
     assert not launches
-    assert drawn[0].shape == (1, 0, *features[0].shape[1:])
+    assert drawn[0].shape == (1, 0, split[0][0].shape[1])
 
 
 def test_more_modalities_than_a_launch_takes() -> None:

@@ -29,11 +29,11 @@ VOLTA_SHARED = 96 * 1024
 @pytest.mark.parametrize(("arch", "dtype"), [(70, "fp16"), (70, "fp32"), (80, "fp16"), (90, "fp16"), (90, "fp32")])
 @pytest.mark.parametrize("specimen", MAIN, ids=lambda x: x.function)
 def test_kernels_stay_within_their_budgets(specimen, arch, dtype) -> None:
-    found = compile_triton([specimen], [arch], [dtype])
-    assert found
-    assert not cross_compile.excesses(found, cross_compile.read_budgets())
-    assert all(r.spill_bytes == 0 for r in found)
-    assert arch > 70 or all(r.shared_bytes <= VOLTA_SHARED for r in found)
+    resources = compile_triton([specimen], [arch], [dtype])
+    assert resources
+    assert not cross_compile.excesses(resources, cross_compile.read_budgets())
+    assert all(r.spill_bytes == 0 for r in resources)
+    assert arch > 70 or all(r.shared_bytes <= VOLTA_SHARED for r in resources)
 
 
 def test_everything_that_is_launched_has_a_specimen() -> None:
@@ -85,8 +85,8 @@ def test_launches_are_specialised_as_the_jit_would() -> None:
     args = x, (x[1:], 1, (48, None)), 1, 1, 2.5
     with recorded() as launches:
         launch(_kernel, (1,), *args, BLOCK=16, num_warps=2)
-    found = job(launches[0], 80)
-    assert dict(found.signature) == {
+    compiled = job(launches[0], 80)
+    assert dict(compiled.signature) == {
         "x": "*fp16",
         "pair": ("*fp16", "constexpr", ("i32", "constexpr")),
         "n": "constexpr",
@@ -94,10 +94,10 @@ def test_launches_are_specialised_as_the_jit_would() -> None:
         "scale": "fp32",
         "BLOCK": "constexpr",
     }
-    assert dict(found.constants) == {(1, 1): 1, (1, 2, 1): None, (2,): 1, (5,): 16}
-    assert found.aligned == ((0,), (1, 2, 0))
-    assert dict(found.options) == {"num_warps": 2}
-    for (name, kind), value in zip(found.signature, args, strict=False):
+    assert dict(compiled.constants) == {(1, 1): 1, (1, 2, 1): None, (2,): 1, (5,): 16}
+    assert compiled.aligned == ((0,), (1, 2, 0))
+    assert dict(compiled.options) == {"num_warps": 2}
+    for (name, kind), value in zip(compiled.signature, args, strict=False):
         assert native_specialize_impl(BaseBackend, value, False, name != "size", True)[0] == kind
 
 

@@ -48,9 +48,9 @@ def test_every_candidate_is_timed_and_the_fastest_that_fits_is_chosen() -> None:
 
 def test_calls_of_a_bucket_decide_together() -> None:
     measured = [
-        *(Measured("a", "n=16", *found) for found in ((DEFAULT, 1.0), (OTHER, 0.5), (THIRD, 0.7))),
-        *(Measured("a", "n=16", *found) for found in ((DEFAULT, 1.0), (OTHER, 1.5), (THIRD, 0.9))),
-        *(Measured("a", "n=32", *found) for found in ((DEFAULT, 1.0), (OTHER, 0.5), (THIRD, 0.7))),
+        *(Measured("a", "n=16", *time) for time in ((DEFAULT, 1.0), (OTHER, 0.5), (THIRD, 0.7))),
+        *(Measured("a", "n=16", *time) for time in ((DEFAULT, 1.0), (OTHER, 1.5), (THIRD, 0.9))),
+        *(Measured("a", "n=32", *time) for time in ((DEFAULT, 1.0), (OTHER, 0.5), (THIRD, 0.7))),
     ]
     assert tune.fastest(measured) == {"a": {"n=16": THIRD, "n=32": OTHER}}
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmkd.ops import cross_attention, residual_layer_norm
+from fastmmkd.testing import attention
 
 
 def literal_attention(query, keys, values, masks, heads):
@@ -51,6 +52,46 @@ def test_equals_the_definition(seed, groups, batch, queries, lengths, heads, hea
     keys, values, masks = segments(generator, groups, batch, lengths, width)
     expected = literal_attention(query, keys, values, masks, heads)
     torch.testing.assert_close(cross_attention(query, keys, values, masks, heads), expected)
+
+
+def ragged(models: int):
+    """Queries and two segments of other lengths, rows of nobody, a sample without keys; groups, S times two."""
+    lengths = [[3, 1, 2], [1, 4, 2]][:models], [[2, 2, 1], [3, 1, 1]][:models]
+    layouts = [attention.layout_of(of, 1) for of in lengths]
+    generator = torch.Generator().manual_seed(0)
+    case = attention.draw_ragged(2 * models, (lengths[0], *lengths), (models, 2 * models), 2, 2, torch.float64, spare=1)
+    for mask, of in zip(case.masks, layouts, strict=True):
+        mask |= torch.rand(mask.shape, generator=generator) < 0.3
+        mask.masked_fill_((of.sample == 1).repeat_interleave(len(mask) // models, 0), False)
+    return case, layouts
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_ragged_batch_is_its_samples_one_by_one(models) -> None:
+    case, (layout, other) = ragged(models)
+    out = case.call(cross_attention)(*case.inputs)
+    of_inputs = layout, layout, other, layout, other
+    groups = len(out)
+    assert (out.masked_fill(layout.is_somebodys.repeat_interleave(2, 0).unsqueeze(-1), 0) == 0).all()
+    for group in range(groups):
+
+        def rows(x, of, sample, group=group):
+            start, end = of.starts[group // 2, sample : sample + 2]
+            return x[group * len(x) // groups, start:end][None, None]
+
+        for sample in range(layout.batch):
+            query, *kv = (rows(x, of, sample) for x, of in zip(case.inputs, of_inputs, strict=True))
+            masks = [rows(x, of, sample) for x, of in zip(case.masks, (layout, other), strict=True)]
+            expected = literal_attention(query, kv[:2], kv[2:], masks, case.heads)
+            torch.testing.assert_close(rows(out, layout, sample), expected)
+
+
+@pytest.mark.parametrize("models", [1, 2])
+def test_gradients_of_a_ragged_batch(models) -> None:
+    case, _ = ragged(models)
+    leaves = [x.requires_grad_() for x in case.inputs]
+    assert torch.autograd.gradcheck(case.call(cross_attention), leaves)
+    assert torch.autograd.gradgradcheck(case.call(cross_attention), leaves)
 
 
 def test_gradients() -> None:

@@ -12,20 +12,20 @@ from fastmmkd import ops
 from fastmmkd.environment import print_environment
 from fastmmkd.errors import UserError
 from fastmmkd.ops import dispatch, extension, providers, reference
-from fastmmkd.ops.operation import Op
 
 
 def test_explain_names_provider_and_reason() -> None:
     for op in ops.OPERATIONS:
         choice = ops.explain(op)
-        assert choice.provider in ops.PROVIDERS
+        assert choice.provider in (*ops.PROVIDERS, providers.COMPOSED)
         assert choice.reason
 
 
 def test_operations_stand_in_their_order_and_declare_what_they_consist_of() -> None:
-    assert list(ops.OPERATIONS)[:3] == ["cross_attention", "residual_layer_norm", "gaussian_mmd"]
+    assert list(ops.OPERATIONS)[:3] == ["cross_attention", "residual_layer_norm", "encoder_layer"]
     for op in ops.OPERATIONS.values():
-        assert callable(getattr(reference, op.name))
+        assert getattr(reference, op.name) is op.definition
+        assert callable(getattr(ops, op.name))
         assert bool(op.kernels) == (op.compiled is not None)
         assert all(hasattr(torch.ops.fastmmkd, function) for function in op.functions)
 
@@ -46,16 +46,29 @@ def test_a_misspelt_operation_is_one_line_with_the_nearest() -> None:
         ops.explain("xyz")
 
 
+FRAME_MEAN = """
+from fastmmkd.ops.dispatch import implementation
+from fastmmkd.ops.operation import Op
+
+def frame_mean(x):
+    return implementation(OP, x)(x)
+
+OP = Op("frame_mean", lambda x: x.mean(2), place=15)
+"""
+
+
 @pytest.fixture
-def frame_mean(monkeypatch) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
-    """An operation that nobody wrote kernels for, as CONTRIBUTING has one added."""
-    monkeypatch.setattr(reference, "frame_mean", lambda x: x.mean(2), raising=False)
-    op = Op("frame_mean")
-    yield lambda x: dispatch.implementation(op, x)(x)
-    del ops.OPERATIONS["frame_mean"]
+def frame_mean(tmp_path, monkeypatch) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """An operation without kernels, as CONTRIBUTING has one added: a file in the folder, and nothing else."""
+    (tmp_path / "frame_mean.py").write_text(FRAME_MEAN)
+    monkeypatch.setattr(ops, "__path__", [*ops.__path__, str(tmp_path)])
+    ops._collect()
+    yield ops.frame_mean  # type: ignore[attr-defined]
+    del ops.OPERATIONS["frame_mean"], ops.frame_mean, sys.modules["fastmmkd.ops.frame_mean"]  # type: ignore[attr-defined]
 
 
 def test_an_operation_without_kernels_is_run_by_its_definition(frame_mean, monkeypatch, capsys) -> None:
+    assert list(ops.OPERATIONS)[:3] == ["cross_attention", "frame_mean", "residual_layer_norm"]
     x = torch.arange(6.0).view(1, 1, 3, 2)
     assert torch.equal(frame_mean(x), torch.tensor([[[2.0, 3.0]]]))
     monkeypatch.setattr(extension, "missing", "")

@@ -37,22 +37,22 @@ def draw(groups, n, h, seed=0):
 def test_by_hand_two_samples() -> None:
     """Scores 2 relu(left + right) - 1: F_00 = 1, F_11 = -1 | F_01 = -1, F_10 = 3."""
     left, right = torch.tensor([[[0.0], [1.0]]]), torch.tensor([[[1.0], [-2.0]]])
-    found = jsd_mutual_information(left, right, torch.tensor([[2.0]]), torch.tensor([-1.0]))
+    bound = jsd_mutual_information(left, right, torch.tensor([[2.0]]), torch.tensor([-1.0]))
     joint = -(0.3132617 + 1.3132617) / 2  # softplus(-1), softplus(1)
     marginal = (0.3132617 + 3.0485874) / 2  # softplus(-1), softplus(3)
-    assert found.item() == pytest.approx(joint - marginal, abs=1e-6)
-    assert found.item() == pytest.approx(-2.4941862, abs=1e-6)
+    assert bound.item() == pytest.approx(joint - marginal, abs=1e-6)
+    assert bound.item() == pytest.approx(-2.4941862, abs=1e-6)
 
 
 def test_by_hand_three_samples() -> None:
     """Scores (left + right) . (1, -1): 1, 0, -1 on the diagonal; 2, 0, -1, -2, 0, 1 off it."""
     left = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]])
     right = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
-    found = jsd_mutual_information(left, right, torch.tensor([[1.0, -1.0]]), torch.tensor([0.0]))
+    bound = jsd_mutual_information(left, right, torch.tensor([[1.0, -1.0]]), torch.tensor([0.0]))
     joint = -(0.3132617 + 0.6931472 + 1.3132617) / 3
     marginal = (2.1269280 + 0.6931472 + 0.3132617 + 0.1269280 + 0.6931472 + 1.3132617) / 6
-    assert found.item() == pytest.approx(joint - marginal, abs=1e-6)
-    assert found.item() == pytest.approx(-1.6510025, abs=1e-6)
+    assert bound.item() == pytest.approx(joint - marginal, abs=1e-6)
+    assert bound.item() == pytest.approx(-1.6510025, abs=1e-6)
 
 
 @settings(deadline=None, max_examples=20, derandomize=True)
@@ -66,10 +66,10 @@ def test_by_hand_three_samples() -> None:
 def test_equals_the_sums(seed, groups, n, h, scale) -> None:
     left, right, weight, bias = draw(groups, n, h, seed)
     weight = weight * scale
-    found = jsd_mutual_information(left, right, weight, bias)
-    assert found.dtype == torch.float64
+    bound = jsd_mutual_information(left, right, weight, bias)
+    assert bound.dtype == torch.float64
     expected = [literal(left[g], right[g], weight[g], bias[g]) for g in range(groups)]
-    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+    assert bound.tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_one_sample_leaves_the_joint_term() -> None:
@@ -82,15 +82,15 @@ def test_one_sample_leaves_the_joint_term() -> None:
 
 def test_a_network_that_tells_nothing_apart_has_minus_two_ln_two() -> None:
     left, right, weight, bias = draw(2, 5, 3)
-    found = jsd_mutual_information(left, right, torch.zeros_like(weight), torch.zeros_like(bias))
-    assert found.tolist() == pytest.approx([-2 * math.log(2)] * 2, rel=1e-12)
+    bound = jsd_mutual_information(left, right, torch.zeros_like(weight), torch.zeros_like(bias))
+    assert bound.tolist() == pytest.approx([-2 * math.log(2)] * 2, rel=1e-12)
 
 
 def test_scores_beyond_twenty_keep_their_tail() -> None:
     """PyTorch's softplus is the identity from 20 on: softplus(21) would lose 7.6e-10."""
     left, right, weight, _ = draw(1, 3, 2)
-    found = jsd_mutual_information(left, right, torch.zeros_like(weight), torch.tensor([21.0], dtype=torch.float64))
-    assert found.item() == pytest.approx(-softplus(-21.0) - softplus(21.0), rel=1e-14)
+    bound = jsd_mutual_information(left, right, torch.zeros_like(weight), torch.tensor([21.0], dtype=torch.float64))
+    assert bound.item() == pytest.approx(-softplus(-21.0) - softplus(21.0), rel=1e-14)
 
 
 def test_a_perfect_network_has_zero() -> None:
@@ -139,11 +139,11 @@ def test_half_precision_is_summed_in_fp32(dtype) -> None:
     exact = draw(2, 9, 20)
     inputs = [x.to(dtype).requires_grad_() for x in exact]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = jsd_mutual_information(*inputs)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), jsd_mutual_information(*(x.double() for x in inputs)), rtol=1e-5, atol=0)
-    torch.testing.assert_close(found.double(), jsd_mutual_information(*exact), rtol=2e-2, atol=0)
-    found.sum().backward()
+        bound = jsd_mutual_information(*inputs)
+    assert bound.dtype == torch.float32
+    torch.testing.assert_close(bound.double(), jsd_mutual_information(*(x.double() for x in inputs)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(bound.double(), jsd_mutual_information(*exact), rtol=2e-2, atol=0)
+    bound.sum().backward()
     for x in inputs:
         assert x.grad.dtype == dtype
         assert torch.isfinite(x.grad).all()

@@ -35,8 +35,8 @@ def test_mmd_by_hand_one_sample_each() -> None:
 def test_mmd_equals_double_loop(n) -> None:
     generator = torch.Generator().manual_seed(n)
     x, y = (torch.randn(2, n, 4, dtype=torch.float64, generator=generator) for _ in range(2))
-    found = gaussian_mmd(x, y)
-    assert found.tolist() == pytest.approx([literal_mmd(x[g], y[g]) for g in range(2)], rel=1e-12)
+    loss = gaussian_mmd(x, y)
+    assert loss.tolist() == pytest.approx([literal_mmd(x[g], y[g]) for g in range(2)], rel=1e-12)
 
 
 def test_mmd_of_equal_batches_is_zero() -> None:
@@ -65,8 +65,8 @@ def test_mmd_gradient_with_the_bandwidth_held_constant() -> None:
 
     assert torch.autograd.gradcheck(frozen, (x, y))
     expected = torch.autograd.grad(frozen(x, y), (x, y))
-    found = torch.autograd.grad(gaussian_mmd(x, y).sum(), (x, y))
-    for a, b in zip(found, expected, strict=True):
+    gradients = torch.autograd.grad(gaussian_mmd(x, y).sum(), (x, y))
+    for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b)
     assert torch.autograd.gradgradcheck(frozen, (x, y))
 

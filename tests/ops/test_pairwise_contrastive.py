@@ -39,9 +39,9 @@ def test_by_hand_three_samples() -> None:
     student = torch.tensor([[[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]]], dtype=torch.float64)
     teacher = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]], dtype=torch.float64)
     expected = 2 * (0 + 16 + 9) + (0 + 16) + (4 + (5 - math.sqrt(10)) ** 2) + (1 + 4)
-    found = pairwise_contrastive(student, teacher, 5.0, reduction="sum")
-    assert found.tolist() == pytest.approx([expected], rel=1e-12)
-    assert found.item() == pytest.approx(78.3772234, abs=1e-6)
+    loss = pairwise_contrastive(student, teacher, 5.0, reduction="sum")
+    assert loss.tolist() == pytest.approx([expected], rel=1e-12)
+    assert loss.item() == pytest.approx(78.3772234, abs=1e-6)
     assert pairwise_contrastive(student, teacher, 5.0).item() == pytest.approx(expected / 6, rel=1e-12)
 
 
@@ -59,9 +59,9 @@ def test_equals_the_double_sum(seed, groups, rows, width, eta, data) -> None:
     offset = data.draw(st.integers(0, rows - n))
     student, teacher = draw(groups, n, width, seed=seed), draw(groups, rows, width, seed=seed + 1)
     expected = [literal(student[g], teacher[g], eta, offset) for g in range(groups)]
-    found = pairwise_contrastive(student, teacher, eta, offset, "sum")
-    assert found.dtype == torch.float64
-    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+    loss = pairwise_contrastive(student, teacher, eta, offset, "sum")
+    assert loss.dtype == torch.float64
+    assert loss.tolist() == pytest.approx(expected, rel=1e-12)
     mean = pairwise_contrastive(student, teacher, eta, offset, "mean")
     assert mean.tolist() == pytest.approx([x / max(n * (rows - 1), 1) for x in expected], rel=1e-12)
 
@@ -150,13 +150,13 @@ def test_half_precision_is_summed_in_fp32(dtype) -> None:
     exact = draw(2, 9, 20), draw(2, 9, 20, seed=1)
     student, teacher = (x.to(dtype).requires_grad_() for x in exact)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = pairwise_contrastive(student, teacher, 7.0)
-    assert found.dtype == torch.float32
+        loss = pairwise_contrastive(student, teacher, 7.0)
+    assert loss.dtype == torch.float32
     torch.testing.assert_close(
-        found.double(), pairwise_contrastive(student.double(), teacher.double(), 7.0), rtol=1e-5, atol=0
+        loss.double(), pairwise_contrastive(student.double(), teacher.double(), 7.0), rtol=1e-5, atol=0
     )
-    torch.testing.assert_close(found.double(), pairwise_contrastive(*exact, 7.0), rtol=1e-2, atol=0)
-    found.sum().backward()
+    torch.testing.assert_close(loss.double(), pairwise_contrastive(*exact, 7.0), rtol=1e-2, atol=0)
+    loss.sum().backward()
     assert student.grad.dtype == dtype
     assert torch.isfinite(student.grad).all()
 

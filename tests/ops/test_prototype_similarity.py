@@ -42,25 +42,25 @@ def draw(*shape, seed=0):
 def test_by_hand_two_samples_of_two_classes() -> None:
     """Every row is its own prototype: the student's similarities are 0 across, the teacher's 1 / sqrt 2."""
     student, teacher = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])
-    found = prototype_similarity(student, teacher, torch.tensor([[0, 1]]), 2)
-    assert found.tolist() == pytest.approx([2 * 0.5 / (2 * 2)], rel=1e-6)
+    loss = prototype_similarity(student, teacher, torch.tensor([[0, 1]]), 2)
+    assert loss.tolist() == pytest.approx([2 * 0.5 / (2 * 2)], rel=1e-6)
 
 
 def test_by_hand_three_samples_with_absent_classes() -> None:
     """Classes 0 and 2 of 4. Student: c_0 = (1/2, 1/2), c_2 = (1, 0); teacher: c_0 = (2, 0), c_2 = (0, 3)."""
     student = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]], dtype=torch.float64)
     teacher = torch.tensor([[[2.0, 0.0], [2.0, 0.0], [0.0, 3.0]]], dtype=torch.float64)
-    found = prototype_similarity(student, teacher, torch.tensor([[0, 0, 2]]), 4)
+    loss = prototype_similarity(student, teacher, torch.tensor([[0, 0, 2]]), 4)
     row_0, row_1, row_2 = (ROOT_HALF - 1) ** 2 + 1, (ROOT_HALF - 1) ** 2, ROOT_HALF**2
-    assert found.tolist() == pytest.approx([(row_0 + row_1 + row_2) / (3 * 2)], rel=1e-12)
-    assert found.item() == pytest.approx(0.2785955, abs=1e-6)
+    assert loss.tolist() == pytest.approx([(row_0 + row_1 + row_2) / (3 * 2)], rel=1e-12)
+    assert loss.item() == pytest.approx(0.2785955, abs=1e-6)
 
 
 def test_by_hand_one_class_present() -> None:
     """Student at 45 degrees from its prototype, teacher on it: (1 / sqrt 2 - 1)^2, K = 1."""
     student, teacher = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]), torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
-    found = prototype_similarity(student, teacher, torch.tensor([[1, 1]]), 3)
-    assert found.tolist() == pytest.approx([(ROOT_HALF - 1) ** 2], rel=1e-5)
+    loss = prototype_similarity(student, teacher, torch.tensor([[1, 1]]), 3)
+    assert loss.tolist() == pytest.approx([(ROOT_HALF - 1) ** 2], rel=1e-5)
 
 
 @settings(deadline=None, max_examples=20, derandomize=True)
@@ -74,19 +74,19 @@ def test_by_hand_one_class_present() -> None:
 def test_equals_the_loops(seed, groups, rows, width, count) -> None:
     student, teacher = draw(groups, rows, width, seed=seed), draw(groups, rows, width, seed=seed + 1)
     classes = torch.randint(count, (groups, rows), generator=torch.Generator().manual_seed(seed))
-    found = prototype_similarity(student, teacher, classes, count)
-    assert found.dtype == torch.float64
+    loss = prototype_similarity(student, teacher, classes, count)
+    assert loss.dtype == torch.float64
     expected = [literal(student[g], teacher[g], classes[g]) for g in range(groups)]
-    assert found.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-14)
+    assert loss.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-14)
 
 
 def test_groups_count_their_own_classes() -> None:
     """One class in group 0, three in group 1; a class that nobody has, named or not, changes nothing."""
     student, teacher = draw(2, 4, 3), draw(2, 4, 3, seed=1)
     classes = torch.tensor([[1, 1, 1, 1], [0, 2, 1, 0]])
-    found = prototype_similarity(student, teacher, classes, 3)
-    assert found.tolist() == pytest.approx([literal(student[g], teacher[g], classes[g]) for g in range(2)], rel=1e-12)
-    torch.testing.assert_close(prototype_similarity(student, teacher, classes, 7), found)
+    loss = prototype_similarity(student, teacher, classes, 3)
+    assert loss.tolist() == pytest.approx([literal(student[g], teacher[g], classes[g]) for g in range(2)], rel=1e-12)
+    torch.testing.assert_close(prototype_similarity(student, teacher, classes, 7), loss)
 
 
 def test_a_zero_row_has_similarity_and_gradient_zero() -> None:
@@ -150,13 +150,13 @@ def test_half_precision_is_summed_in_fp32(dtype) -> None:
     student, teacher = (x.to(dtype).requires_grad_() for x in exact)
     classes = torch.arange(9).remainder(3).expand(2, 9)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = prototype_similarity(student, teacher, classes, 3)
-    assert found.dtype == torch.float32
+        loss = prototype_similarity(student, teacher, classes, 3)
+    assert loss.dtype == torch.float32
     torch.testing.assert_close(
-        found.double(), prototype_similarity(student.double(), teacher.double(), classes, 3), rtol=1e-5, atol=0
+        loss.double(), prototype_similarity(student.double(), teacher.double(), classes, 3), rtol=1e-5, atol=0
     )
-    torch.testing.assert_close(found.double(), prototype_similarity(*exact, classes, 3), rtol=2e-2, atol=0)
-    found.sum().backward()
+    torch.testing.assert_close(loss.double(), prototype_similarity(*exact, classes, 3), rtol=2e-2, atol=0)
+    loss.sum().backward()
     assert student.grad.dtype == dtype
     assert torch.isfinite(student.grad).all()
 

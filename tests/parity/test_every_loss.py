@@ -66,9 +66,9 @@ def test_gradients_are_only_of_what_wants_one(name) -> None:
         inputs = [x.clone().requires_grad_(is_wanted) for x, is_wanted in zip(case.inputs, wanted, strict=True)]
         with use_provider(PROVIDER):
             loss = getattr(ops, name)(*inputs, *case.constants)
-        (found,) = torch.autograd.grad(loss, inputs[chosen], upstream(2))
+        (gradient,) = torch.autograd.grad(loss, inputs[chosen], upstream(2))
         assert torch.equal(loss, expected[0])
-        assert torch.equal(found, expected[1 + chosen])
+        assert torch.equal(gradient, expected[1 + chosen])
         sizes = [x.numel() for x in op(*case.inputs, *case.schema, wanted)[1:]]
         assert [size > 0 for size in sizes] == wanted
 
@@ -119,6 +119,6 @@ def test_autocast_changes_nothing(name, dtype) -> None:
     inputs = [x.to(dtype) for x in case.inputs]
     expected = fast(name, inputs, case.constants)
     with torch.autocast(DEVICE.type, DTYPES[-1]):
-        found = fast(name, inputs, case.constants)
-    assert found[0].dtype == torch.float32
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        results = fast(name, inputs, case.constants)
+    assert results[0].dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))

@@ -58,9 +58,9 @@ def test_no_samples_have_no_bound() -> None:
 def test_a_nan_is_seen() -> None:
     left, right, weight, bias = draw(2, 20, 7)
     left[0, 3, 2] = float("nan")
-    found, grad_left, grad_right, *_ = fast(OP, [left, right, weight, bias])
-    assert found[0].isnan()
-    assert found[1].isfinite()
+    bound, grad_left, grad_right, *_ = fast(OP, [left, right, weight, bias])
+    assert bound[0].isnan()
+    assert bound[1].isfinite()
     assert grad_left[0, 3].isnan().any()
     assert grad_right[0].isnan().any()
     assert grad_right[1].isfinite().all()

@@ -85,6 +85,6 @@ def test_only_the_student_wants_a_gradient() -> None:
     student, teacher = draw(2, 33, 40)
     both = fast(OP, [student, teacher], (9.0, 0, "mean"))
     with use_provider(PROVIDER):
-        found = value_and_gradients(lambda s: pairwise_contrastive(s, teacher, 9.0), [student], upstream(2))
+        alone = value_and_gradients(lambda s: pairwise_contrastive(s, teacher, 9.0), [student], upstream(2))
         assert not pairwise_contrastive(student, teacher, 9.0).requires_grad
-    assert all(torch.equal(a, b) for a, b in zip(found, both[:2], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(alone, both[:2], strict=True))

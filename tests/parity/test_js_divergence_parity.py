@@ -14,9 +14,9 @@ OP = "js_divergence"
 pytestmark = needs(OP)
 
 
-CASES = [(groups, n, classes) for groups in (1, 3) for n in SIZES for classes in (1, 2, 3, 7, 40, 120)]
+SHAPES = [(groups, n, classes) for groups in (1, 3) for n in SIZES for classes in (1, 2, 3, 7, 40, 120)]
 if INTERPRETED:  # every program takes milliseconds
-    CASES = [(1, 1, 2), (2, 2, 7), (3, 16, 1), (2, 16, 3), (2, 33, 40), (1, 64, 120), (2, 129, 7)]
+    SHAPES = [(1, 1, 2), (2, 2, 7), (3, 16, 1), (2, 16, 3), (2, 33, 40), (1, 64, 120), (2, 129, 7)]
 
 
 def draw(groups, n, classes, dtype=torch.float32, scale=2.0):
@@ -25,7 +25,7 @@ def draw(groups, n, classes, dtype=torch.float32, scale=2.0):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_as_exact_as_plain_pytorch(dtype) -> None:
-    for shape in CASES:
+    for shape in SHAPES:
         check(OP, draw(*shape, dtype))
 
 
