@@ -10,6 +10,7 @@ O outputs, P problems (4 for the binary IEMOCAP emotions, else 1), C classes of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,13 +18,13 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from fastmmkd.blocks import AttentionModel, Block, Config
-from fastmmkd.data.batches import Batch
+from fastmmkd.data.batches import Batch, Inputs, Kept
 from fastmmkd.distributed import gather_rows, rank, world_size
 from fastmmkd.methods.method import Earlier, FeatureDims, Method, Network, Trainable, distillation
 from fastmmkd.methods.objective import Losses, weighted
 from fastmmkd.nn.dropout import number_dropouts
 from fastmmkd.nn.embedding import TemporalEmbedding
-from fastmmkd.nn.encoder import ModalityEncoders
+from fastmmkd.nn.encoder import ModalityEncoders, chosen
 from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.nn.pooling import masked_mean
 from fastmmkd.nn.scaling import unit_length
@@ -104,33 +105,40 @@ class CorrkdNetwork(Network):
         self.head = GroupedLinear((models,), joint, task.outputs)
         number_dropouts(self)
 
-    def represent(
-        self, features: list[torch.Tensor], masks: list[torch.Tensor], draw: DrawKeys | None = None
-    ) -> Representation:
+    def represent(self, inputs: Inputs, draw: DrawKeys | None = None) -> Representation:
         """`F_m = Conv1d(X_m) + PE`, `E_m = encoder(F_m)`, `H = mean over time of [E_L, E_A, E_V]`, `R = MLP(H)`.
 
         Decision: each modality's mean is over its frames that the last layer may attend to, and 0 where it has none;
-        this also serves streams of different lengths.
-
-        Args:
-            features: per modality `[S, B, T_m, d_m]`, zero where missing.
-            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Inputs.masks` has them.
-            draw: what dropout is drawn from; None = no dropout.
+        this also serves streams of different lengths. `draw`: what dropout is drawn from; None = no dropout.
         """
-        encoded = self.encoders(self.embedding(features, draw), masks, draw)
-        joint = torch.cat([masked_mean(e, mask) for e, mask in encoded], dim=1).transpose(1, 2).flatten(2)
-        return Representation(joint, self.head(self.hidden(joint).relu()))
+        return self._fused(self._means(inputs, draw))
+
+    def _means(self, inputs: Inputs, draw: DrawKeys | None = None) -> torch.Tensor:
+        """Of each modality by itself: `[S, 3, B, d]`."""
+        models = len(inputs.features[0])
+        encoded = self.encoders(self.embedding(inputs.features, inputs.layouts, draw), inputs, draw)
+        return torch.cat([masked_mean(*of_modalities).unflatten(0, (models, -1)) for of_modalities in encoded], dim=1)
+
+    def _fused(self, means_s3bd: torch.Tensor) -> Representation:
+        joint = means_s3bd.transpose(1, 2).flatten(2)
+        return Representation(joint, self.head(self.hidden(joint, relu=True)))
 
     def losses(self, batch: Batch) -> Losses:
         """`L_task` as a function of `H [S, B, 3 d]`."""
-        joint, logits = self.represent(*batch.inputs, batch.draw)
+        joint, logits = self.represent(batch.inputs, batch.draw)
         task = self.task.loss(logits, batch.targets)
         return Losses(task, {"task": task}, joint)
 
-    def predict(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[S, B, O]` and joint representations `[S, B, 3 d]`."""
-        joint, logits = self.represent(features, masks)
+        joint, logits = self.represent(inputs)
         return logits, joint
+
+    def predict_subsets(self, inputs: Inputs, subsets: Sequence[Kept]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Modalities meet after their encoders: these run once with all there is, and once with nothing."""
+        whole, nothing = (self._means(of) for of in (inputs, inputs.only((False, False, False))))
+        made = (self._fused(chosen(whole, nothing, kept)) for kept in subsets)
+        return [(logits, joint) for joint, logits in made]
 
 
 class CorrKD(Trainable):
@@ -160,16 +168,15 @@ class CorrKD(Trainable):
                 self.target_statistics = StatisticsNetwork(groups, 1, 1, hidden)
             self.other_statistics = StatisticsNetwork(groups, others, others, hidden)
 
-    @torch.no_grad()
-    def teach(self, batch: Batch) -> Representation:
-        """What the frozen teacher makes of the complete samples."""
+    def teach(self, complete: Inputs) -> Representation:
+        """What the frozen teacher makes of complete samples."""
         (teacher,) = self.frozen
-        return teacher.represent(*batch.complete)
+        return teacher.represent(complete)
 
     def losses(self, batch: Batch) -> Losses:
         """`L = L_task + L_SCD + L_CPD + L_RCD`, each with its weight; functions of `H [S, B, 3 d]`."""
         targets, taught = batch.targets, batch.taught
-        joint, logits = self.network.represent(*batch.inputs, batch.draw)
+        joint, logits = self.network.represent(batch.inputs, batch.draw)
         task = self.task.loss(logits, targets)
         terms = (
             ("scd", self.weights.lambda_scd, lambda: self.contrastive(joint, taught.joint)),
@@ -201,7 +208,8 @@ class CorrKD(Trainable):
         classes_sbp, count = self.task.classes(targets, self.weights.prototypes)
         student, teacher, classes_sbp = (self._joined(x) for x in (student, teacher, classes_sbp))
         problems = classes_sbp.shape[-1]
-        student, teacher = (x.repeat_interleave(problems, dim=0) for x in (student, teacher))
+        if problems > 1:
+            student, teacher = (x.repeat_interleave(problems, dim=0) for x in (student, teacher))
         loss = prototype_similarity(student, teacher, classes_sbp.transpose(1, 2).flatten(0, 1), count)
         return loss.view(-1, problems).mean(1)
 
@@ -218,7 +226,8 @@ class CorrKD(Trainable):
         if self.task.is_regression:
             return -self.other_statistics(teacher, student)
         classes_snp = self._joined(targets)
-        (target_t, other_t), (target_s, other_s) = (self.disentangle(x, classes_snp) for x in (teacher, student))
+        both = self.disentangle(torch.cat((teacher, student)), torch.cat((classes_snp, classes_snp)))
+        (target_t, target_s), (other_t, other_s) = (x.chunk(2) for x in both)
         bound = self.target_statistics(target_t, target_s) + self.other_statistics(other_t, other_s)
         return -bound.view(-1, self.task.problems).mean(1)
 

@@ -9,6 +9,7 @@ Shape legend: S models, B samples, T_m frames and d_m features of modality m, d 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -18,17 +19,18 @@ from torch import nn
 from typing_extensions import Self
 
 from fastmmkd.blocks import AttentionModel, Block, Config
-from fastmmkd.data.batches import Batch
+from fastmmkd.data.batches import Batch, Inputs, Kept
 from fastmmkd.distributed import gather_rows
 from fastmmkd.methods.method import Earlier, FeatureDims, Method, Network, Trainable, distillation
 from fastmmkd.methods.objective import Losses, weighted
 from fastmmkd.nn.adversarial import Discriminator
 from fastmmkd.nn.dropout import number_dropouts
 from fastmmkd.nn.embedding import TemporalEmbedding
-from fastmmkd.nn.encoder import ModalityEncoders
+from fastmmkd.nn.encoder import ModalityEncoders, chosen
 from fastmmkd.nn.factorization import RepresentationFactorization
 from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.nn.statistics import StatisticsNetwork
+from fastmmkd.ops.layout import take
 from fastmmkd.ops.philox import DrawKeys
 from fastmmkd.tasks import Task
 
@@ -84,6 +86,15 @@ class HrlfConfig(Config):
         return self
 
 
+class Taught(NamedTuple):
+    """What a student learns from, samples before layers."""
+
+    scales: tuple[torch.Tensor, ...]
+    """`E_1 [S, B, 2, 3 d]`, `E_2 [S, B, 2, 2 d]`, `E_3 [S, B, 1, d]`."""
+    logits: torch.Tensor
+    """`[S, B, O]`."""
+
+
 class Representation(NamedTuple):
     """What one network makes of a batch."""
 
@@ -98,6 +109,10 @@ class Representation(NamedTuple):
     """Z `[S, 3, B, d]`, the last elements of the encoders' outputs."""
     factors: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
     """Z `[S, 3, B, d]`, Q and U `[S, 3, B, d / 2]`; None without FRF."""
+
+    def taught(self) -> Taught:
+        """What a student is told of it."""
+        return Taught(tuple(e.transpose(1, 2) for e in self.scales), self.logits)
 
 
 class HrlfNetwork(Network):
@@ -125,41 +140,44 @@ class HrlfNetwork(Network):
         self.head = GroupedLinear((models,), 3 * d, task.outputs)
         number_dropouts(self)
 
-    def represent(
-        self, features: list[torch.Tensor], masks: list[torch.Tensor], draw: DrawKeys | None = None
-    ) -> Representation:
+    def represent(self, inputs: Inputs, draw: DrawKeys | None = None) -> Representation:
         """`Z_m` = last element of the encoder's output, `C_m = [Q_m, U_m]`, `H = [C_L, C_A, C_V]`, then the stack.
 
         Decision: ReLU after each layer of the stack but the last.
 
         Args:
-            features: per modality `[S, B, T_m, d_m]`, zero where missing.
-            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Inputs.masks` has them.
             draw: what dropout is drawn from; None = no dropout.
         """
-        encoded = self.encoders(self.embedding(features, draw), masks, draw)
-        z_s3bd = torch.cat([e.select(-2, -1) for e, _ in encoded], dim=1)
+        return self._refined(self._last(inputs, draw))
+
+    def _last(self, inputs: Inputs, draw: DrawKeys | None = None) -> torch.Tensor:
+        """Of each modality by itself: Z `[S, 3, B, d]`."""
+        models = len(inputs.features[0])
+        encoded = self.encoders(self.embedding(inputs.features, inputs.layouts, draw), inputs, draw)
+        return torch.cat([take(z, layout.last).unflatten(0, (models, -1)) for z, _, layout in encoded], dim=1)
+
+    def _refined(self, z_s3bd: torch.Tensor) -> Representation:
         joined, factors = z_s3bd, None
         if self.factorizes:
             q, u = self.frf(z_s3bd)
             joined, factors = torch.cat((q, u), dim=-1), (z_s3bd, q, u)
         h = joined.transpose(1, 2).flatten(2)
         to_i1, to_i2, to_i3, to_refined = self.stack
-        i1 = to_i1(h).relu()
-        i2 = to_i2(i1).relu()
-        i3 = to_i3(i2).relu()
+        i1 = to_i1(h, relu=True)
+        i2 = to_i2(i1, relu=True)
+        i3 = to_i3(i2, relu=True)
         refined = to_refined(i3)
         scales = (torch.stack((h, refined), dim=1), torch.stack((i1, i3), dim=1), i2.unsqueeze(1))
         return Representation(scales, self.head(refined), refined, z_s3bd, factors)
 
     def losses(self, batch: Batch) -> Losses:
         """`L_task + lambda_frf L_FRF` as functions of `Z [S, 3, B, d]`."""
-        found = self.represent(*batch.inputs, batch.draw)
-        return Losses(*self.supervised(found, batch.targets), found.last)
+        made = self.represent(batch.inputs, batch.draw)
+        return Losses(*self.supervised(made, batch.targets), made.last)
 
-    def supervised(self, found: Representation, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def supervised(self, made: Representation, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The losses that need no teacher: their weighted sum `[S]` and the parts `[S]`."""
-        task, factors = self.task.loss(found.logits, targets), found.factors
+        task, factors = self.task.loss(made.logits, targets), made.factors
         if factors is None:
             return task, {"task": task}
         return weighted(task, {"task": task}, [("frf", self.lambda_frf, lambda: self.factorization(*factors))])
@@ -171,10 +189,16 @@ class HrlfNetwork(Network):
             q, u = self.frf(z)
         return self.frf.loss(z, q, u)
 
-    def predict(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[S, B, O]` and joint representations `H~ [S, B, 3 d]`."""
-        found = self.represent(features, masks)
-        return found.logits, found.refined
+        made = self.represent(inputs)
+        return made.logits, made.refined
+
+    def predict_subsets(self, inputs: Inputs, subsets: Sequence[Kept]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Modalities meet after their encoders: these run once with all there is, and once with nothing."""
+        whole, nothing = (self._last(of) for of in (inputs, inputs.only((False, False, False))))
+        made = (self._refined(chosen(whole, nothing, kept)) for kept in subsets)
+        return [(of_subset.logits, of_subset.refined) for of_subset in made]
 
 
 class HRLF(Trainable):
@@ -202,11 +226,10 @@ class HRLF(Trainable):
         if loss.lambda_hal:
             self.discriminators = nn.ModuleList(Discriminator(models, w, hidden) for w in widths)
 
-    @torch.no_grad()
-    def teach(self, batch: Batch) -> Representation:
-        """What the frozen teacher makes of the complete samples."""
+    def teach(self, complete: Inputs) -> Taught:
+        """What the frozen teacher makes of complete samples."""
         (teacher,) = self.frozen
-        return teacher.represent(*batch.complete)
+        return teacher.represent(complete).taught()
 
     def losses(self, batch: Batch) -> Losses:
         """`L = L_task + L_FRF + L_HMI + L_HAL + L_KL`, each with its weight; functions of `Z [S, 3, B, d]`.
@@ -214,13 +237,14 @@ class HRLF(Trainable):
         The part `hal` is the discriminators' cross-entropy, `-L_HAL`: gradient reversal turns it into the student's
         `L_HAL` on the way back (decision: one backward pass and one optimiser for both sides).
         """
-        found, taught = self.network.represent(*batch.inputs, batch.draw), batch.taught
+        made, taught = self.network.represent(batch.inputs, batch.draw), batch.taught
+        taught_scales = tuple(e.transpose(1, 2) for e in taught.scales)
         terms = (
-            ("hmi", self.weights.lambda_hmi, lambda: self.mutual_information(found.scales, taught.scales)),
-            ("hal", self.weights.lambda_hal, lambda: self.adversarial(found.scales, taught.scales)),
-            ("kl", self.weights.lambda_kl, lambda: self.task.divergence(taught.logits, found.logits)),
+            ("hmi", self.weights.lambda_hmi, lambda: self.mutual_information(made.scales, taught_scales)),
+            ("hal", self.weights.lambda_hal, lambda: self.adversarial(made.scales, taught_scales)),
+            ("kl", self.weights.lambda_kl, lambda: self.task.divergence(taught.logits, made.logits)),
         )
-        return Losses(*weighted(*self.network.supervised(found, batch.targets), terms), found.last)
+        return Losses(*weighted(*self.network.supervised(made, batch.targets), terms), made.last)
 
     def mutual_information(self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """`L_HMI = - sum_i MI(E^t_i, E^s_i)`: three scales each, `[S, layers, B, width]` -> `[S]`.

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from fastmmkd.blocks import LARGEST_SEED, Config
-from fastmmkd.data.batches import Batch, ResidentSplit, View
+from fastmmkd.data.batches import Batch, Inputs, Kept, ResidentSplit, View
 from fastmmkd.data.dataset import Split
 from fastmmkd.methods.objective import Losses, Parts, objective
 
@@ -49,8 +49,11 @@ class Trainable(nn.Module):
         total, parts, _ = self.losses(batch)
         return objective(total, parts)
 
-    def teach(self, batch: Batch) -> Any:
-        """What frozen networks make of a batch, before the loss and without a graph: it becomes `batch.taught`."""
+    def teach(self, complete: Inputs) -> Any:
+        """What the frozen networks make of complete samples: tensors `[S, B, ...]`, in whatever tuples or dicts.
+
+        Asked once of every training sample, when the phase begins; a batch finds its own in `batch.taught`.
+        """
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -79,14 +82,14 @@ class Network(Trainable):
     def network(self) -> Network:  # type: ignore[override]
         return self
 
-    def predict(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[S, B, O]` and joint representations `[S, B, D]`.
-
-        Args:
-            features: per modality `[S, B, T_m, d_m]`, zero where missing.
-            masks: `[S, B, T_m]` bool, frames that may be attended to, as `Inputs.masks` has them.
-        """
+    def predict(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[S, B, O]` and joint representations `[S, B, D]`."""
         raise NotImplementedError
+
+    def predict_subsets(self, inputs: Inputs, subsets: Sequence[Kept]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The same of the samples under each of several subsets of their modalities: what these share is computed
+        once, where a network can."""
+        return [self.predict(inputs.only(kept)) for kept in subsets]
 
 
 def every_sample(config: Config, train: Split) -> np.ndarray:
@@ -113,6 +116,9 @@ class PhaseSpec:
     select_on: Callable[[Config], SelectOn] = lambda config: config.train.select_on
     seed_offset: int = 0
     """Added to a run's seed for the initialisation."""
+    accept_floor: Callable[[Config], bool] = lambda config: False
+    """Whether later phases are built on it even where its best validation score is no better than a constant's, such as
+    when it does not train for the task."""
 
 
 @dataclass(frozen=True)
@@ -166,14 +172,15 @@ def distillation(
         (View.COMPLETE,),
         when=has_teacher,
         rows=teacher_rows,
-        epochs=lambda config: _teacher(config).epochs,
+        epochs=lambda config: _teacher(config).epochs or config.train.epochs,
         patience=lambda config: _teacher(config).patience,
         select_on=lambda config: "whole" if _teacher(config).incomplete_samples else "complete",
         seed_offset=TEACHER_SEEDS,
+        accept_floor=lambda config: _teacher(config).accept_floor,
     )
     return (
         teacher,
-        PhaseSpec("student", student, (View.MISSING, View.COMPLETE), when=has_teacher),
+        PhaseSpec("student", student, (View.MISSING,), when=has_teacher),
         PhaseSpec("network", alone, (View.MISSING,), when=lambda config: not has_teacher(config)),
     )
 

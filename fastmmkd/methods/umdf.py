@@ -3,11 +3,12 @@
 Two missing versions a, b of each sample pass through one network, stacked on the batch axis; consistency between them
 is the distillation. Equation numbers are the paper's.
 
-Shape legend: S models, B samples, T_m frames and d_m features of modality m, d width, O outputs.
+Shape legend: S models, B samples, R_m rows and d_m features of modality m, d width, O outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from pydantic import Field
 from torch import nn
 
 from fastmmkd.blocks import AttentionModel, Block, Config
-from fastmmkd.data.batches import Batch, View, by_layer
+from fastmmkd.data.batches import Batch, Inputs, Kept, View, by_layer
 from fastmmkd.distributed import gather_rows
 from fastmmkd.methods.method import Method, Network, PhaseSpec
 from fastmmkd.methods.objective import Losses, weighted
@@ -27,6 +28,7 @@ from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.nn.integration import DynamicFeatureIntegration
 from fastmmkd.nn.pooling import masked_adaptive_mean
 from fastmmkd.ops import gaussian_mmd, js_divergence
+from fastmmkd.ops.layout import Layout, take
 from fastmmkd.ops.philox import DrawKeys
 from fastmmkd.ops.precision import accumulation
 from fastmmkd.tasks import Task
@@ -87,12 +89,12 @@ class UMDF(Network):
         number_dropouts(self)
 
     def losses(self, batch: Batch) -> Losses:
-        """`L_total = L_task + lambda_1 L_fea + lambda_2 L_logits` as functions of `H [S, 2 B, T_L, 3 d]`, a then b."""
-        h, mask = self.encode(*batch.inputs, batch.draw)
-        (h_a, h_b), (mask_a, mask_b) = h.chunk(2, dim=1), mask.chunk(2, dim=1)
-        prediction, _ = self.integrate(h_a, h_b, mask_a, mask_b, batch.draw)
+        """`L_total = L_task + lambda_1 L_fea + lambda_2 L_logits` as functions of the rows of H, versions a then b."""
+        h, mask = self.encode(batch.inputs, batch.draw)
+        layout, one = batch.inputs.layouts[0], batch.layouts[0]
+        prediction, _ = self.integrate(h, mask, layout, one, batch.draw)
         task = self.task.loss(prediction, batch.targets)
-        last = h[:, :, -1]
+        last = take(h, layout.last)
         last_a, last_b = last.chunk(2, dim=1)
         terms = (
             ("fea", self.weights.lambda_fea, lambda: gaussian_mmd(gather_rows(last_a), gather_rows(last_b))),  # eq. 3
@@ -100,36 +102,39 @@ class UMDF(Network):
         )
         return Losses(*weighted(task, {"task": task}, terms), h)
 
-    def encode(
-        self, features: list[torch.Tensor], masks: list[torch.Tensor], draw: DrawKeys | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embedding, MCIM and encoder: the joint representation `H [S, B, T_L, 3 d]` and its frame mask `[S, B, T_L]`.
+    def encode(self, inputs: Inputs, draw: DrawKeys | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embedding, MCIM and encoder: the joint representation `H [S, R_L, 3 d]` and its frame mask `[S, R_L]`.
 
         A frame of H counts where any modality has it; what follows the first MCIM layer masks as later layers do.
         """
-        first, later = by_layer(masks)
-        streams = self.embedding(features, draw)
+        return self._joint(self.embedding(inputs.features, inputs.layouts, draw), inputs, draw)
+
+    def _joint(
+        self, streams: list[torch.Tensor], inputs: Inputs, draw: DrawKeys | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        (first, later), layouts = by_layer(inputs.masks), inputs.layouts
         for i, layer in enumerate(self.mcim):
-            streams = layer(streams, later if i else first, draw)
-        steps = streams[0].shape[2]
-        resampled = [masked_adaptive_mean(z, mask, steps) for z, mask in zip(streams, later, strict=True)]
+            streams = layer(streams, later if i else first, layouts, draw)
+        resampled = [masked_adaptive_mean(*of, layouts[0]) for of in zip(streams, later, layouts, strict=True)]
         mask = resampled[0][1] | resampled[1][1] | resampled[2][1]
-        return self.encoder(torch.cat([z for z, _ in resampled], dim=-1), mask, mask, draw=draw), mask
+        joint = torch.cat([z for z, _ in resampled], dim=-1)
+        return self.encoder(joint, mask, mask, layouts[0], draw=draw), mask
 
     def integrate(
-        self,
-        h_a: torch.Tensor,
-        h_b: torch.Tensor,
-        mask_a: torch.Tensor,
-        mask_b: torch.Tensor,
-        draw: DrawKeys | None = None,
+        self, h: torch.Tensor, mask: torch.Tensor, layout: Layout, one: Layout, draw: DrawKeys | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """DFIM and prediction: logits `[S, B, O]` and the representation they are read from `[S, B, 3 d or 6 d]`."""
+        """DFIM and prediction: logits `[S, B, O]` and the representation they are read from `[S, B, 3 d or 6 d]`.
+
+        Args:
+            h, mask: rows of `layout`: both versions, or one that stands for both.
+            one: the layout of one version.
+        """
         if not self.has_dfim:
-            joint = torch.cat((h_a[:, :, -1], h_b[:, :, -1]), dim=-1)
+            of_versions = take(h, layout.last).chunk(layout.batch // one.batch, dim=1)
+            joint = torch.cat((of_versions[0], of_versions[-1]), dim=-1)
             return self.head(joint), joint
-        refined = self.dfim(h_a, h_b, mask_a, mask_b, draw)[:, :, -1]
-        return self.head(self.hidden(refined).relu()), refined
+        refined = take(self.dfim(h, mask, layout, one, draw), one.last)
+        return self.head(self.hidden(refined, relu=True)), refined
 
     def logits_loss(self, logits_a: torch.Tensor, logits_b: torch.Tensor) -> torch.Tensor:
         """Eq. 5 (classification, averaged over problems) or eq. 6 (regression): `[S, B, O]` twice -> `[S]`."""
@@ -138,18 +143,21 @@ class UMDF(Network):
         a, b = (self.task.split_problems(x).flatten(1, 2) for x in (logits_a, logits_b))
         return js_divergence(a, b)
 
-    def predict(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inference: both versions are the given, possibly incomplete, sample (so that one pass gives both).
+    def predict(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and joint representations; both versions are the given, possibly incomplete, sample (so that one pass
+        gives both)."""
+        return self.integrate(*self.encode(inputs), inputs.layouts[0], inputs.layouts[0])
 
-        Args:
-            features: per modality `[S, B, T_m, d_m]`.
-            masks: `[S, B, T_m]` bool, as `Inputs.masks` has them.
-
-        Returns:
-            Logits `[S, B, O]` and joint representations `[S, B, D]`.
-        """
-        h, mask = self.encode(features, masks)
-        return self.integrate(h, h, mask, mask)
+    def predict_subsets(self, inputs: Inputs, subsets: Sequence[Kept]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Modalities meet after the embedding, which runs once with all there is, and once with nothing."""
+        nothing = inputs.only((False, False, False))
+        embedded, empty = (self.embedding(of.features, of.layouts) for of in (inputs, nothing))
+        predictions = []
+        for kept in subsets:
+            streams = [z if k else without for z, without, k in zip(embedded, empty, kept, strict=True)]
+            joint = self._joint(streams, inputs.only(kept))
+            predictions.append(self.integrate(*joint, inputs.layouts[0], inputs.layouts[0]))
+        return predictions
 
 
 def network(config: Config, feature_dims: tuple[int, ...]) -> UMDF:

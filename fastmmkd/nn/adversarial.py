@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastmmkd.nn.grouped import GroupedLinear
+from fastmmkd.ops.constants import constant
 from fastmmkd.ops.precision import accumulation
 
 
@@ -41,9 +42,22 @@ class Discriminator(nn.Module):
         Minimising it trains the discriminator; the reversed gradient makes the student maximise it, which is to
         minimise `log(1 - D(E^s))`.
         """
-        real, fake = self.logit(torch.cat((teacher, reverse_gradient(student)), dim=1)).chunk(2, dim=1)
-        return F.softplus(-real).mean(1) + F.softplus(fake).mean(1)
+        logit = self.logit(torch.cat((teacher, reverse_gradient(student)), dim=1))
+        of = teacher.shape[1], student.shape[1]
+        side, weight = (constant(make, *of, device=logit.device, dtype=logit.dtype) for make in (_sides, _means))
+        return (F.softplus(logit * side) * weight).sum(1)
 
     def logit(self, x: torch.Tensor) -> torch.Tensor:
         """`[S, N, d]` -> `[S, N]`, in float32 or better."""
-        return accumulation(self.score(self.hidden(x).relu())).squeeze(-1)
+        return accumulation(self.score(self.hidden(x, relu=True))).squeeze(-1)
+
+
+def _sides(teacher: int, student: int, device: torch.device) -> torch.Tensor:
+    """-1 for the rows of the teacher, then 1 for those of the student."""
+    return torch.cat((-torch.ones(teacher, device=device), torch.ones(student, device=device)))
+
+
+def _means(teacher: int, student: int, device: torch.device) -> torch.Tensor:
+    """What makes a sum the sum of both their means."""
+    of_teacher, of_student = (torch.full((n,), 1 / max(n, 1), device=device) for n in (teacher, student))
+    return torch.cat((of_teacher, of_student))

@@ -5,7 +5,7 @@ of the network, one of its groups, and a version of the samples; its top bit set
 word decides on two elements, by 16 bits each. So a mask does not depend on batch order, batch size, rank, the models
 beside it, or the padding before a sample. Evaluation and frozen teachers have no keys, and hence no dropout.
 
-Shape legend: S models, n groups of a layer, V versions of B samples, T frames, d features.
+Shape legend: S models, n groups of a layer, V versions of B samples, R rows, d features.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastmmkd.ops.layout import Layout
 from fastmmkd.ops.philox import WORD, DrawKeys, philox
 
 STREAMS = 1 << 31
@@ -40,11 +41,16 @@ class Dropout(nn.Module):
         self.dropped = min(round(rate * LEVELS), LEVELS - 1)
         """Of `LEVELS`, how many drop an element."""
 
-    def forward(self, x: torch.Tensor, draw: DrawKeys | None, first: int = 0) -> torch.Tensor:
-        """`[S * n, V * B, T, d]` -> the same; x itself where the rate is 0 or, in evaluation mode, `draw` is None.
+    def is_off(self, draw: DrawKeys | None) -> bool:
+        """Whether `forward` returns its input."""
+        return not self.dropped or (draw is None and not self.training)
+
+    def forward(self, x: torch.Tensor, layout: Layout, draw: DrawKeys | None, first: int = 0) -> torch.Tensor:
+        """`[S * n, R, d]` -> the same; x itself where the rate is 0 or, in evaluation mode, `draw` is None.
 
         Args:
-            x: the groups of one model side by side; version-major.
+            x: the groups of one model side by side.
+            layout: whose rows they are: V versions of the samples of `draw`, version-major.
             draw: the keys of its batch, `[S, B]`.
             first: which of the layer's groups x begins with, where it holds a part of them.
 
@@ -57,7 +63,7 @@ class Dropout(nn.Module):
             if self.training:
                 raise ValueError("dropout needs the keys of its batch in training mode")
             return x
-        kept = kept_elements(self.dropped, self.place, draw, x.shape, first)
+        kept = kept_elements(self.dropped, self.place, draw, layout, x.shape, first)
         return x * (kept.to(x.dtype) * (LEVELS / (LEVELS - self.dropped)))
 
 
@@ -67,22 +73,27 @@ def number_dropouts(network: nn.Module) -> None:
         module.place = place
 
 
-def kept_elements(dropped: int, place: int, draw: DrawKeys, shape: torch.Size, first: int) -> torch.Tensor:
-    """m, `[S * n, V * B, T, d]` bool; arguments as `Dropout` has them, `shape` that of x."""
-    groups, rows, steps, d = shape
+def kept_elements(
+    dropped: int, place: int, draw: DrawKeys, layout: Layout, shape: torch.Size, first: int
+) -> torch.Tensor:
+    """m, `[S * n, R, d]` bool; arguments as `Dropout` has them, `shape` that of x."""
+    groups, rows, d = shape
     models, samples = draw.sample.shape
     device = draw.sample.device
     group = torch.arange(first, first + groups // models, device=device)
-    version = torch.arange(rows // samples, device=device)
-    stream_nv = STREAMS + (place * GROUPS + group[:, None]) * VERSIONS + version
-    counter = (  # broadcast to [S, n, V, B, blocks]
-        torch.arange(-(-steps * d // DECISIONS), device=device),
-        draw.sample[:, None, None, :, None] & WORD,
-        draw.epoch & WORD,
-        stream_nv[None, :, :, None, None],
-    )
-    seed = draw.seed.view(-1, 1, 1, 1, 1)
-    words = philox(counter, (seed & WORD, (seed >> 32) & WORD))
-    levels = torch.stack((words & (LEVELS - 1), words >> 16), dim=-1).flatten(-3)[..., : steps * d]
+    whose = layout.sample.clamp_max(layout.batch - 1)
+    stream_snr = STREAMS + (place * GROUPS + group[:, None]) * VERSIONS + (whose // samples)[:, None, :]
+    blocks = -(-d // DECISIONS)
     # Frames count from the last one, which no padding moves.
-    return (levels >= dropped).unflatten(-1, (steps, d)).flip(-2).view(shape)
+    frame = layout.starts.gather(1, whose + 1) - 1 - torch.arange(rows, device=device)
+    block_sr = frame.clamp_min(0)[..., None] * blocks + torch.arange(blocks, device=device)
+    counter = (  # broadcast to [S, n, R, blocks]
+        block_sr[:, None] & WORD,
+        draw.sample.gather(1, whose % samples)[:, None, :, None] & WORD,
+        draw.epoch & WORD,
+        stream_snr[..., None],
+    )
+    seed = draw.seed.view(-1, 1, 1, 1)
+    words = philox(counter, (seed & WORD, (seed >> 32) & WORD))
+    levels = torch.stack((words & (LEVELS - 1), words >> 16), dim=-1).flatten(-3)[..., :d]
+    return (levels >= dropped).view(shape)

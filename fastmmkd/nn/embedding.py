@@ -1,25 +1,18 @@
-"""From raw features to low-level `Z_m [S, B, T_m, d]`: temporal convolution and sinusoidal positions."""
+"""From raw features to low-level `Z_m [S, R_m, d]`: temporal convolution and sinusoidal positions."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from fastmmkd.nn.constants import constant
 from fastmmkd.nn.dropout import Dropout
 from fastmmkd.nn.grouped import GroupedLinear
+from fastmmkd.ops import temporal_convolution
+from fastmmkd.ops.constants import constant
+from fastmmkd.ops.layout import Layout
 from fastmmkd.ops.philox import DrawKeys
-
-
-def temporal_windows(x: torch.Tensor) -> torch.Tensor:
-    """Each frame with its two neighbours, zero beyond the ends: `[..., T, d]` -> `[..., T, 3 d]`.
-
-    A convolution with kernel 3 and padding 1 is a linear map of these.
-    """
-    return F.pad(x, (0, 0, 1, 1)).unfold(-2, 3, 1).transpose(-1, -2).flatten(-2)
 
 
 def sinusoidal_positions(steps: int, d: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -45,11 +38,17 @@ class TemporalEmbedding(nn.Module):
         self.convolutions = nn.ModuleList(GroupedLinear((models,), 3 * dim, d) for dim in feature_dims)
         self.dropout = Dropout(dropout)
 
-    def forward(self, features: list[torch.Tensor], draw: DrawKeys | None = None) -> list[torch.Tensor]:
-        """Per modality `[S, B, T_m, d_m]` -> `[S, B, T_m, d]`."""
-        embedded = []
-        for m, (convolution, x) in enumerate(zip(self.convolutions, features, strict=True)):
-            z = convolution(temporal_windows(x))
-            z = z + sinusoidal_positions(z.shape[-2], z.shape[-1], z.device, z.dtype)
-            embedded.append(self.dropout(z, draw, m))
+    def forward(
+        self, features: list[torch.Tensor], layouts: list[Layout], draw: DrawKeys | None = None
+    ) -> list[torch.Tensor]:
+        """Per modality `[S, R_m, d_m]` -> `[S, R_m, d]`."""
+        embedded: list[torch.Tensor] = []
+        positions: dict[int, torch.Tensor] = {}  # of every layout
+        for m, (convolution, x, layout) in enumerate(zip(self.convolutions, features, layouts, strict=True)):
+            assert isinstance(convolution, GroupedLinear)
+            z = temporal_convolution(x, layout, convolution.weight, convolution.bias)
+            if id(layout) not in positions:
+                room = 1 << (layout.longest - 1).bit_length()  # few tables, whatever lengths come
+                positions[id(layout)] = sinusoidal_positions(room, z.shape[-1], z.device, z.dtype)[layout.position]
+            embedded.append(self.dropout(z + positions[id(layout)], layout, draw, m))
         return embedded

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import nn
 
-from fastmmkd.data.batches import by_layer
+from fastmmkd.data.batches import Inputs, Kept, by_layer
 from fastmmkd.nn.dropout import Dropout
 from fastmmkd.nn.grouped import (
     WHOLE,
@@ -14,11 +16,13 @@ from fastmmkd.nn.grouped import (
     Part,
     ResidualNorm,
     join_groups,
-    linear,
     projection,
     start,
 )
-from fastmmkd.ops import cross_attention
+from fastmmkd.ops import encoder_layer
+from fastmmkd.ops.composition import EncoderWeights
+from fastmmkd.ops.encoder_layer import composed_encoder_layer
+from fastmmkd.ops.layout import Layout
 from fastmmkd.ops.philox import DrawKeys
 
 
@@ -35,13 +39,25 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(groups, d, dropout)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor, at: Part = WHOLE, draw: DrawKeys | None = None
+        self, x: torch.Tensor, mask: torch.Tensor, layout: Layout, at: Part = WHOLE, draw: DrawKeys | None = None
     ) -> torch.Tensor:
-        """`[G, B, T, d]` and `[G, B, T]` bool (True = may be attended to) -> `[G, B, T, d]`."""
-        query, key, value = linear(x, self.query_key_value[at].flatten(0, -3)).chunk(3, dim=-1)
-        attended = cross_attention(query, [key], [value], [mask], self.heads)
-        out = self.dropout(self.out(attended, at), draw, start(at))
-        return self.feed_forward(self.norm(out, x, at), at, draw)
+        """`[G, R, d]` and its mask (True = may be attended to), `[G, R]` or `[S, R]` bool -> `[G, R, d]`."""
+        weights = self._weights(at)
+        dropouts = [self.dropout, self.feed_forward.dropout]
+        if all(dropout.is_off(draw) for dropout in dropouts):
+            return encoder_layer(x, mask, layout, self.heads, weights)
+        of_call = [partial(dropout, layout=layout, draw=draw, first=start(at)) for dropout in dropouts]
+        return composed_encoder_layer(x, mask, layout, self.heads, weights, dropouts=of_call)
+
+    def _weights(self, at: Part) -> EncoderWeights:
+        last = self.feed_forward
+        weights = (
+            self.query_key_value,
+            *(self.out.weight, self.out.bias, self.norm.weight, self.norm.bias),
+            *(last.expand.weight, last.expand.bias, last.contract.weight, last.contract.bias),
+            *(last.norm.weight, last.norm.bias),
+        )
+        return EncoderWeights(*(weights if at is WHOLE else (weight[at] for weight in weights)))
 
 
 class TransformerEncoder(nn.Module):
@@ -56,15 +72,16 @@ class TransformerEncoder(nn.Module):
         x: torch.Tensor,
         first: torch.Tensor,
         later: torch.Tensor,
+        layout: Layout,
         at: Part = WHOLE,
         draw: DrawKeys | None = None,
     ) -> torch.Tensor:
-        """`[G, B, T, d]`, and the `[G, B, T]` bool masks of the first layer and of the later ones -> `[G, B, T, d]`.
+        """`[G, R, d]`, and the `[G, R]` bool masks of the first layer and of the later ones -> `[G, R, d]`.
 
         G is the product of the group axes (of `at`).
         """
         for i, layer in enumerate(self.layers):
-            x = layer(x, later if i else first, at, draw)
+            x = layer(x, later if i else first, layout, at, draw)
         return x
 
 
@@ -76,28 +93,31 @@ class ModalityEncoders(nn.Module):
         self.encoder = TransformerEncoder((models, 3), d, heads, layers, dropout)
 
     def forward(
-        self, streams: list[torch.Tensor], masks: list[torch.Tensor], draw: DrawKeys | None = None
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        self, streams: list[torch.Tensor], inputs: Inputs, draw: DrawKeys | None = None
+    ) -> list[tuple[torch.Tensor, torch.Tensor, Layout]]:
         """Encode every modality.
 
         Args:
-            streams: per modality `[S, B, T_m, d]`.
-            masks: as `Inputs.masks` has them.
+            streams: per modality `[S, R_m, d]`.
+            inputs: where they come from: their masks and layouts.
             draw: what dropout is drawn from; None = no dropout.
 
         Returns:
-            `[S, n, B, T, d]` and the `[S, n, B, T]` mask of the last layer: once with n = 3 where lengths are equal,
-            else three times with n = 1.
+            Rows `[S * n, R, d]`, the `[S * n, R]` mask of the last layer, and whose they are: once with n = 3 where the
+            modalities share a layout, else three times with n = 1.
         """
-        first, later = by_layer(masks)
-        if len({z.shape[2] for z in streams}) == 1:
+        (first, later), layouts = by_layer(inputs.masks), inputs.layouts
+        if inputs.aligned:
             mask = join_groups(first)
-            mask_later = mask if len(masks) == len(first) else join_groups(later)
-            encoded = [(self.encoder(join_groups(streams), mask, mask_later, draw=draw), mask_later)]
-        else:
-            encoded = [
-                (self.encoder(z, mask, mask_later, (slice(None), slice(m, m + 1)), draw), mask_later)
-                for m, (z, mask, mask_later) in enumerate(zip(streams, first, later, strict=True))
-            ]
-        models = streams[0].shape[0]
-        return [(z.unflatten(0, (models, -1)), mask.unflatten(0, (models, -1))) for z, mask in encoded]
+            mask_later = mask if first is later else join_groups(later)
+            encoded = self.encoder(join_groups(streams), mask, mask_later, layouts[0], draw=draw)
+            return [(encoded, mask_later, layouts[0])]
+        return [
+            (self.encoder(z, mask, mask_later, layout, (slice(None), slice(m, m + 1)), draw), mask_later, layout)
+            for m, (z, mask, mask_later, layout) in enumerate(zip(streams, first, later, layouts, strict=True))
+        ]
+
+
+def chosen(whole: torch.Tensor, nothing: torch.Tensor, kept: Kept) -> torch.Tensor:
+    """Of each modality what became of it, or of its absence: `[S, 3, ...]` twice -> `[S, 3, ...]`."""
+    return torch.stack([(whole if k else nothing)[:, m] for m, k in enumerate(kept)], dim=1)

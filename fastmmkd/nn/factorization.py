@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastmmkd.nn.constants import constant
 from fastmmkd.nn.grouped import GroupedLinear
+from fastmmkd.ops.constants import constant
 from fastmmkd.ops.precision import accumulation
 
 MODALITY_COUNT = 3
@@ -24,8 +24,8 @@ class Mlp(nn.Module):
         self.out = GroupedLinear(groups, d_hidden, d_out)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[G, ..., d_in]` -> `[G, ..., d_out]`."""
-        return self.out(self.hidden(x).relu())
+        """`[*groups, ..., d_in]` -> `[*groups, ..., d_out]`."""
+        return self.out(self.hidden(x, relu=True))
 
 
 class RepresentationFactorization(nn.Module):
@@ -41,12 +41,8 @@ class RepresentationFactorization(nn.Module):
         self.decoder = Mlp((models,), d, 2 * d, d)
 
     def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[S, 3, B, d]` -> Q and U, `[S, 3, B, d / 2]` each."""
-        return self.encode_sentiment(z), self.modality(z.flatten(0, 1)).unflatten(0, (-1, MODALITY_COUNT))
-
-    def encode_sentiment(self, z: torch.Tensor) -> torch.Tensor:
-        """`E^S_m(Z_m)`: `[S, 3, ..., d]` -> `[S, 3, ..., d / 2]`."""
-        return self.sentiment(z.flatten(0, 1)).unflatten(0, (-1, MODALITY_COUNT))
+        """`[S, 3, B, d]` -> Q and U, `[S, 3, B, d / 2]` each: `E^S_m(Z_m)` and `E^M_m(Z_m)`."""
+        return self.sentiment(z), self.modality(z)
 
     def loss(self, z: torch.Tensor, q: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         """`L_FRF = L_trans + L_recon`, batch means of Euclidean norms.
@@ -68,7 +64,7 @@ class RepresentationFactorization(nn.Module):
         error_sab = _distance(translated, z.unsqueeze(1))
         trans = (error_sab * constant(_own_and_other, n, device=z.device, dtype=error_sab.dtype)).sum((1, 2))
         # The encoder of b reads every translation into b: what sentiment is left must be that of b itself.
-        reread = self.encode_sentiment(translated.transpose(1, 2))  # [S, b, a, B, d / 2]
+        reread = self.sentiment(translated.transpose(1, 2))  # [S, b, a, B, d / 2]
         return trans + _distance(reread, q.unsqueeze(2)).mean((1, 2))
 
 

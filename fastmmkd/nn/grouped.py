@@ -3,7 +3,7 @@
 Every parameter starts with S, the number of independent models trained at once (1 for a single model); structural axes,
 such as the three MCIM targets, follow. A model's own parameters are the slice `parameter[s]`, under the same name.
 
-Shape legend: S models, G all group axes flattened, B rows, T frames, d features.
+Shape legend: S models, G all group axes flattened, R rows, d features.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from fastmmkd.nn.dropout import Dropout
-from fastmmkd.ops import residual_layer_norm
+from fastmmkd.ops import grouped_linear, residual_layer_norm
+from fastmmkd.ops.layout import Layout
 from fastmmkd.ops.philox import DrawKeys
 
 Part = tuple[slice, ...]
@@ -27,11 +28,9 @@ def start(at: Part) -> int:
     return at[-1].start or 0
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`x W + b` per group: `[G, ..., d_in]`, `[G, d_in, d_out]`, `[G, d_out]` -> `[G, ..., d_out]`."""
-    rows = x.reshape(x.shape[0], -1, x.shape[-1])
-    y = torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias.unsqueeze(1), rows, weight)
-    return y.view(*x.shape[:-1], weight.shape[-1])
+def of_part(parameter: torch.Tensor, at: Part) -> torch.Tensor:
+    """A part of a parameter's groups; the parameter itself where that is the whole."""
+    return parameter if at is WHOLE else parameter[at]
 
 
 def join_groups(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -57,9 +56,9 @@ class GroupedLinear(nn.Module):
         self.weight = uniform_parameter((*groups, d_in, d_out), d_in**-0.5)
         self.bias = uniform_parameter((*groups, d_out), d_in**-0.5)
 
-    def forward(self, x: torch.Tensor, at: Part = WHOLE) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, at: Part = WHOLE, relu: bool = False) -> torch.Tensor:
         """`[G, ..., d_in]` -> `[G, ..., d_out]`, G being the product of the group axes (of the part `at`)."""
-        return linear(x, self.weight[at].flatten(0, -3), self.bias[at].flatten(0, -2))
+        return grouped_linear(x, of_part(self.weight, at), of_part(self.bias, at), relu)
 
 
 class ResidualNorm(nn.Module):
@@ -72,7 +71,9 @@ class ResidualNorm(nn.Module):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor, at: Part = WHOLE) -> torch.Tensor:
         """`[G, ..., d]` twice -> `[G, ..., d]`."""
-        return residual_layer_norm(x, residual, self.weight[at].flatten(0, -2), self.bias[at].flatten(0, -2))
+        return residual_layer_norm(
+            x, residual, of_part(self.weight, at).flatten(0, -2), of_part(self.bias, at).flatten(0, -2)
+        )
 
 
 class FeedForward(nn.Module):
@@ -85,7 +86,7 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(dropout)
         self.norm = ResidualNorm(groups, d)
 
-    def forward(self, x: torch.Tensor, at: Part = WHOLE, draw: DrawKeys | None = None) -> torch.Tensor:
-        """`[G, B, T, d]` -> `[G, B, T, d]`."""
-        out = self.contract(self.expand(x, at).relu(), at)
-        return self.norm(self.dropout(out, draw, start(at)), x, at)
+    def forward(self, x: torch.Tensor, layout: Layout, at: Part = WHOLE, draw: DrawKeys | None = None) -> torch.Tensor:
+        """`[G, R, d]` -> `[G, R, d]`."""
+        out = self.contract(self.expand(x, at, relu=True), at)
+        return self.norm(self.dropout(out, layout, draw, start(at)), x, at)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastmmkd.nn.constants import constant
-from fastmmkd.nn.embedding import temporal_windows
 from fastmmkd.nn.encoder import TransformerEncoder
 from fastmmkd.nn.grouped import GroupedLinear
+from fastmmkd.ops import temporal_convolution
+from fastmmkd.ops.layout import Layout, pack, split_versions, unpack
 from fastmmkd.ops.philox import DrawKeys
 from fastmmkd.ops.precision import accumulation
 
@@ -29,25 +29,26 @@ class DynamicFeatureIntegration(nn.Module):
 
     def forward(
         self,
-        h_a: torch.Tensor,
-        h_b: torch.Tensor,
-        mask_a: torch.Tensor,
-        mask_b: torch.Tensor,
+        h: torch.Tensor,
+        mask: torch.Tensor,
+        layout: Layout,
+        one: Layout,
         draw: DrawKeys | None = None,
     ) -> torch.Tensor:
-        """`[S, B, T, d]` twice and their `[S, B, T]` masks -> the integrated representation `[S, B, T, d]`."""
-        h_a, h_b = self.enhance(torch.cat((h_a, h_b), dim=1), torch.cat((mask_a, mask_b), dim=1)).chunk(2, dim=1)
-        mu = self.gate(temporal_windows(torch.cat((h_a, h_b), dim=-1))).sigmoid()
-        mask = mask_a | mask_b
-        return self.encoder(torch.lerp(h_b, h_a, mu), mask, mask, draw=draw)
+        """`H_a, H_b` as rows `[S, 2 R, d]` of `layout`, or one for both, and their mask -> the integrated `[S, R, d]`.
 
-    def enhance(self, h: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Weight each frame by its importance, masked frames but the last by 0: `[S, B, T, d]` -> `[S, B, T, d]`."""
-        mask = (mask | constant(_is_last, mask.shape[-1], device=mask.device, dtype=torch.bool)).unsqueeze(-1)
-        score = accumulation(self.frame_score(h))
-        weight = score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(dim=2) * mask
-        return h * (weight * mask.sum(dim=2, keepdim=True)).to(h.dtype)
+        Args:
+            one: that of a single version.
+        """
+        of_h, of_mask = (split_versions(x, layout, one) for x in (self.enhance(h, mask, layout), mask))
+        h_a, h_b = of_h[0], of_h[-1]
+        mu = temporal_convolution(torch.cat((h_a, h_b), dim=-1), one, self.gate.weight, self.gate.bias).sigmoid()
+        either = of_mask[0] | of_mask[-1]
+        return self.encoder(torch.lerp(h_b, h_a, mu), either, either, one, draw=draw)
 
-
-def _is_last(steps: int, device: torch.device) -> torch.Tensor:
-    return torch.arange(steps, device=device) == steps - 1
+    def enhance(self, h: torch.Tensor, mask: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Weight each frame by its importance, masked frames but the last by 0: `[S, R, d]` -> `[S, R, d]`."""
+        counts = unpack((mask | layout.is_last) & layout.is_somebodys, layout)  # [S, B, T]
+        score = unpack(accumulation(self.frame_score(h)).squeeze(-1), layout)
+        weight = score.masked_fill(~counts, torch.finfo(score.dtype).min).softmax(dim=2) * counts
+        return h * pack(weight * counts.sum(dim=2, keepdim=True), layout).unsqueeze(-1).to(h.dtype)

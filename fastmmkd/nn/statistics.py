@@ -7,8 +7,8 @@ import math
 import torch
 from torch import nn
 
-from fastmmkd.nn.grouped import linear, uniform_parameter
-from fastmmkd.ops import jsd_mutual_information
+from fastmmkd.nn.grouped import uniform_parameter
+from fastmmkd.ops import grouped_linear, jsd_mutual_information
 
 
 class StatisticsNetwork(nn.Module):
@@ -33,10 +33,12 @@ class StatisticsNetwork(nn.Module):
         Returns:
             `[G]`, the mean over pools.
         """
-        left = linear(q, self.weight_q.flatten(0, -3), self.hidden_bias.flatten(0, -2))
-        right = linear(u, self.weight_u.flatten(0, -3))
+        left = grouped_linear(q, self.weight_q, self.hidden_bias)
+        right = grouped_linear(u, self.weight_u)
         groups, *pools, n, hidden = left.shape
         count = math.prod(pools)
+        if not pools:
+            return jsd_mutual_information(left, right, self.weight.view(-1, hidden), self.bias.view(-1))
         weight = self.weight.view(groups, 1, hidden).expand(-1, count, -1).flatten(0, 1)
         bias = self.bias.view(groups, 1).expand(-1, count).flatten()
         bounds = jsd_mutual_information(left.view(-1, n, hidden), right.view(-1, n, hidden), weight, bias)

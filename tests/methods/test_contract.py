@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,15 @@ import torch
 from fastmmkd.blocks import Config
 from fastmmkd.config import parse_config
 from fastmmkd.data import store
-from fastmmkd.data.batches import Batch, Inputs
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.step import Objective, untrained_objective
 from fastmmkd.methods import METHODS
+from fastmmkd.modalities import CONDITIONS, condition_modalities
 from fastmmkd.nn.models import load_model, model_state, models_of
 from fastmmkd.ops import use_provider
 from tests.engine.fake_capture import NoHostSync
+from tests.handmade import CONFIGS, small_config_of
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 CPU, BATCH = torch.device("cpu"), 8
 CASES = [(name, row) for name, method in METHODS.items() for row in (method.ablations or [method.title])]
 
@@ -35,12 +36,7 @@ def config(request: pytest.FixtureRequest, tiny_store: Path) -> Config:
     """A row of a method's ablation table, small: the shipped MOSI config with as little of everything as it takes."""
     name, row = request.param
     method = METHODS[name]
-    raw: dict[str, Any] = json.loads((CONFIGS / f"{name}_mosi.json").read_text())
-    raw["data"]["path"] = str(tiny_store)
-    layers = [key for key, value in raw["model"].items() if key.endswith("_layers") and isinstance(value, int)]
-    raw["model"] |= {key: value for key, value in {"width": 8, "heads": 2}.items() if key in raw["model"]}
-    raw["model"] |= dict.fromkeys(layers, 1)
-    raw["train"] |= {"batch_size": BATCH, "epochs": 1}
+    raw = small_config_of(name, tiny_store, BATCH)
     for override in method.ablations.get(row, ()):
         key, value = override.split("=")
         *blocks, last = key.split(".")
@@ -84,14 +80,15 @@ def test_it_trains_every_parameter_it_has(config: Config, dataset: Dataset) -> N
 def test_a_sample_of_which_nothing_is_left_has_a_finite_loss_and_prediction(config: Config, dataset: Dataset) -> None:
     objective = objective_of(config, dataset, 1)
     batch = objective.draw(rows_of(1), torch.tensor(0))
-    features, masks = batch.inputs
-    nothing = Inputs([torch.zeros_like(x) for x in features], [torch.zeros_like(mask) for mask in masks])
-    empty = Batch(nothing, batch.whole, batch.targets, batch.draw, batch.split, batch.taught)
-    total, _ = objective.loss(empty)
+    nothing = batch.inputs._replace(
+        features=[torch.zeros_like(x) for x in batch.inputs.features],
+        masks=[torch.zeros_like(mask) for mask in batch.inputs.masks],
+    )
+    total, _ = objective.loss(replace(batch, missing=nothing))
     total.backward()
     assert total.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in objective.module.parameters())
-    logits, joint = objective.module.network.predict(*nothing)
+    logits, joint = objective.module.network.predict(nothing)
     assert logits.isfinite().all()
     assert joint.isfinite().all()
 
@@ -120,6 +117,7 @@ def test_a_step_never_waits_for_the_device(config: Config, dataset: Dataset) -> 
     """So it can be captured: the draw, what the teacher makes of it, the loss, the way back, and what comes after."""
     objective = untrained_objective(config, dataset, (1,), CPU, torch.float32)
     rows, epoch = rows_of(1), torch.tensor(0)
+    objective.split.make_room([rows.numpy()])
     with use_provider("reference"):
         objective.loss(objective.draw(rows, epoch))
         with NoHostSync():
@@ -131,10 +129,21 @@ def test_a_step_never_waits_for_the_device(config: Config, dataset: Dataset) -> 
 
 def test_what_it_exports_predicts_the_same(config: Config, dataset: Dataset) -> None:
     objective = objective_of(config, dataset, 1)
-    features, masks = objective.draw(rows_of(1), torch.tensor(0)).inputs
+    inputs = objective.draw(rows_of(1), torch.tensor(0)).inputs
     network = METHODS[config.method].network(config, dataset.feature_dims).double()
     load_model(network, model_state(objective.module.network, 0))
-    torch.testing.assert_close(network.predict(features, masks), objective.module.network.predict(features, masks))
+    torch.testing.assert_close(network.predict(inputs), objective.module.network.predict(inputs))
+
+
+@torch.no_grad()
+def test_it_predicts_several_subsets_as_it_predicts_each(config: Config, dataset: Dataset) -> None:
+    objective = objective_of(config, dataset, *((1, 2) if METHODS[config.method].grouped else (1,)))
+    network, sample = objective.module.network.eval(), torch.arange(BATCH)
+    subsets, models = [condition_modalities(condition) for condition in CONDITIONS], models_of(objective.module)
+    whole = objective.split.evaluation_batch(sample, (True, True, True)).of_models(models)
+    for kept, predictions in zip(subsets, network.predict_subsets(whole, subsets), strict=True):
+        alone = network.predict(objective.split.evaluation_batch(sample, kept).of_models(models))
+        torch.testing.assert_close(predictions, alone)
 
 
 def test_names_are_those_of_files_and_configs() -> None:

@@ -13,7 +13,7 @@ from fastmmkd.config import load_config
 from fastmmkd.methods.corrkd import METHOD, CorrKD, CorrkdLoss, CorrkdModel, CorrkdNetwork, Representation
 from fastmmkd.nn.scaling import unit_length
 from fastmmkd.tasks import TASKS, Task
-from tests.handmade import batch_of, network_of, student_of
+from tests.handmade import batch_of, inputs_of, network_of, student_of
 
 DIMS, HEADS, BATCH, WIDTH = (5, 4, 3), 2, 3, 8
 LABELS = {
@@ -76,7 +76,7 @@ def targets_of(task):
 def step(model, teacher, missing, complete, targets):
     """Loss and parts; the gradients are left in the parameters."""
     with torch.no_grad():
-        taught = teacher.represent(*complete)
+        taught = teacher.represent(inputs_of(*complete))
     loss, parts = model(batch_of(*missing, targets, taught))
     model.zero_grad()
     loss.backward()
@@ -128,7 +128,7 @@ def test_a_network_by_itself_minimises_the_task_loss(task) -> None:
     complete = inputs(complete=True)
     loss, parts = model(batch_of(*complete, targets_of(task)))
     assert set(parts) == {"loss", "task"}
-    taught = model.represent(*complete)
+    taught = model.represent(inputs_of(*complete))
     torch.testing.assert_close(loss, model.task.loss(taught.logits, targets_of(task)).sum())
     torch.testing.assert_close(parts["task"], loss.detach().view(1))
 
@@ -162,7 +162,7 @@ def test_every_row_of_the_shipped_configs_trains_all_it_has(row, data) -> None:
     else:
         model = student_of(config, DIMS, seed=0)
         with torch.no_grad():
-            taught = network_of(config, DIMS, seed=1).represent(*batch[:2])
+            taught = network_of(config, DIMS, seed=1).represent(inputs_of(*batch[:2]))
         loss, _ = model(batch_of(*batch, taught))
     loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -177,7 +177,7 @@ def test_everything_missing_is_finite(task) -> None:
     loss, _ = step(model, frozen_teacher(task), nothing, inputs(complete=True), targets_of(task))
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-    logits, joint = model.network.predict(*nothing)
+    logits, joint = model.network.predict(inputs_of(*nothing))
     assert torch.isfinite(logits).all()
     assert (joint == 0).all()
 
@@ -196,9 +196,9 @@ def test_a_prediction_depends_on_its_own_sample_alone() -> None:
     """Neither on its neighbours in the batch, nor on how many there are."""
     model = network()
     features, masks = inputs()
-    whole, joint = model.predict(features, masks)
+    whole, joint = model.predict(inputs_of(features, masks))
     for i in range(BATCH):
-        alone = model.predict([x[:, i : i + 1] for x in features], [m[:, i : i + 1] for m in masks])
+        alone = model.predict(inputs_of([x[:, i : i + 1] for x in features], [m[:, i : i + 1] for m in masks]))
         torch.testing.assert_close(alone[0][:, 0], whole[:, i])
         torch.testing.assert_close(alone[1][:, 0], joint[:, i])
 
@@ -234,7 +234,7 @@ def test_models_in_one_process_equal_models_alone(task, steps) -> None:
 def test_the_teacher_has_no_graph_and_does_not_change() -> None:
     model, teacher, complete = build(), frozen_teacher(), inputs(seed=2, complete=True)
     before = {name: p.clone() for name, p in teacher.named_parameters()}
-    taught = teacher.represent(*complete)
+    taught = teacher.represent(inputs_of(*complete))
     assert all(x.grad_fn is None and not x.requires_grad for x in taught)
     loss, _ = step(model, teacher, inputs(), complete, targets_of("classification-3"))
     torch.optim.SGD([*model.parameters(), *teacher.parameters()], lr=0.1).step()
@@ -248,7 +248,7 @@ def test_the_teacher_has_no_graph_and_does_not_change() -> None:
 def test_a_student_that_is_its_teacher(task) -> None:
     """On the same samples the positive part of SCD, CPD and the divergence are 0, and so are their gradients."""
     model = build(task, rcd="kl", eta=1e-6)  # no two samples are that close
-    joint, logits = (x.detach().requires_grad_() for x in model.network.represent(*inputs(complete=True)))
+    joint, logits = (x.detach().requires_grad_() for x in model.network.represent(inputs_of(*inputs(complete=True))))
     targets = targets_of(task)
     parts = (
         model.contrastive(joint, joint.detach()),

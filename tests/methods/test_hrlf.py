@@ -12,7 +12,7 @@ from literal_hrlf import adversarial, losses
 from fastmmkd.config import load_config
 from fastmmkd.methods.hrlf import HRLF, METHOD, HrlfLoss, HrlfModel, HrlfNetwork
 from fastmmkd.tasks import TASKS, Task
-from tests.handmade import batch_of, network_of, student_of
+from tests.handmade import batch_of, inputs_of, network_of, student_of
 
 DIMS, HEADS, BATCH, WIDTH = (5, 4, 3), 2, 3, 8
 LABELS = {
@@ -79,7 +79,7 @@ def targets_of(task):
 def step(model, teacher, missing, complete, targets):
     """Loss and parts; the gradients are left in the parameters."""
     with torch.no_grad():
-        taught = teacher.represent(*complete)
+        taught = teacher.represent(inputs_of(*complete)).taught()
     loss, parts = model(batch_of(*missing, targets, taught))
     model.zero_grad()
     loss.backward()
@@ -144,7 +144,7 @@ def test_gradient_reversal_serves_both_sides_of_the_adversarial_loss() -> None:
 def test_what_the_factorization_loss_trains(gradient) -> None:
     """FRF itself in either case; what Z comes from as the paper has it alone."""
     model = network(frf_gradient=gradient)
-    model.factorization(*model.represent(*inputs(complete=True)).factors).sum().backward()
+    model.factorization(*model.represent(inputs_of(*inputs(complete=True))).factors).sum().backward()
     of_frf = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert {name for name in of_frf if name.startswith("frf.")} == {f"frf.{n}" for n, _ in model.frf.named_parameters()}
     before = {name for name in of_frf if name.startswith(("embedding.", "encoders."))}
@@ -165,7 +165,7 @@ def test_networks_that_tell_nothing_apart_by_hand() -> None:
 def test_widths_of_the_scales() -> None:
     """`E_1 = {H, H~}`, `E_2 = {I_1, I_3}`, `E_3 = {I_2}`; without FRF they are as wide."""
     for frf in (True, False):
-        found = network(frf=frf).represent(*inputs())
+        found = network(frf=frf).represent(inputs_of(*inputs()))
         shapes = [tuple(e.shape) for e in found.scales]
         assert shapes == [(1, 2, BATCH, 3 * WIDTH), (1, 2, BATCH, 2 * WIDTH), (1, 1, BATCH, WIDTH)]
         assert torch.equal(found.scales[0][:, 1], found.refined)
@@ -212,7 +212,7 @@ def test_every_row_of_the_shipped_configs_trains_all_it_has(row, data) -> None:
     else:
         model = student_of(config, DIMS, seed=0)
         with torch.no_grad():
-            taught = network_of(config, DIMS, seed=1).represent(*batch[:2])
+            taught = network_of(config, DIMS, seed=1).represent(inputs_of(*batch[:2])).taught()
         loss, _ = model(batch_of(*batch, taught))
     loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -228,7 +228,7 @@ def test_everything_missing_is_finite(task, frf) -> None:
     loss, _ = step(model, frozen_teacher(task, frf=frf), nothing, inputs(complete=True), targets_of(task))
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-    logits, refined = model.network.predict(*nothing)
+    logits, refined = model.network.predict(inputs_of(*nothing))
     assert torch.isfinite(logits).all()
     assert torch.isfinite(refined).all()
 
@@ -237,9 +237,9 @@ def test_a_prediction_depends_on_its_own_sample_alone() -> None:
     """Neither on its neighbours in the batch, nor on how many there are."""
     model = network()
     features, masks = inputs()
-    whole, joint = model.predict(features, masks)
+    whole, joint = model.predict(inputs_of(features, masks))
     for i in range(BATCH):
-        alone = model.predict([x[:, i : i + 1] for x in features], [m[:, i : i + 1] for m in masks])
+        alone = model.predict(inputs_of([x[:, i : i + 1] for x in features], [m[:, i : i + 1] for m in masks]))
         torch.testing.assert_close(alone[0][:, 0], whole[:, i])
         torch.testing.assert_close(alone[1][:, 0], joint[:, i])
 
@@ -277,7 +277,7 @@ def test_models_in_one_process_equal_models_alone(task, steps, frf) -> None:
 def test_the_teacher_has_no_graph_and_does_not_change() -> None:
     model, teacher, complete = build(), frozen_teacher(), inputs(seed=2, complete=True)
     before = {name: p.clone() for name, p in teacher.named_parameters()}
-    taught = teacher.represent(*complete)
+    taught = teacher.represent(inputs_of(*complete))
     outputs = (*taught.scales, taught.logits, taught.refined, *taught.factors)
     assert all(x.grad_fn is None and not x.requires_grad for x in outputs)
     step(model, teacher, inputs(), complete, targets_of("regression"))

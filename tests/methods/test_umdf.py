@@ -6,11 +6,12 @@ import pytest
 import torch
 from literal_umdf import joint_representation, predict
 
+from fastmmkd.data.batches import by_layer
 from fastmmkd.methods.umdf import UMDF, UmdfLoss, UmdfModel
 from fastmmkd.ops import gaussian_mmd, js_divergence
 from fastmmkd.ops.philox import DrawKeys
 from fastmmkd.tasks import Task
-from tests.handmade import batch_of
+from tests.handmade import batch_of, inputs_of
 
 DIMS, HEADS, BATCH = (5, 4, 3), 2, 3
 
@@ -85,11 +86,13 @@ def test_what_a_layer_puts_into_missing_frames_is_used(masked_layers) -> None:
     umdf = build(mcim_layers=3)
     features, masks = inputs(masked_layers=masked_layers)
     features[2], masks[2] = torch.zeros_like(features[2]), torch.zeros_like(masks[2])
-    streams = umdf.mcim[0](umdf.embedding(features), masks[:3])
+    rows = inputs_of(features, masks)
+    first, later = by_layer(rows.masks)
+    streams = umdf.mcim[0](umdf.embedding(rows.features, rows.layouts), first, rows.layouts)
     visual = streams[2].detach().requires_grad_()
     streams = [*streams[:2], visual]
     for layer in umdf.mcim[1:]:
-        streams = layer(streams, masks[-3:])
+        streams = layer(streams, later, rows.layouts)
     outputs = streams[0].relu().sum() + streams[1].relu().sum()  # a norm's plain sum would not depend on anything
     used = torch.autograd.grad(outputs, visual)[0].abs().max().item()
     assert used > 1e-3 if masked_layers == "first" else used == 0.0
@@ -103,14 +106,16 @@ def test_only_the_first_layer_masks_missing_frames() -> None:
     for layer in umdf.mcim:
         layer.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[1])))
     for encoder in (umdf.encoder, umdf.dfim.encoder):
-        encoder.register_forward_pre_hook(lambda _, given: seen.append(given[1:]))
-    umdf(batch_of(features, masks, torch.zeros(1, BATCH)))
+        encoder.register_forward_pre_hook(lambda _, given: seen.append(given[1:3]))
+    batch = batch_of(features, masks, torch.zeros(1, BATCH))
+    umdf(batch)
+    expected_first, expected_later = by_layer(batch.inputs.masks)
     first, second, third, after, integrated = seen
-    assert all(torch.equal(a, b) for a, b in zip(first, masks[:3], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, expected_first, strict=True))
     for later in (second, third):
-        assert all(torch.equal(a, b) for a, b in zip(later, masks[3:], strict=True))
-    assert all(torch.equal(mask, masks[3]) for mask in after)
-    assert all(torch.equal(mask, masks[3][:, :BATCH]) for mask in integrated)
+        assert all(torch.equal(a, b) for a, b in zip(later, expected_later, strict=True))
+    assert all(torch.equal(mask, expected_later[0]) for mask in after)
+    assert all(torch.equal(mask, expected_later[0].chunk(2, 1)[0]) for mask in integrated)
 
 
 @pytest.mark.parametrize("model", [{}, {"mcim": False}, {"dropout": 0.3}])
@@ -120,16 +125,22 @@ def test_unaligned_path_equals_the_aligned_one(model) -> None:
     features, masks = inputs()
     draw = DrawKeys(torch.tensor([[7, 2, 9]]), torch.tensor([3]), torch.tensor(0))
     longer = [0, 3, 1]
-    z = umdf.embedding(features, draw)
+    rows = inputs_of(features, masks)
+    z = umdf.embedding(rows.features, rows.layouts, draw)
     padded = [
-        torch.cat((torch.randn(1, 2 * BATCH, n, 8, dtype=torch.float64), x), 2) for x, n in zip(z, longer, strict=True)
+        torch.cat((torch.randn(1, 2 * BATCH, n, 8, dtype=torch.float64), x.unflatten(1, (2 * BATCH, -1))), 2)
+        for x, n in zip(z, longer, strict=True)
     ]
     padded_masks = [
         torch.cat((torch.zeros(1, 2 * BATCH, n, dtype=torch.bool), m), 2) for m, n in zip(masks, longer, strict=True)
     ]
-    aligned, unaligned = umdf.mcim[0](z, masks, draw), umdf.mcim[0](padded, padded_masks, draw)
+    unaligned_rows = inputs_of(padded, padded_masks)
+    aligned, unaligned = (
+        umdf.mcim[0](streams, of.masks, of.layouts, draw)
+        for streams, of in ((z, rows), (unaligned_rows[0], unaligned_rows))
+    )
     for a, u, n in zip(aligned, unaligned, longer, strict=True):
-        torch.testing.assert_close(u[:, :, n:], a)
+        torch.testing.assert_close(u.unflatten(1, (2 * BATCH, -1))[:, :, n:], a.unflatten(1, (2 * BATCH, -1)))
 
 
 @pytest.mark.parametrize("masked_layers", ["all", "first"])
@@ -140,7 +151,7 @@ def test_trains_on_unaligned_input_and_with_everything_missing(masked_layers) ->
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in umdf.parameters())
     nothing = [torch.zeros_like(x) for x in features], [torch.zeros_like(m) for m in masks[:3]] + masks[3:]
-    logits, representation = umdf.predict(*nothing)
+    logits, representation = umdf.predict(inputs_of(*nothing))
     assert torch.isfinite(logits).all()
     assert torch.isfinite(representation).all()
 
@@ -159,20 +170,20 @@ def test_inference_clones_the_sample() -> None:
     """`predict` equals the training path with the sample as both versions."""
     umdf = build()
     features, masks = inputs()
-    logits, _ = umdf.predict(features, masks)
+    logits, _ = umdf.predict(inputs_of(features, masks))
     twice = [torch.cat((x, x), 1) for x in features], [torch.cat((m, m), 1) for m in masks]
-    h, mask = umdf.encode(*twice)
-    (h_a, h_b), (mask_a, mask_b) = h.chunk(2, 1), mask.chunk(2, 1)
-    torch.testing.assert_close(umdf.integrate(h_a, h_b, mask_a, mask_b)[0], logits)
+    both, one = inputs_of(*twice), inputs_of(features, masks)
+    integrated, _ = umdf.integrate(*umdf.encode(both), both.layouts[0], one.layouts[0])
+    torch.testing.assert_close(integrated, logits)
 
 
 def test_a_prediction_depends_on_its_own_sample_alone() -> None:
     """Neither on its neighbours in the batch, nor on how many there are."""
     umdf = build()
     features, masks = inputs()
-    whole, _ = umdf.predict(features, masks)
+    whole, _ = umdf.predict(inputs_of(features, masks))
     for i in range(2 * BATCH):
-        alone, _ = umdf.predict([x[:, i : i + 1] for x in features], [m[:, i : i + 1] for m in masks])
+        alone, _ = umdf.predict(inputs_of([x[:, i : i + 1] for x in features], [m[:, i : i + 1] for m in masks]))
         torch.testing.assert_close(alone[:, 0], whole[:, i])
 
 

@@ -15,8 +15,9 @@ from fastmmkd.data.missingness import EVALUATION_VERSION
 from fastmmkd.methods.umdf import UMDF
 from fastmmkd.nn.dropout import LEVELS, STREAMS, Dropout, kept_elements, number_dropouts
 from fastmmkd.nn.encoder import EncoderLayer, ModalityEncoders
+from fastmmkd.ops.layout import Layout
 from fastmmkd.ops.philox import DrawKeys
-from tests.handmade import batch_of, network_of
+from tests.handmade import batch_of, inputs_of, layout_of, network_of, ragged_layout
 
 DIMS, STEPS = (5, 4, 3), (6, 6, 6)
 METHODS = ("umdf", "corrkd", "hrlf")
@@ -27,8 +28,10 @@ def keys(sample: list[list[int]], seed: list[int], epoch: int = 4) -> DrawKeys:
 
 
 DRAW = keys([[7, 2, 9], [5, 0, 7]], [3, 2**33 + 1])
-SHAPE = torch.Size((2 * 3, 2 * 3, 5, 6))
-"""2 models, 3 groups, 2 versions of 3 samples."""
+LENGTHS = [[5, 1, 4], [2, 5, 2]]
+LAYOUT = ragged_layout(LENGTHS, versions=2, spare=3)
+GROUPS, FEATURES = 3, 11
+"""Two counters for each row, the second of which is not used up."""
 
 
 def dropout(rate: float, place: int = 0) -> Dropout:
@@ -37,8 +40,23 @@ def dropout(rate: float, place: int = 0) -> Dropout:
     return made
 
 
-def kept(draw: DrawKeys = DRAW, shape: torch.Size = SHAPE, rate: float = 0.5, place: int = 0, first: int = 0):
-    return kept_elements(round(rate * LEVELS), place, draw, shape, first)
+def kept(
+    draw: DrawKeys = DRAW,
+    layout: Layout = LAYOUT,
+    groups: int = GROUPS,
+    rate: float = 0.5,
+    place: int = 0,
+    first: int = 0,
+    features: int = FEATURES,
+) -> torch.Tensor:
+    shape = torch.Size((len(draw.seed) * groups, layout.rows, features))
+    return kept_elements(round(rate * LEVELS), place, draw, layout, shape, first)
+
+
+def of_sample(x: torch.Tensor, layout: Layout, model: int, number: int) -> torch.Tensor:
+    """The rows of a layout's sample in every group of a model: `[G, R, d]` -> `[n, T, d]`."""
+    start, end = layout.starts[model, number : number + 2]
+    return x.unflatten(0, (len(layout.starts), -1))[model, :, start:end]
 
 
 def literal_philox(counter: list[int], key: list[int]) -> list[int]:
@@ -52,31 +70,35 @@ def literal_philox(counter: list[int], key: list[int]) -> list[int]:
     return c
 
 
-def literal_kept(dropped: int, place: int, draw: DrawKeys, shape: torch.Size, first: int = 0) -> torch.Tensor:
-    """Element by element, from the module's docstring."""
-    groups, rows, steps, d = shape
+def literal_kept(
+    dropped: int, place: int, draw: DrawKeys, layout: Layout, groups: int, features: int, first: int = 0
+) -> torch.Tensor:
+    """Element by element, from the module's docstring: `[S * n, R, d]`; nothing is kept in rows of nobody."""
     models, samples = draw.sample.shape
-    found = torch.empty(shape, dtype=torch.bool)
-    for g in range(groups):
-        model, group = divmod(g, groups // models)
-        seed = int(draw.seed[model])
-        for row in range(rows):
-            version, b = divmod(row, samples)
+    mask = torch.zeros(models * groups, layout.rows, features, dtype=torch.bool)
+    for g in range(models * groups):
+        model, group = divmod(g, groups)
+        seed, ends = int(draw.seed[model]), layout.starts[model, 1:].tolist()
+        for row in range(ends[-1]):
+            whose = next(i for i, end in enumerate(ends) if row < end)
+            version, b = divmod(whose, samples)
             stream = 2**31 + (place * 256 + first + group) * 16 + version
-            for t in range(steps):
-                for f in range(d):
-                    block, element = divmod((steps - 1 - t) * d + f, 8)
-                    counter = [block, int(draw.sample[model, b]), int(draw.epoch), stream]
-                    word = literal_philox(counter, [seed % 2**32, seed >> 32])[element // 2]
-                    level = word >> 16 if element % 2 else word % 2**16
-                    found[g, row, t, f] = level >= dropped
-    return found
+            for f in range(features):
+                block = (ends[whose] - 1 - row) * math.ceil(features / 8) + f // 8
+                counter = [block, int(draw.sample[model, b]), int(draw.epoch), stream]
+                word = literal_philox(counter, [seed % 2**32, seed >> 32])[f % 8 // 2]
+                level = word >> 16 if f % 2 else word % 2**16
+                mask[g, row, f] = level >= dropped
+    return mask
 
 
+@pytest.mark.parametrize("features", [6, 8, 11])
 @pytest.mark.parametrize(("rate", "place", "first"), [(0.1, 0, 0), (0.5, 7, 2)])
-def test_every_element_is_that_of_the_literal_draw(rate: float, place: int, first: int) -> None:
-    dropped = round(rate * LEVELS)
-    assert torch.equal(kept(rate=rate, place=place, first=first), literal_kept(dropped, place, DRAW, SHAPE, first))
+def test_every_element_is_that_of_the_literal_draw(rate: float, place: int, first: int, features: int) -> None:
+    drawn = kept(rate=rate, place=place, first=first, features=features)
+    literal = literal_kept(round(rate * LEVELS), place, DRAW, LAYOUT, GROUPS, features, first)
+    somebodys = LAYOUT.is_somebodys.repeat_interleave(GROUPS, dim=0).unsqueeze(-1)
+    assert torch.equal(drawn & somebodys, literal)
 
 
 def test_known_answer() -> None:
@@ -87,8 +109,7 @@ def test_known_answer() -> None:
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_elements_are_dropped_at_their_rate_independently_and_the_mean_stays(rate: float) -> None:
     draw = keys([list(range(40))], [1])
-    x = torch.ones(2, 40, 50, 40)
-    y = dropout(rate)(x, draw)
+    y = dropout(rate)(torch.ones(2, 40 * 50, 40), layout_of(1, 40, 50), draw).unflatten(1, (40, 50))
     n, dropped = y.numel(), y == 0
     assert abs(dropped.double().mean().item() - rate) < 5 * math.sqrt(rate * (1 - rate) / n)
     assert y.double().mean().item() == pytest.approx(1, abs=5 * math.sqrt(rate / (1 - rate) / n))
@@ -107,22 +128,20 @@ def test_elements_are_dropped_at_their_rate_independently_and_the_mean_stays(rat
 
 class TestKeys:
     def test_everything_that_keys_a_mask_changes_it(self) -> None:
-        whole = kept()
-        models, groups, versions = (
-            whole.unflatten(0, (2, 3)).unbind(0),
-            whole.unflatten(0, (2, 3)).unbind(1),
-            whole.unflatten(1, (2, 3)).unbind(1),
-        )
+        layout = layout_of(2, 2 * 3, 9)
+        whole = kept(layout=layout)
+        models, groups = (whole.unflatten(0, (2, GROUPS)).unbind(axis) for axis in (0, 1))
         pairs = [
-            (whole, kept(DRAW._replace(seed=DRAW.seed + 2**32))),
-            (whole, kept(DRAW._replace(epoch=DRAW.epoch + 1))),
-            (whole, kept(DRAW._replace(sample=DRAW.sample + 10))),
-            (whole, kept(place=1)),
-            (whole, kept(first=3)),
+            *(
+                (whole, kept(DRAW._replace(**change), layout))
+                for change in ({"seed": DRAW.seed + 2**32}, {"epoch": DRAW.epoch + 1}, {"sample": DRAW.sample + 10})
+            ),
+            (whole, kept(layout=layout, place=1)),
+            (whole, kept(layout=layout, first=3)),
             models,
             groups[:2],
             groups[1:],
-            versions,
+            whole.chunk(2, dim=1),  # versions
         ]
         for a, b in pairs:
             agreement = (a == b).double().mean().item()
@@ -130,26 +149,35 @@ class TestKeys:
 
     def test_samples_have_their_masks_wherever_they_stand(self) -> None:
         whole, order = kept(), [2, 0, 1]
-        found = kept(DRAW._replace(sample=DRAW.sample[:, order]))
-        assert torch.equal(found.unflatten(1, (2, 3)), whole.unflatten(1, (2, 3))[:, :, order])
-        alone = kept(DRAW._replace(sample=DRAW.sample[:, 1:2]), torch.Size((6, 2, 5, 6)))
-        assert torch.equal(alone.unflatten(1, (2, 1)), whole.unflatten(1, (2, 3))[:, :, 1:2])
+        moved_layout = ragged_layout([[of_model[i] for i in order] for of_model in LENGTHS], versions=2)
+        moved = kept(DRAW._replace(sample=DRAW.sample[:, order]), moved_layout)
+        alone_layout = ragged_layout([of_model[1:2] for of_model in LENGTHS], versions=2, spare=1)
+        alone = kept(DRAW._replace(sample=DRAW.sample[:, 1:2]), alone_layout)
+        for model in range(2):
+            for version in range(2):
+                for place, b in enumerate(order):
+                    expected = of_sample(whole, LAYOUT, model, 3 * version + b)
+                    assert torch.equal(of_sample(moved, moved_layout, model, 3 * version + place), expected)
+                expected = of_sample(whole, LAYOUT, model, 3 * version + 1)
+                assert torch.equal(of_sample(alone, alone_layout, model, version), expected)
 
     def test_models_have_the_masks_that_they_have_alone(self) -> None:
         whole = kept()
         for s in range(2):
-            alone = kept(
-                DrawKeys(DRAW.sample[s : s + 1], DRAW.seed[s : s + 1], DRAW.epoch), torch.Size((3, *SHAPE[1:]))
-            )
-            assert torch.equal(alone, whole.unflatten(0, (2, 3))[s])
+            layout = ragged_layout(LENGTHS[s : s + 1], versions=2)
+            alone = kept(DrawKeys(DRAW.sample[s : s + 1], DRAW.seed[s : s + 1], DRAW.epoch), layout)
+            assert torch.equal(alone, whole.unflatten(0, (2, GROUPS))[s, :, : layout.rows])
 
     def test_groups_have_their_masks_in_any_part_of_a_layer(self) -> None:
-        part = kept(shape=torch.Size((2, *SHAPE[1:])), first=1)
-        assert torch.equal(part, kept().unflatten(0, (2, 3))[:, 1])
+        assert torch.equal(kept(groups=1, first=1), kept().unflatten(0, (2, GROUPS))[:, 1])
 
     def test_padding_before_a_sample_moves_nothing(self) -> None:
-        longer = kept(shape=torch.Size((*SHAPE[:2], 9, SHAPE[3])))
-        assert torch.equal(longer[:, :, 4:], kept())
+        whole, longer = kept(), ragged_layout([[n + 4 for n in of_model] for of_model in LENGTHS], versions=2)
+        padded = kept(layout=longer)
+        for model in range(2):
+            for number in range(2 * 3):
+                expected = of_sample(whole, LAYOUT, model, number)
+                assert torch.equal(of_sample(padded, longer, model, number)[:, 4:], expected)
 
     def test_no_missing_draw_has_the_same_counters(self) -> None:
         assert STREAMS > EVALUATION_VERSION + 2**16
@@ -207,14 +235,14 @@ class TestNetworks:
                 network(batch_of(*batch, draw=keyed))
             calls.append(counting.calls)
         assert calls[0] == calls[1]
-        x = torch.ones(1)
-        assert dropout(0.0)(x, draw) is x
-        assert dropout(0.5).eval()(x, None) is x
+        x = torch.ones(1, 1, 1)
+        assert dropout(0.0)(x, layout_of(1, 1, 1), draw) is x
+        assert dropout(0.5).eval()(x, layout_of(1, 1, 1), None) is x
 
     def test_evaluation_has_none(self, method: str) -> None:
         networks = [network_of(config_of(method, rate), DIMS, seed=1).double() for rate in (0.0, 0.5)]
         *batch, draw = inputs(networks[0])
-        (logits, joint), others = (network.eval().predict(*batch[:2]) for network in networks)
+        (logits, joint), others = (network.eval().predict(inputs_of(*batch[:2])) for network in networks)
         assert torch.equal(logits, others[0])
         assert torch.equal(joint, others[1])
         plain, dropped = (network(batch_of(*batch, draw=draw))[1]["task"] for network in networks)
@@ -259,12 +287,13 @@ def test_groups_one_by_one_are_the_groups_at_once() -> None:
     number_dropouts(encoders)
     x = [torch.randn(1, 3, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(m)) for m in range(3)]
     masks, draw = [torch.ones(1, 3, 6, dtype=torch.bool)] * 3, keys([[7, 2, 9]], [3])
-    at_once = encoders(x, masks, draw)
+    rows = inputs_of(x, masks)
+    ((together, _, _),) = encoders(rows.features, rows, draw)
     for m in range(3):
         shorter = [z if i == m else z[:, :, 1:] for i, z in enumerate(x)]
-        fitting = [mask if i == m else mask[:, :, 1:] for i, mask in enumerate(masks)]
-        (alone, _), ((together, _),) = encoders(shorter, fitting, draw)[m], at_once
-        torch.testing.assert_close(alone[:, 0], together[:, m])
+        unaligned = inputs_of(shorter, [mask if i == m else mask[:, :, 1:] for i, mask in enumerate(masks)])
+        alone, _, _ = encoders(unaligned.features, unaligned, draw)[m]
+        torch.testing.assert_close(alone[0], together[m])
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])
@@ -275,11 +304,12 @@ def test_an_encoder_layer_and_its_gradients_equal_the_literal_ones(rate: float) 
     draw, mask = keys([[7, 2]], [3]), torch.rand(1, 4, 5) < 0.8
     mask[..., -1] = True
     x = torch.randn(1, 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    layout = layout_of(1, 4, 5)
     places = {name: module.place for name, module in layer.named_modules() if isinstance(module, Dropout)}
     assert set(places) == {"dropout", "feed_forward.dropout"}
 
     def dropped(z: torch.Tensor, name: str) -> torch.Tensor:
-        m = literal_kept(round(rate * LEVELS), places[name], draw, torch.Size((1, 4, 5, 6)))[0]
+        m = literal_kept(round(rate * LEVELS), places[name], draw, layout, 1, 6)[0].unflatten(0, (4, 5))
         return z * m / (1 - rate)
 
     def literal() -> torch.Tensor:
@@ -295,25 +325,24 @@ def test_an_encoder_layer_and_its_gradients_equal_the_literal_ones(rate: float) 
         return F.layer_norm(out + y, (6,), ffn.norm.weight[0], ffn.norm.bias[0])[None]
 
     wanted = [x, *layer.parameters()]
-    found, expected = layer(x, mask, draw=draw), literal()
-    torch.testing.assert_close(found, expected)
-    upstream = torch.randn_like(found)
+    out = layer(x.flatten(1, 2), mask.flatten(1), layout, draw=draw).unflatten(1, (4, 5))
+    expected = literal()
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
     for a, b in zip(
-        torch.autograd.grad(found, wanted, upstream), torch.autograd.grad(expected, wanted, upstream), strict=True
+        torch.autograd.grad(out, wanted, upstream), torch.autograd.grad(expected, wanted, upstream), strict=True
     ):
         torch.testing.assert_close(a, b)
 
 
 def test_gradient() -> None:
-    x = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
-    draw = keys([[7, 2]], [3])
-    assert torch.autograd.gradcheck(lambda x: dropout(0.4)(x, draw), (x,))
+    x = torch.randn(4, LAYOUT.rows, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: dropout(0.4)(x, LAYOUT, DRAW), (x,))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_the_dtype_stays_and_the_mask_is_the_same(dtype: torch.dtype) -> None:
-    draw = keys([[7, 2]], [3])
-    y = dropout(0.25)(torch.ones(2, 4, 3, 5, dtype=dtype), draw)
+    y = dropout(0.25)(torch.ones(4, LAYOUT.rows, 5, dtype=dtype), LAYOUT, DRAW)
     assert y.dtype == dtype
-    m = kept_elements(LEVELS // 4, 0, draw, y.shape, 0)
+    m = kept(groups=2, rate=0.25, features=5)
     assert torch.equal(y, m.to(dtype) * torch.tensor(1 / 0.75, dtype=dtype))
