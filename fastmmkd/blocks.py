@@ -15,6 +15,8 @@ from fastmmkd.errors import nearest
 from fastmmkd.tasks import TASKS, Task
 
 LARGEST_SEED = 2**31 - 1
+LARGEST_WIDTH = 8192
+LONGEST_SWEEP = 1000
 
 
 class Block(BaseModel):
@@ -37,6 +39,13 @@ class DataBlock(Block):
     """`emotions-4way` only: data in which a sample holds none of the emotions, or several, are refused; or such samples
     are left out of every split."""
 
+    @field_validator("path")
+    @classmethod
+    def _names_a_file(cls, value: str) -> str:
+        if not value or "\0" in value:
+            raise ValueError("expected the name of a file")
+        return value
+
     @model_validator(mode="after")
     def _clip_has_a_unit(self) -> Self:
         if self.clip is not None and not self.standardise:
@@ -47,7 +56,7 @@ class DataBlock(Block):
 class ModelBlock(Block):
     """What the networks of all methods have."""
 
-    width: int = Field(default=40, gt=0)
+    width: int = Field(default=40, gt=0, le=LARGEST_WIDTH)
     """d, features per stream."""
     attention_mask: Literal["missing", "padding", "none"] = "missing"
     """Which frames are masked as keys: padding and missing ones, padding only, or none (the papers read literally)."""
@@ -85,7 +94,8 @@ class MissingBlock(Block):
 class TeacherBlock(Block):
     """The teacher phase, which comes before the student's; batch, optimiser and task are the run's."""
 
-    epochs: int = Field(gt=0)
+    epochs: int | None = Field(default=None, gt=0)
+    """Null: as many as the student's, `train.epochs`; a run that is resumed for more of them keeps its own."""
     incomplete_samples: bool = False
     """True: samples that lack a modality train the teacher with what they have; false: they are left out."""
     patience: int | None = Field(default=None, gt=0)
@@ -101,7 +111,7 @@ class TrainBlock(Block):
     """One of the tasks in `fastmmkd.tasks`."""
     batch_size: int = Field(gt=1)
     """Samples per step over all processes. The rest of an epoch that does not fill a batch is left out."""
-    epochs: int = Field(gt=0)
+    epochs: int = Field(gt=0, le=1_000_000)
     seeds: tuple[int, ...] = (1,)
     together: bool = False
     """True: all seeds are trained at once in one process, as models that share nothing; the results are those of
@@ -155,13 +165,15 @@ class EvalBlock(Block):
     @field_validator("sweep", mode="before")
     @classmethod
     def _list_of_ratios(cls, value: Any) -> Any:
-        return tuple(float(v) if isinstance(v, int) else v for v in value) if isinstance(value, list) else value
+        if not isinstance(value, list):
+            return value
+        return tuple(float(v) if v in (0, 1) and not isinstance(v, bool) else v for v in value)
 
     @field_validator("sweep")
     @classmethod
     def _ratios(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 <= p <= 1 for p in value):
-            raise ValueError("expected ratios between 0 and 1")
+        if len(value) > LONGEST_SWEEP or not all(0 <= p <= 1 for p in value):
+            raise ValueError(f"expected ratios between 0 and 1, at most {LONGEST_SWEEP} of them")
         return value
 
 
@@ -186,7 +198,7 @@ class Config(Block):
 
     @model_validator(mode="after")
     def _deepspeed_can_run(self) -> Self:
-        problem = deepspeed_problem(self.deepspeed, self.train.batch_size, self.train.device, self.train.together)
+        problem = deepspeed_problem(self.deepspeed, self.train.batch_size, self.train.together)
         if problem:
             raise ValueError(problem)
         return self

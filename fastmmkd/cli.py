@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment = commands.add_parser("env", help="versions, devices, and which implementation each operation uses")
     environment.set_defaults(run=_run_env)
     args = parser.parse_args(argv)
-    return _guarded(lambda: args.run(args), WITH_RESUME if args.command == "train" else "run the same command again")
+    how_to_continue = WITH_RESUME if args.command == "train" else "run the same command again"
+    return _guarded(lambda: _run(args, argv), how_to_continue)
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +46,18 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="train.py", description="Train and evaluate a config.")
     engine_commands.add_train_arguments(parser)
     args = parser.parse_args(argv)
-    return _guarded(lambda: args.run(args), WITH_RESUME)
+    return _guarded(lambda: _run(args, argv), WITH_RESUME)
+
+
+def _run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
+    """Run a command whose arguments are not empty: as a path, nothing would stand for the folder one is in."""
+    before = "the first argument"
+    for argument in sys.argv[1:] if argv is None else argv:
+        name, equals, value = argument.partition("=")
+        if not argument or (name.startswith("--") and equals and not value):
+            raise UserError(f"{name or before}: empty; expected a value")
+        before = f"after {argument}"
+    return args.run(args)
 
 
 def _register_eval(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -82,7 +94,7 @@ def _run_eval(args: argparse.Namespace) -> int:
     test = dataset.splits["test"]
     evaluations = []
     for p in predictors:
-        evaluation = p.evaluator(test, str(path)).evaluate(p.module.predict, p.seed)
+        evaluation = p.evaluator(test, str(path)).evaluate(p.module, p.seed)
         trained = phases_at_floor(config, seed_directory(args.folder, p.seed))
         evaluations.append(replace(evaluation, at_floor=trained))
     write_run_results(args.out or args.folder, predictors[0], dataset, evaluations, Console())
@@ -127,6 +139,10 @@ def _guarded(command: Callable[[], int], how_to_continue: str) -> int:
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":  # the other processes of a run would only repeat it
             print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except OSError as error:  # a name that is too long, a pipe that is closed
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

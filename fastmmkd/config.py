@@ -16,7 +16,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from fastmmkd.blocks import Config
-from fastmmkd.errors import UserError, nearest
+from fastmmkd.errors import UserError, nearest, shown
 
 
 def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
@@ -45,7 +45,7 @@ def read_config(path: Path | str, overrides: list[str] | None = None) -> dict[st
         raise UserError(f"{path}: no such config file{nearest(path.name, _json_names(path.parent))}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot read this config file ({error.strerror})") from None
-    except ValueError as error:  # of JSON or UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON or UTF-8
         raise UserError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a JSON object with the keys {', '.join(Config.model_fields)}")
@@ -57,9 +57,9 @@ def read_config(path: Path | str, overrides: list[str] | None = None) -> dict[st
 def command_overrides(assignments: list[str], data: str | None, seeds: str | None, together: bool = False) -> list[str]:
     """The overrides that a command's `--set`, `--data`, `--seeds` and `--together` stand for."""
     overrides = list(assignments)
-    if data:
+    if data is not None:
         overrides.append(f"data.path={json.dumps(data)}")
-    if seeds:
+    if seeds is not None:
         overrides.append(f"train.seeds=[{seeds}]")
     if together:
         overrides.append("train.together=true")
@@ -70,15 +70,17 @@ def parse_config(raw: dict[str, Any], name: str = "config") -> Config:
     """Validate a config held in memory; `name` stands for the file in error messages."""
     from fastmmkd.methods import METHODS  # and torch with them
 
-    found = raw.get("method")
-    if "method" in raw and not (isinstance(found, str) and found in METHODS):
-        hint = nearest(str(found), METHODS)
-        raise UserError(f"{name}: method: expected one of {', '.join(METHODS)}, got {json.dumps(found)}{hint}")
-    schema = METHODS[found].config if found else Config
+    method = raw.get("method")
+    if "method" in raw and not (isinstance(method, str) and method in METHODS):
+        hint = nearest(str(method), METHODS)
+        raise UserError(f"{name}: method: expected one of {', '.join(METHODS)}, got {shown(method)}{hint}")
+    schema = METHODS[method].config if method else Config
     try:
         config = schema.model_validate_json(json.dumps(raw))
     except ValidationError as error:
         raise UserError(f"{name}: {_first_problem(error, schema)}") from None
+    except RecursionError:
+        raise UserError(f"{name}: blocks within blocks, too deep; expected those of the README") from None
     if config.train.together and not METHODS[config.method].grouped:
         raise UserError(
             f"{name}: train.together: {METHODS[config.method].title} trains one seed at a time; expected false"
@@ -96,7 +98,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: expected KEY=VALUE, for example --set train.epochs=2")
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     *parents, last = key.split(".")
     node = raw
@@ -127,6 +129,8 @@ def _first_problem(error: ValidationError, schema: type[Config]) -> str:
         return f"{key}: unknown key; expected one of {', '.join(names)}" + nearest(key, [prefix + n for n in names])
     if first["type"] == "missing":
         return f"{key}: missing"
+    if first["type"] == "json_invalid":  # half a surrogate pair, or nested too deep
+        return f"no JSON that can be read: {first['ctx']['error']}"
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
         return f"{key}.{message}" if key in ("data", "model", "loss") else f"{key}: {message}" if key else message
@@ -135,4 +139,4 @@ def _first_problem(error: ValidationError, schema: type[Config]) -> str:
     expected = plainly.get(expected, expected).replace("a valid ", "a ")
     if expected.startswith(("greater", "less")):
         expected = f"a number {expected}"
-    return f"{key}: expected {expected}, got {json.dumps(first['input'])}"
+    return f"{key}: expected {expected}, got {shown(first['input'])}"

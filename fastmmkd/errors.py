@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST_SHOWN = 100
+"""Characters."""
 
 
 class UserError(Exception):
@@ -14,8 +19,18 @@ class UserError(Exception):
     """
 
 
+class CannotWrite(UserError):
+    """A file or folder that cannot be written: a full disk, one without permission, a folder that is gone."""
+
+
 class Interrupted(Exception):
     """A run was asked to stop (Ctrl-C, SIGTERM), and has saved its state; commands exit with code 130."""
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, for a message: cut off where it is long."""
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

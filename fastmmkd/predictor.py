@@ -46,7 +46,7 @@ class Predictor:
         """Predictions of every sample with what it has; missing modalities and frames are fine.
 
         Args:
-            split: see `fastmmkd.data.store.Split`; positions count from the first frame, so T_m should be training's.
+            split: see `fastmmkd.data.store.Split`; `Split.from_padded` makes one of padded arrays.
             source: stands for the data in an error message.
 
         Returns:
@@ -57,7 +57,7 @@ class Predictor:
         """
         shape = (len(split),) if self.task.label_kind == "score" else (len(split), len(EMOTIONS))
         unlabelled = replace(split, labels=np.zeros(shape, np.float32))  # whatever labels the data have
-        return self.evaluator(unlabelled, source).run(self.module.predict, Scenario(COMPLETE), np.arange(len(split)))[0]
+        return self.evaluator(unlabelled, source).run(self.module, Scenario(COMPLETE), np.arange(len(split)))[0]
 
     def evaluator(self, split: Split, source: str = "data") -> Evaluator:
         """The split on the model's device, standardised as in training, for `fastmmkd.evaluation.protocol`.
@@ -77,7 +77,7 @@ def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predi
     """Load a trained model in fp32, in evaluation mode.
 
     Args:
-        run: a run's folder (what `train.py --output` named).
+        run: a run's folder (what `train.py --out` named).
         seed: which of its seeds; by default the first one that has a model.
         device: where to put it.
 

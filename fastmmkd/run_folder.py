@@ -1,13 +1,15 @@
 """Names and layout of a run's folder.
 
 run.json                           what is run, on which data, and what on
+run.lock                           locked, and naming who trains, while somebody does
 deepspeed.log                      what DeepSpeed and torch print
 results.json, .md, .csv            what was reached; written last
 curves.png, embedding.png
 seed_<s>/                          one seed, in the state of its last phase
     model.safetensors              its best model
     metrics.jsonl, tensorboard/    its records, one an epoch
-    checkpoints/latest.json        names the folder beside it that the seed resumes from
+    checkpoints/latest.json        names the folder beside it that the seed resumes from, and its files' hashes
+    checkpoints/previous.json      the same of the one before, should that be damaged
     evaluation.json                the seed is finished
     teacher/                       a phase before it, named so, laid out alike
         teacher.json               that phase is finished
@@ -17,6 +19,7 @@ together_<s>/                      in place of their own checkpoints/, of seeds 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -25,13 +28,17 @@ from fastmmkd.errors import UserError
 from fastmmkd.files import read_json
 
 RUN_FILE = "run.json"
+LOCK_FILE = "run.lock"
 LOG_FILE = "deepspeed.log"
 RESULTS_FILE, RESULTS_TEXT, RESULTS_SHEET = "results.json", "results.md", "results.csv"
 CURVES_FILE, EMBEDDING_FILE = "curves.png", "embedding.png"
 
+RUN_VERSION = 2
+"""Of a run's folder, whose models and checkpoints mean the same. 1: positions counted from the first padding."""
+
 MODEL_FILE = "model.safetensors"
 JOURNAL_FILE, TENSORBOARD_FOLDER = "metrics.jsonl", "tensorboard"
-CHECKPOINTS_FOLDER, LATEST_FILE = "checkpoints", "latest.json"
+CHECKPOINTS_FOLDER, LATEST_FILE, PREVIOUS_FILE = "checkpoints", "latest.json", "previous.json"
 EVALUATION_FILE = "evaluation.json"
 
 GROUP_FILE = "group.json"
@@ -57,6 +64,27 @@ def parts_of_a_run(folder: Path) -> list[Path]:
     return sorted(folder.glob("seed_*")) + sorted(folder.glob("together_*"))
 
 
+def files_of_a_run(run: Path) -> list[Path]:
+    """Everything that lies in a run's folder itself, and all below its seeds and groups."""
+    return [*run.glob("*"), *(path for part in parts_of_a_run(run) for path in part.rglob("*"))]
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether there is anything to go on from."""
+    return any(path.name == LATEST_FILE for path in files_of_a_run(run))
+
+
+def forget_unsaved(run: Path) -> None:
+    """Remove what a run has written if there is no checkpoint to go on from, so that another can begin in its folder.
+
+    Its log stays.
+    """
+    if not has_checkpoint(run):
+        for part in parts_of_a_run(run):
+            shutil.rmtree(part, ignore_errors=True)
+        (run / RUN_FILE).unlink(missing_ok=True)
+
+
 def is_evaluated(directory: Path) -> bool:
     """Whether a seed is finished."""
     return (directory / EVALUATION_FILE).exists()
@@ -79,7 +107,12 @@ def read_record(run: Path) -> dict[str, Any]:
         UserError: missing, or not such a file.
     """
     record = read_json(run / RUN_FILE, "a training run's run.json")
-    wanted = ("config", "data_hash", "precision")
-    if not isinstance(record, dict) or not all(key in record for key in wanted):
+    wanted = {"config": dict, "data_hash": str, "precision": str}
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in wanted.items()):
         raise UserError(f"{run / RUN_FILE}: not a training run's run.json; expected the keys {', '.join(wanted)}")
+    if record.get("version") != RUN_VERSION:
+        raise UserError(
+            f"{run / RUN_FILE}: of version {record.get('version')}, expected {RUN_VERSION}: positions count from a "
+            "sample's first real frame now, so that its models would predict something else; train it anew"
+        )
     return record

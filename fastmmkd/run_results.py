@@ -42,7 +42,7 @@ def write_run_results(
             ideal[condition] = floors.ideal(
                 config.task, test.labels[rows], test.ideal[condition][rows], dataset.ideal_support
             )
-    found = results.assemble(
+    content = results.combine(
         config.method,
         dataset.source,
         dataset.content_hash,
@@ -52,9 +52,9 @@ def write_run_results(
         ideal or None,
         floors.trivial(config.task, test.labels[test.present.all(axis=1)], train.labels),
     )
-    results.write(directory, found)
+    results.write(directory, content)
     draw_embedding(directory / EMBEDDING_FILE, predictor, dataset)
-    print_headline(report.group(report.load([directory]))[0], console)
+    print_headline(report.comparable(report.load([directory]))[0], console)
     for name in (RESULTS_TEXT, RESULTS_SHEET, RESULTS_FILE, CURVES_FILE, EMBEDDING_FILE):
         console.print(f"  {directory / name}", markup=False, highlight=False, soft_wrap=True)
 
@@ -66,6 +66,6 @@ def draw_embedding(path: Path, predictor: Predictor, dataset: Dataset) -> None:
     rows = evaluator.rows(LANGUAGE_ONLY_HALF)
     representations = np.zeros((0, 1))
     if len(rows):
-        representations = evaluator.run(predictor.module.predict, LANGUAGE_ONLY_HALF, rows)[1]
+        representations = evaluator.run(predictor.module, LANGUAGE_ONLY_HALF, rows)[1]
     title = f"{predictor.config.method}, language only, p = 0.5 (seed {predictor.seed})"
     plots.embedding(path, representations, test.labels[rows], title)

@@ -1,6 +1,6 @@
 """What is predicted: a task fixes the head's width, the training target, the loss and how logits become predictions.
 
-Shape legend: G groups (independent models), N samples, O outputs of the head.
+Shape legend: S models, N samples, O outputs of the head.
 """
 
 from __future__ import annotations
@@ -71,29 +71,29 @@ class Task:
             return labels.argmax(axis=1).astype(np.int64)[:, None]
         return score_classes(labels, self.outputs)[:, None]
 
-    def loss(self, logits_gno: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Task loss per group `[G]`: MSE, or cross-entropy averaged over samples and problems.
+    def loss(self, logits_sno: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Task loss per model `[S]`: MSE, or cross-entropy averaged over samples and problems.
 
         Decision: a mean over the four binary emotions, here and in every distillation loss, so that the weights of the
         losses mean on four problems what they mean on one.
 
         Args:
-            logits_gno: `[G, N, O]`; computed in float32 or better.
-            targets: `[G, N]` float for regression, `[G, N, problems]` int64 otherwise.
+            logits_sno: `[S, N, O]`; computed in float32 or better.
+            targets: `[S, N]` float for regression, `[S, N, problems]` int64 otherwise.
         """
-        logits_gno = _accumulation(logits_gno)
+        logits_sno = _accumulation(logits_sno)
         if self.is_regression:
-            return (logits_gno.squeeze(-1) - targets.to(logits_gno.dtype)).square().mean(-1)
-        log_p = self.split_problems(logits_gno).log_softmax(-1)
+            return (logits_sno.squeeze(-1) - targets.to(logits_sno.dtype)).square().mean(-1)
+        log_p = self.split_problems(logits_sno).log_softmax(-1)
         return -log_p.gather(-1, targets.unsqueeze(-1)).mean((1, 2, 3))
 
     def divergence(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-        """What keeps a student's responses by its teacher's, per group `[G]`.
+        """What keeps a student's responses by its teacher's, per model `[S]`.
 
         `KL(softmax teacher || softmax student)` averaged over samples and problems; MSE for regression.
 
         Args:
-            teacher, student: logits `[G, N, O]`; computed in float32 or better.
+            teacher, student: logits `[S, N, O]`; computed in float32 or better.
         """
         teacher, student = _accumulation(teacher), _accumulation(student)
         if self.is_regression:
@@ -102,7 +102,7 @@ class Task:
         return (log_t.exp() * (log_t - log_s)).sum(-1).mean((1, 2))
 
     def classes(self, targets: torch.Tensor, bins: int) -> tuple[torch.Tensor, int]:
-        """The class of every sample in every problem, int64 `[G, N, problems]`, and how many classes there are.
+        """The class of every sample in every problem, int64 `[S, N, problems]`, and how many classes there are.
 
         Args:
             targets: as `loss` takes them.

@@ -36,7 +36,7 @@ def make_split(samples: int, steps: tuple[int, int, int], dims: tuple[int, int, 
         x[..., 0] += labels[:, None]
         x[np.arange(t)[None, :] < t - lengths[:, None]] = 0
         features[modality] = x
-    return Split(
+    return Split.from_padded(
         features=features,
         lengths=np.repeat(lengths[:, None], 3, axis=1).astype(np.int32),
         present=np.ones((samples, 3), dtype=bool),

@@ -88,15 +88,35 @@ class TestRefusals:
         assert value.startswith(f"{config}: train.epochs: expected a number greater than 0, got 0")
         assert teacher.startswith("--teacher runs/other: this run has no teacher phase")
 
+    def test_by_what_cannot_be_a_name(self, config: Path, tmp_path: Path) -> None:
+        train, long = ["train", "--config", str(config)], "a" * 300
+        found = self.refusals(
+            [*train, "--output", ""],
+            [*train, "--output="],
+            [*train, "--data", ""],
+            ["report", "", "--out", "x"],
+            [*train, "--output", str(tmp_path / long)],
+        )
+        assert found[:4] == [
+            "after --output: empty; expected a value",
+            "--output: empty; expected a value",
+            "after --data: empty; expected a value",
+            "after report: empty; expected a value",
+        ]
+        assert found[4].endswith(": File name too long")
+        (nothing,) = self.refusals([*train, "--set", 'data.path=""'], heavy=LATER)
+        assert nothing == f"{config}: data.path: expected the name of a file"
+
     def test_by_the_data_file(self, config: Path, tiny_store: Path, tmp_path: Path) -> None:
         words, absent = ["--config", str(config)], str(tmp_path / "absent.h5")
         out = ["--out", str(tmp_path / "out")]
-        found = self.refusals(["train", *words, "--data", absent], ["profile", *words, "--data", absent])
-        found += self.refusals(
+        lines = self.refusals(["train", *words, "--data", absent], ["profile", *words, "--data", absent])
+        lines += self.refusals(
             ["suite", *words, *out, "--data", absent], ["ablate", *words, *out, "--data", absent], heavy=LATER
         )
-        assert all(line.startswith(f"{absent}: no such data file; import the real features") for line in found)
+        assert all(line.startswith(f"{absent}: no such data file; import the real features") for line in lines)
         large = f"train.batch_size: 41, but {tiny_store} has 40 training samples; expected at most that"
+        large += ", --set train.batch_size=40"
         big = ["--set", "train.batch_size=41"]
         assert self.refusals(["train", *words, *big], ["profile", *words, *big]) == [large, large]
         assert self.refusals(["suite", *words, *out, *big], heavy=LATER) == [f"tiny: {large}"]
@@ -111,7 +131,7 @@ class TestRefusals:
     def test_by_the_runs_folder(self, config: Path, trained: Path, tmp_path: Path) -> None:
         stray = tmp_path / "stray"
         (stray / "seed_1").mkdir(parents=True)
-        train = ["train", "--config", str(config), "--output"]
+        train = ["train", "--config", str(config), "--out"]
         held, no_run, no_model = self.refusals(
             [*train, str(trained)], [*train, str(stray)], ["eval", "--run", str(tmp_path)]
         )
@@ -120,7 +140,7 @@ class TestRefusals:
             ["predict", "--run", str(trained), "--data", str(config), "--out", str(tmp_path / "a.csv")],
             heavy=LATER,
         )
-        assert held == f"{trained}: already holds a run; expected --resume to continue it, or another --output"
+        assert held == f"{trained}: already holds a run; expected --resume to continue it, or another --out"
         assert other == f"{trained / 'run.json'}: --resume with another config: model.width was 8, is 16"
         assert no_run == f"{stray}: holds seed_1 but no run.json; expected a run, or an empty folder"
         assert no_model.startswith(f"{tmp_path / 'run.json'}: ")

@@ -54,7 +54,7 @@ def written(folder: Path, raw: Any) -> Path:
 def test_a_shipped_config_is_valid_and_shows_every_block(path: Path) -> None:
     config = load_config(path)
     without = set() if config.teacher else {"teacher"}
-    assert set(json.loads(path.read_text())) == set(Config.model_fields) - without
+    assert set(json.loads(path.read_text())) == set(type(config).model_fields) - without
     assert parse_config(config.model_dump(mode="json")) == config
 
 
@@ -97,7 +97,7 @@ EXPECTED = [
     ("missing.enabled", "true", 'missing.enabled: expected a boolean, got "true"'),
     ("missing.p_max", 1.5, "missing.p_max: expected a number less than or equal to 1, got 1.5"),
     ("loss.lambda_fea", float("inf"), "loss.lambda_fea: expected a finite number, got Infinity"),
-    ("eval.sweep", [0.0, 1.1], "eval.sweep: expected ratios between 0 and 1"),
+    ("eval.sweep", [0.0, 1.1], "eval.sweep: expected ratios between 0 and 1, at most 1000 of them"),
     ("train.device", "gpu", "train.device: expected 'auto', 'cpu' or 'cuda', got \"gpu\""),
     ("model.dropout", 1, "model.dropout: expected a number less than 1, got 1"),
     ("model.dropout", -0.1, "model.dropout: expected a number greater than or equal to 0, got -0.1"),
@@ -127,6 +127,11 @@ EXPECTED = [
         "deepspeed.gradient_accumulation_steps: expected 1, the losses are defined on the whole mini-batch",
     ),
     (
+        "deepspeed.checkpoint",
+        {"load_universal": True},
+        "deepspeed.checkpoint: expected it left out, checkpoints are written and read by fastmmkd",
+    ),
+    (
         "deepspeed.train_batch_size",
         16,
         "deepspeed.train_batch_size: 16, but train.batch_size is 8; expected one of them",
@@ -149,10 +154,8 @@ def test_fp16_needs_a_gpu_and_excludes_bf16() -> None:
     raw = changed("deepspeed.zero_optimization.stage", 1)
     raw["deepspeed"]["fp16"] = {"enabled": True}
     assert parse_config(raw).deepspeed["fp16"] == {"enabled": True}
-    raw["train"]["device"] = "cpu"
-    assert complaint(raw) == (
-        "my.json: deepspeed.fp16.enabled: true with train.device=cpu; expected bf16 or neither (fp32) on a CPU"
-    )
+    raw["train"]["device"] = "cpu"  # where it falls back to fp32, as with "auto"
+    assert parse_config(raw).deepspeed["fp16"] == {"enabled": True}
     raw["deepspeed"]["bf16"] = {"enabled": True}
     assert complaint(raw) == ("my.json: deepspeed.bf16.enabled: fp16 and bf16 are both on; expected one of them")
 
@@ -290,7 +293,10 @@ class TestOverrides:
         assert isinstance(config, Config)
 
     @settings(deadline=None, max_examples=25)
-    @given(epochs=st.integers(1, 10**6), path=st.text(max_size=30))
+    @given(
+        epochs=st.integers(1, 10**6),
+        path=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30),
+    )
     def test_what_json_can_say_arrives(self, tmp_path_factory: pytest.TempPathFactory, epochs: int, path: str) -> None:
         file = written(tmp_path_factory.getbasetemp(), MINIMAL)
         config = load_config(file, [f"train.epochs={epochs}", f"data.path={json.dumps(path)}"])
@@ -316,7 +322,6 @@ class TestDistillation:
     @pytest.mark.parametrize(
         ("key", "value", "message"),
         [
-            ("teacher", {}, "teacher.epochs: missing"),
             ("teacher", {"epochs": 0}, "teacher.epochs: expected a number greater than 0, got 0"),
             (
                 "teacher",
@@ -361,14 +366,21 @@ class TestDistillation:
 
     def test_an_unknown_method_is_named(self) -> None:
         assert complaint(changed("method", "corkd")) == (
-            'my.json: method: expected one of umdf, corrkd, hrlf, got "corkd"; did you mean corrkd?'
+            f'my.json: method: expected one of {", ".join(METHODS)}, got "corkd"; did you mean corrkd?'
         )
-        assert complaint(changed("method", 3)) == "my.json: method: expected one of umdf, corrkd, hrlf, got 3"
+        assert complaint(changed("method", 3)) == f"my.json: method: expected one of {', '.join(METHODS)}, got 3"
 
     def test_iemocap_configs_serve_both_readings(self, method: str) -> None:
         file = CONFIGS[0].parent / f"{method}_iemocap.json"
         assert load_config(file).task.problems == 4
         assert load_config(file, ["train.task=emotions-4way"]).task.problems == 1
+
+    def test_shipped_teachers_follow_the_student_s_epochs(self, method: str) -> None:
+        for name in ("mosi", "mosei", "iemocap", "cmu_mosi", "ict_mmmo"):
+            config = load_config(CONFIGS[0].parent / f"{method}_{name}.json", ["train.epochs=1"])
+            teacher, student = METHODS[method].phases_of(config)
+            assert (teacher.epochs(config), student.epochs(config)) == (1, 1)
+            assert teacher.epochs(parse_config(config.model_dump(mode="json") | {"teacher": {"epochs": 3}})) == 3
 
     @pytest.mark.parametrize(
         ("name", "corrkd", "hrlf"),
@@ -382,8 +394,8 @@ class TestDistillation:
         for method, expected in (("corrkd", corrkd), ("hrlf", hrlf)):
             config = load_config(CONFIGS[0].parent / f"{method}_{name}.json")
             lr = config.deepspeed["optimizer"]["params"]["lr"]
-            found = (lr, config.train.batch_size, config.train.epochs, config.model.heads)
-            assert found + ((config.loss.eta,) if method == "corrkd" else ()) == expected
+            values = (lr, config.train.batch_size, config.train.epochs, config.model.heads)
+            assert values + ((config.loss.eta,) if method == "corrkd" else ()) == expected
             assert config.model.width == 40
 
 
@@ -400,3 +412,120 @@ def test_every_unknown_key_is_refused_by_name(block: str, key: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_config(raw, "my.json")
     assert str(caught.value).startswith(f"my.json: {name}: unknown key; expected one of ")
+
+
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 4)
+    | st.sampled_from([10**7, -(10**30), 10**400, 2**31, 2**63])
+    | st.sampled_from([0.0, -1.0, 0.5, 1e-300, 1e30, 1e308, float("inf"), float("-inf"), float("nan")])
+    | st.sampled_from(["", "x", "0.1", "Adam", "umdf", "auto", "nan", "\0", "\ud800", "a" * 400, "[bold]", "é\n"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "params", "lr", "x"]), inner),
+    max_leaves=5,
+)
+
+
+def blocks_of(raw: Any) -> list[dict[str, Any]]:
+    """A block and all within it."""
+    inner = [block for value in raw.values() if isinstance(value, dict) for block in blocks_of(value)]
+    return [raw, *inner]
+
+
+@settings(deadline=None, max_examples=150)
+@given(path=st.sampled_from(CONFIGS), data=st.data())
+def test_a_shipped_config_that_was_changed_anywhere_is_accepted_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, path: Path, data: st.DataObject
+) -> None:
+    raw = json.loads(path.read_text())
+    for _ in range(data.draw(st.integers(1, 2))):
+        block = data.draw(st.sampled_from(blocks_of(raw)))
+        block[data.draw(st.sampled_from([*block, "type", "x"]))] = data.draw(ODD)
+    refused_or_accepted(written(tmp_path_factory.getbasetemp(), raw))
+
+
+def refused_or_accepted(file: Path) -> None:
+    message = ""
+    try:
+        assert isinstance(load_config(file), Config)
+    except UserError as error:
+        message = str(error)
+    assert "\n" not in message
+    assert len(message) < len(str(file)) + 500
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("deepspeed.optimizer.params.lr", 1e30, "expected a number from 0 to 10.0, got 1e+30"),
+        ("deepspeed.optimizer.params.lr", -1, "expected a number from 0 to 10.0, got -1"),
+        ("deepspeed.optimizer.params.lr", "x", 'expected a number from 0 to 10.0, got "x"'),
+        ("deepspeed.optimizer.params.lr", [0.1], "expected a number from 0 to 10.0, got [0.1]"),
+        ("deepspeed.optimizer.params.lr", True, "expected a number from 0 to 10.0, got true"),
+        ("deepspeed.optimizer.params.lr", 10**400, "expected a number from 0 to 10.0, got 1000000000"),
+        ("deepspeed.optimizer.params.betas", [0.9], "expected two numbers from 0 to below 1, got [0.9]"),
+        ("deepspeed.optimizer.params.betas", [2, 3], "expected two numbers from 0 to below 1, got [2, 3]"),
+        ("deepspeed.optimizer.params.weight_decay", -1, "expected a number from 0, got -1"),
+        ("deepspeed.optimizer.params.eps", "x", 'expected a number from 0, got "x"'),
+        ("deepspeed.optimizer.params.torch_adam", "x", 'expected true or false, got "x"'),
+        ("deepspeed.optimizer.params", 3, "expected a block of keys, got 3"),
+        ("deepspeed.optimizer.params", None, "expected a block of keys, got null"),
+        (
+            "deepspeed.optimizer.type",
+            "LBFGS",
+            "LBFGS computes the loss several times a step; expected for example A",
+        ),
+        ("deepspeed.gradient_clipping", -1, "expected a number from 0, which is none, got -1"),
+        ("deepspeed.gradient_clipping", "x", 'expected a number from 0, which is none, got "x"'),
+        ("deepspeed.gradient_clipping", True, "expected a number from 0, which is none, got true"),
+        ("deepspeed.zero_optimization.stage", True, "expected 0, 1 or 2, got true"),
+        ("deepspeed.steps_per_print", 0, "expected an integer from 1, got 0"),
+        ("deepspeed.scheduler", {}, None),
+        (
+            "deepspeed.scheduler.type",
+            None,
+            'missing; expected for example "WarmupLR", or null in place of the sche',
+        ),
+        ("deepspeed.gradient_accumulation_steps", True, "expected 1, the losses are defined on the whole mini-batch"),
+        ("eval.sweep", [10**400], None),
+        ("eval.sweep", [True], None),
+        ("eval.sweep", [0.5] * 200_000, "expected ratios between 0 and 1, at most 1000 of them"),
+        ("model.width", 10**7, "expected a number less than or equal to 8192, got 10000000"),
+        ("data.path", "", "expected the name of a file"),
+        ("data.path", "a\0b", "expected the name of a file"),
+        ("method", ["umdf"], 'expected one of umdf, corrkd, hrlf, got ["umdf"]'),
+        ("method", None, "expected one of umdf, corrkd, hrlf, got null"),
+    ],
+)
+def test_odd_values_are_refused_by_key(key: str, value: Any, message: str | None) -> None:
+    found = complaint(changed(key, value))
+    assert found.startswith(f"my.json: {key}: {message}" if message else f"my.json: {key}")
+
+
+@pytest.mark.parametrize("kind", ["WarmupLR", "WarmupDecayLR"])
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("warmup_max_lr", 1e30, "expected a number from 0 to 10.0, got 1e+30"),
+        ("warmup_min_lr", "x", 'expected a number from 0 to 10.0, got "x"'),
+        ("warmup_num_steps", -3, "expected an integer from 0, got -3"),
+        ("warmup_num_steps", 1.5, "expected an integer from 0, got 1.5"),
+        ("total_num_steps", 0, "expected an integer from 1, got 0"),
+        ("warmup_type", "x", 'expected "log" or "linear", got "x"'),
+    ],
+)
+def test_odd_schedules_are_refused_by_key(kind: str, key: str, value: Any, message: str) -> None:
+    found = complaint(changed("deepspeed.scheduler", {"type": kind, "params": {key: value}}))
+    assert found == f"my.json: deepspeed.scheduler.params.{key}: {message}"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"method": ' + '{"a": ' * 900 + "1" + "}" * 901, "1" * 5000])
+def test_json_that_goes_too_far_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "my.json"
+    file.write_text(text)
+    with pytest.raises(UserError):
+        load_config(file)
+    refused_or_accepted(file)
+    with pytest.raises(UserError) as caught:
+        load_config(written(tmp_path, MINIMAL), [f"model.width={text}"])
+    assert len(str(caught.value)) < len(str(file)) + 500

@@ -13,10 +13,13 @@ where every part knows those before it, as far as it is allowed here, and none t
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from fastmmkd.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,9 +109,9 @@ def imported(source: str) -> Iterator[str]:
 def parts() -> dict[str, list[Path]]:
     """Part -> its modules. The package's own `__init__` and `__main__` are none."""
     package = ROOT / "fastmmkd"
-    found = {path.stem: [path] for path in package.glob("*.py") if not path.stem.startswith("__")}
-    found |= {path.parent.name: sorted(path.parent.rglob("*.py")) for path in package.glob("*/__init__.py")}
-    return found | {"kernels": sorted((ROOT / "kernels").rglob("*.py"))}
+    paths = {path.stem: [path] for path in package.glob("*.py") if not path.stem.startswith("__")}
+    paths |= {path.parent.name: sorted(path.parent.rglob("*.py")) for path in package.glob("*/__init__.py")}
+    return paths | {"kernels": sorted((ROOT / "kernels").rglob("*.py"))}
 
 
 def test_every_part_has_its_place() -> None:
@@ -143,6 +146,39 @@ def modules(path: Path) -> Iterator[str]:
 def test_the_package_needs_neither_its_tests_nor_its_benchmarks(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):
         assert not {name.partition(".")[0] for name in modules(path)} & {"bench", "tests", "conftest"}, path
+
+
+@pytest.mark.parametrize("folder", ["fastmmkd", "kernels", "bench"])
+def test_only_a_methods_own_file_names_it(folder: str) -> None:
+    """In code; words for people may. `bench.plain_umdf` is one method written in another way."""
+    for path in (ROOT / folder).rglob("*.py"):
+        if path != ROOT / "bench" / "plain_umdf.py" and not (path.parent.name == "methods" and path.stem in METHODS):
+            assert not named(path.read_text(encoding="utf-8")) & set(METHODS), path
+
+
+def named(source: str) -> set[str]:
+    """The identifiers and strings of a module, in small letters: all strings but the docstrings."""
+    tree = ast.parse(source)
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    words: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            words |= set(re.findall(r"\w+", node.value))
+        else:
+            keys = ("id", "attr", "name", "module", "arg")
+            words |= {str(getattr(node, key, None)).rpartition(".")[2] for key in keys}
+    return {word.lower() for word in words}
+
+
+def test_names_are_seen_wherever_they_stand() -> None:
+    for line in (
+        "METHODS['umdf']",
+        "from fastmmkd.methods.umdf import X",
+        "isinstance(x, UMDF)",
+        "f(umdf=1, x=a.umdf)",
+    ):
+        assert "umdf" in named(line), line
+    assert "umdf" not in named('"""UMDF\'s."""\nf("configs/umdf_mosi.json")')
 
 
 def test_no_import_escapes() -> None:

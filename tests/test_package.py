@@ -42,7 +42,7 @@ def test_kernels_have_one_name_and_their_source() -> None:
 @pytest.mark.parametrize("folder", [ROOT, ROOT / "kernels"])
 def test_another_process_finds_them_too(folder: Path) -> None:
     """From the checkout's root, and where a folder of the same names comes first."""
-    code = "import fastmmkd.kernels.launch as found; print(found.__name__, found.__file__)"
+    code = "import fastmmkd.kernels.launch as module; print(module.__name__, module.__file__)"
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     printed = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert printed.stdout.split() == ["fastmmkd.kernels.launch", str(ROOT / "kernels" / "launch.py")], printed.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import json
 import shutil
@@ -23,7 +22,9 @@ from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.protocol import Scenario
 from fastmmkd.modalities import MODALITIES
 from fastmmkd.tasks import Task
+from tests.handmade import lacking
 
+WIDTHS = dict(zip(MODALITIES, (5, 4, 3), strict=True))
 pytestmark = pytest.mark.usefixtures("process_state")
 
 
@@ -36,16 +37,6 @@ def test_split(tiny_store: Path) -> Split:
 def own_run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the trained run that a test may change."""
     return shutil.copytree(trained, tmp_path / "run")
-
-
-def without(split: Split, modality: str, rows: slice) -> Split:
-    """The split with a modality of some samples marked absent."""
-    split = copy.deepcopy(split)
-    m = MODALITIES.index(modality)
-    split.present[rows, m] = False
-    split.lengths[rows, m] = 0
-    split.features[modality][rows] = 0
-    return split
 
 
 def with_emotions(dataset: Dataset) -> Dataset:
@@ -74,16 +65,46 @@ class TestLoad:
     def test_missing_modalities_are_the_testing_conditions(self, trained: Path, test_split: Split) -> None:
         """A sample that lacks audio is predicted as under the condition {l,v}."""
         predictor = fastmmkd.load(trained)
-        incomplete = predictor.predict(without(test_split, "audio", slice(None)))
+        incomplete = predictor.predict(lacking(test_split, "audio", slice(None)))
         evaluation = json.loads((trained / "seed_1" / "evaluation.json").read_text())
         assert measured(test_split, incomplete) == evaluation["conditions"]["lv"]["metrics"]
 
     def test_one_sample_does_not_change_another(self, trained: Path, test_split: Split) -> None:
         predictor = fastmmkd.load(trained)
         complete = predictor.predict(test_split)
-        mixed = predictor.predict(without(test_split, "language", slice(0, 5)))
+        mixed = predictor.predict(lacking(test_split, "language", slice(0, 5)))
         np.testing.assert_array_equal(mixed[5:], complete[5:])
         assert (mixed[:5] != complete[:5]).all()
+
+    def test_neither_does_padding(self, trained: Path, test_split: Split) -> None:
+        """Positions count from a sample's first frame, wherever an array has it."""
+        predictor, split = fastmmkd.load(trained), lacking(test_split, "language", slice(0, 3))
+        expected = predictor.predict(split)
+        for longer in (0, 1, 7):
+            padded = {m: split.padded(m, 6 + longer) for m in MODALITIES}
+            of_arrays = Split.from_padded(padded, split.lengths, split.present, split.labels, split.ids)
+            np.testing.assert_array_equal(predictor.predict(of_arrays), expected)
+
+    def test_nor_does_whoever_else_is_predicted(
+        self, trained: Path, test_split: Split, tiny_dataset: Callable[..., Dataset]
+    ) -> None:
+        """Alone, in another order, beside one that is ten times as long, and unaligned: up to rounding."""
+        predictor = fastmmkd.load(trained)
+        for split in (test_split, tiny_dataset(steps=(6, 9, 4)).splits["test"], lacking(test_split, "audio", slice(5))):
+            expected = predictor.predict(split)
+            alone = [predictor.predict(split.take(np.array([i])))[0] for i in range(len(split))]
+            np.testing.assert_allclose(alone, expected, rtol=1e-5, atol=1e-6)
+            order = np.random.default_rng(0).permutation(len(split))
+            np.testing.assert_allclose(predictor.predict(split.take(order)), expected[order], rtol=1e-5, atol=1e-6)
+        long = {m: np.concatenate((test_split.features[m], np.ones((60, d), np.float32))) for m, d in WIDTHS.items()}
+        joined = Split(
+            long,
+            np.concatenate((test_split.lengths, np.full((1, 3), 60, np.int32))),
+            np.concatenate((test_split.present, np.ones((1, 3), bool))),
+            np.append(test_split.labels, np.float32(0)),
+            [*test_split.ids, "long"],
+        )
+        np.testing.assert_allclose(predictor.predict(joined)[:-1], predictor.predict(test_split), rtol=1e-5, atol=1e-6)
 
     def test_other_lengths_are_fine(self, trained: Path, tiny_dataset: Callable[..., Dataset]) -> None:
         split = tiny_dataset(steps=(9, 3, 12)).splits["valid"]
@@ -116,6 +137,7 @@ class TestLoad:
                 np.testing.assert_array_equal(file.get_tensor(f"normalisation.{modality}.std"), std)
         latest = json.loads((trained / "seed_1" / "checkpoints" / "latest.json").read_text())
         floor = float(facts.pop("floor"))  # of the weighted F1, the metric that chose it
+        assert len(facts.pop("sha256")) == 64
         assert facts == {
             "epoch": str(latest["best_epoch"]),
             "select": json.loads((trained / "run.json").read_text())["config"]["train"]["select"],
@@ -149,10 +171,10 @@ def test_a_model_masks_missing_frames_where_it_was_trained_to(
     assert predictor.evaluator(test_split).resident.masked_layers == "first"
     evaluation = json.loads((run / "seed_1" / "evaluation.json").read_text())
     assert measured(test_split, predictor.predict(test_split)) == evaluation["conditions"]["lav"]["metrics"]
-    evaluator = predictor.evaluator(without(test_split, "language", slice(None)))
-    first = evaluator.run(predictor.module.predict, Scenario((True, True, True)), np.arange(14))[0]
+    evaluator = predictor.evaluator(lacking(test_split, "language", slice(None)))
+    first = evaluator.run(predictor.module, Scenario((True, True, True)), np.arange(14))[0]
     evaluator.resident.masked_layers = "all"
-    every = evaluator.run(predictor.module.predict, Scenario((True, True, True)), np.arange(14))[0]
+    every = evaluator.run(predictor.module, Scenario((True, True, True)), np.arange(14))[0]
     assert (first != every).all()
 
 
@@ -198,7 +220,7 @@ class TestPredictCommand:
         self, trained: Path, tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         dataset = store.read(tiny_store)
-        dataset.splits["test"] = without(dataset.splits["test"], "language", slice(0, 3))
+        dataset.splits["test"] = lacking(dataset.splits["test"], "language", slice(0, 3))
         store.write(dataset, tmp_path / "incomplete.h5")
         out = tmp_path / "predictions.csv"
         assert (

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastmmkd import provenance
+from fastmmkd.cli import main
 
 
 def test_a_package_that_is_not_there_has_no_version() -> None:
@@ -36,6 +40,18 @@ def test_without_git_or_its_answer_the_commit_is_unknown(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(subprocess, "run", no_git)
     assert provenance.commit() == "unknown"
+
+
+def test_a_checkout_trains_without_a_git_binary(
+    train_tiny: Callable[..., Path], tiny_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "fastmmkd" / "provenance.py"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    tiny_config["train"]["epochs"] = 1
+    run = train_tiny(tiny_config, tmp_path / "run")
+    assert json.loads((run / "run.json").read_text())["commit"] == "unknown"
+    assert main(["env"]) == 0
 
 
 def test_a_cpu_is_named_by_its_architecture() -> None:

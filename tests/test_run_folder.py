@@ -38,3 +38,6 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"config": {}}')
     with pytest.raises(UserError, match="expected the keys config, data_hash, precision"):
         run_folder.read_record(tmp_path)
+    (tmp_path / "run.json").write_text('{"config": {}, "data_hash": "0", "precision": "fp32", "version": 1}')
+    with pytest.raises(UserError, match=r"run\.json: of version 1, expected 2: positions count .*; train it anew$"):
+        run_folder.read_record(tmp_path)

@@ -23,8 +23,8 @@ def test_mse_and_cross_entropy_by_hand() -> None:
     logits = torch.tensor([[[1.0], [2.0]]])
     assert Task("regression").loss(logits, torch.tensor([[0.0, 4.0]])).tolist() == [2.5]
     logits = torch.log(torch.tensor([[[0.25, 0.75], [0.5, 0.5]]]))
-    found = Task("classification-2").loss(logits, torch.tensor([[[1], [0]]]))
-    assert found.item() == pytest.approx(-(math.log(0.75) + math.log(0.5)) / 2, rel=1e-6)
+    loss = Task("classification-2").loss(logits, torch.tensor([[[1], [0]]]))
+    assert loss.item() == pytest.approx(-(math.log(0.75) + math.log(0.5)) / 2, rel=1e-6)
 
 
 def test_four_binary_problems_are_averaged() -> None:
@@ -111,6 +111,6 @@ def test_classes_of_scores_are_those_of_labels(bins, scores) -> None:
 )
 def test_classes_of_classification_are_its_targets(name, problems, count) -> None:
     targets = torch.arange(2 * 3 * problems).remainder(count).view(2, 3, problems)
-    classes, found = Task(name).classes(targets, 5)
+    classes, number = Task(name).classes(targets, 5)
     assert torch.equal(classes, targets)
-    assert found == count
+    assert number == count

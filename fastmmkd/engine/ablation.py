@@ -21,13 +21,15 @@ def run_ablate(args: argparse.Namespace) -> int:
     if not rows:
         with_rows = ", ".join(m.name for m in METHODS.values() if m.ablations)
         raise UserError(f"{args.config}: {method.title} has no ablations; expected a config of one of {with_rows}")
+    slugs = {name: slug(name) for name in rows}
     for name in args.only or ():
-        if name not in rows:
+        if slug(name) not in slugs.values():
             raise UserError(f"--only {name}: no such row; expected one of {', '.join(rows)}")
-    folders = {name: args.out / slug(name) for name in rows}
+    wanted = set(map(slug, args.only or rows))
+    folders = {name: args.out / slugs[name] for name in rows}
     first, members = folders[next(iter(rows))], []
     for name in rows:
-        if not args.only or name in args.only:
+        if slugs[name] in wanted:
             config = load_config(args.config, [*common, *rows[name]])
             shared = folders[name] != first and same_teacher(config, full)
             members.append(Member(name, config, folders[name], first if shared else None))

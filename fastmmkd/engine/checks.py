@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fastmmkd.blocks import Config
 from fastmmkd.data.training_file import read_data_header
+from fastmmkd.engine.lock import refuse_busy
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
 from fastmmkd.run_folder import RUN_FILE, parts_of_a_run, read_record
@@ -24,8 +26,10 @@ def check_run(config: Config, output: Path, resume: bool, teacher: Path | None =
         config, output, resume, teacher: as `fastmmkd.engine.run.train_run` takes them.
 
     Raises:
-        UserError: what `check_teacher`, `check_data` and `former_record` refuse.
+        UserError: what `check_teacher`, `check_data`, `former_record` and `refuse_busy` refuse.
     """
+    if os.environ.get("RANK", "0") == "0":  # the others come when it has locked the run
+        refuse_busy(output)
     check_teacher(config, teacher)
     content_hash = check_data(config)
     former_record(config, output, resume, content_hash)
@@ -43,7 +47,7 @@ def check_header(raw: dict[str, Any]) -> None:
     data, train = raw.get("data"), raw.get("train")
     path = data.get("path") if isinstance(data, dict) else None
     batch_size = train.get("batch_size") if isinstance(train, dict) else None
-    if isinstance(path, str):
+    if isinstance(path, str) and path and "\0" not in path:
         samples = read_data_header(Path(path)).samples["train"]
         if isinstance(batch_size, int) and samples < batch_size:
             raise _too_few(batch_size, samples, path)
@@ -59,13 +63,14 @@ def refuse_occupied(output: Path, resume: bool) -> bool:
     if strays and not path.exists():
         raise UserError(f"{output}: holds {strays[0].name} but no {path.name}; expected a run, or an empty folder")
     if path.exists() and not resume:
-        raise UserError(f"{output}: already holds a run; expected --resume to continue it, or another --output")
+        raise UserError(f"{output}: already holds a run; expected --resume to continue it, or another --out")
     return path.exists()
 
 
 def _too_few(batch_size: int, samples: int, path: Path | str | None) -> UserError:
     return UserError(
-        f"train.batch_size: {batch_size}, but {path} has {samples} training samples; expected at most that"
+        f"train.batch_size: {batch_size}, but {path} has {samples} training samples; expected at most that, "
+        f"--set train.batch_size={samples}"
     )
 
 
@@ -128,12 +133,25 @@ def former_record(config: Config, output: Path, resume: bool, content_hash: str)
         return {}
     former = read_record(output)
     for key, was, now in differences(former["config"], config.model_dump(mode="json")):
-        more_seeds = key == "train.seeds" and set(was or ()) <= set(now or ())
-        if key not in FREE and not more_seeds:
+        more_seeds = key == "train.seeds" and isinstance(was, list) and all(seed in now for seed in was)
+        longer = key == "train.epochs" and type(was) is int and was < now
+        kept = key == "teacher.epochs" and now is None
+        if key not in FREE and not (more_seeds or longer or kept):
             raise UserError(f"{path}: --resume with another config: {key} was {was}, is {now}")
     if former["data_hash"] != content_hash:
         raise UserError(f"{path}: --resume with other data: {config.data.path} is not the file this run was trained on")
     return former
+
+
+def as_begun(config: Config, output: Path) -> Config:
+    """A run's config with its teacher's epochs as a number: where the config has none, what it was begun with."""
+    if config.teacher is None or config.teacher.epochs is not None:
+        return config
+    former = read_record(output)["config"].get("teacher") if (output / RUN_FILE).exists() else None
+    epochs = former.get("epochs") if isinstance(former, dict) else None
+    if type(epochs) is not int or epochs < 1:
+        epochs = config.train.epochs
+    return config.model_copy(update={"teacher": config.teacher.model_copy(update={"epochs": epochs})})
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

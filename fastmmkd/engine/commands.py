@@ -13,7 +13,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser("ablate", help="train a config's ablations and print the paper's ablation table")
     parser.add_argument("--config", required=True, type=Path, help="the full method's config file")
     _add_overrides(parser, "the config", "each row")
-    parser.add_argument("--only", action="append", metavar="ROW", help="train only this row (may be repeated)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="ROW",
+        help="train only this row, by its name or its folder's (may be repeated)",
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="one run folder per row, and the report")
     parser.set_defaults(run=run_ablate)
 
@@ -39,7 +44,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, type=Path, help="a config file, for example configs/umdf_mosi.json")
     parser.add_argument("--data", metavar="FILE", help="data file in place of the config's data.path")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, train.epochs=2")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/<config name>)")
+    parser.add_argument("--out", "--output", type=Path, metavar="DIR", help="run folder (default: runs/<config name>)")
     parser.add_argument("--resume", action="store_true", help="continue the run in the folder; finished seeds stay")
     parser.add_argument("--seeds", metavar="1,2,3", help="seeds in place of the config's train.seeds")
     parser.add_argument("--together", action="store_true", help="train the seeds at once: train.together=true")
@@ -61,7 +66,7 @@ def run_train(args: argparse.Namespace) -> int:
     from fastmmkd.engine.checks import check_header, check_run, refuse_occupied
 
     raw = read_config(args.config, command_overrides(args.set, args.data, args.seeds, args.together))
-    output = args.output or Path("runs") / args.config.stem
+    output = args.out or Path("runs") / args.config.stem
     refuse_occupied(output, args.resume)
     check_header(raw)
     config = parse_config(raw, str(args.config))

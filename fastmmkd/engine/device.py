@@ -8,9 +8,11 @@ import logging
 import os
 import socket
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from fastmmkd.deepspeed_block import without_nulls
 from fastmmkd.distributed import world_size
 from fastmmkd.engine.flat_adam import flat_adam
 from fastmmkd.errors import UserError
+from fastmmkd.files import make_directory, writing
 from fastmmkd.methods.method import Trainable
 from fastmmkd.nn.models import models_of
 
@@ -166,7 +169,10 @@ def wrap(deepspeed: Any, module: Trainable, block: dict[str, Any], log_file: Pat
     out, and a step whose norm is not finite is skipped as before.
 
     DeepSpeed's count of samples per second, which waits for the device twice a step, is off unless the block has it.
+    Its checkpoints are written and read by `CheckpointFiles`.
     """
+    from fastmmkd.engine.checkpoint_files import CheckpointFiles
+
     block = copy.deepcopy(block)
     block.setdefault("timers", {"throughput": {"enabled": False}})
     groups = module.parameter_groups()
@@ -179,6 +185,7 @@ def wrap(deepspeed: Any, module: Trainable, block: dict[str, Any], log_file: Pat
         engine, *_ = deepspeed.initialize(
             model=module, model_parameters=groups if ours is None else groups[0]["params"], config=block, optimizer=ours
         )
+    engine.checkpoint_engine = CheckpointFiles()
     if ours is not None or (world_size() == 1 and engine.zero_optimization_stage() == 0):
         engine.enable_backward_allreduce = False
     elif getattr(engine.optimizer, "compute_grad_norm", False):
@@ -188,12 +195,18 @@ def wrap(deepspeed: Any, module: Trainable, block: dict[str, Any], log_file: Pat
 
 @contextmanager
 def output_to(path: Path) -> Iterator[None]:
-    """Send stdout and stderr of this process, native code included, to the end of a file."""
+    """Send stdout and stderr of this process, native code included, to the end of a file.
+
+    Raises:
+        CannotWrite: it cannot be opened.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
+    with writing(path):
+        log = path.open("ab", buffering=0)
     saved = os.dup(1), os.dup(2)
-    with path.open("ab", buffering=0) as file:
+    with log as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
@@ -208,19 +221,32 @@ def output_to(path: Path) -> Iterator[None]:
 
 @contextmanager
 def warnings_to(path: Path) -> Iterator[None]:
-    """Append each Python warning to a file, once: DeepSpeed and torch warn about their own calls in every step."""
+    """Append each Python warning to a file, once: DeepSpeed and torch warn about their own calls in every step.
+
+    So are errors of threads in the background; who waits for TensorBoard's writer is told of its error.
+    """
     seen = set()
+
+    def append(text: str) -> None:
+        with suppress(OSError), path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def in_thread(error: threading.ExceptHookArgs) -> None:
+        append("".join(traceback.format_exception(error.exc_type, error.exc_value, error.exc_traceback)))
 
     def write(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
         text = warnings.formatwarning(message, category, filename, lineno)
         if text not in seen:
             seen.add(text)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
+            append(text)
 
-    with warnings.catch_warnings():
-        warnings.showwarning = write  # type: ignore[assignment]
-        yield
+    before, threading.excepthook = threading.excepthook, in_thread
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = write  # type: ignore[assignment]
+            yield
+    finally:
+        threading.excepthook = before
 
 
 def _skip_shared_memory_build() -> None:

@@ -154,16 +154,16 @@ class FlatAdam(torch.optim.Optimizer):
 
     def _gather(self) -> None:
         """The gradients of all parameters, in fp32."""
-        found: list[torch.Tensor] = []
+        rows: list[torch.Tensor] = []
         for p, gap in zip(self.parameters, self._gaps, strict=True):
             gradient = torch.zeros_like(p) if p.grad is None else p.grad
-            found.append(gradient.reshape(self.models, -1))
+            rows.append(gradient.reshape(self.models, -1))
             if gap is not None:
-                found.append(gap)
+                rows.append(gap)
         if self.flat.dtype == torch.float32:
-            torch.cat(found, dim=1, out=self.gradient)
+            torch.cat(rows, dim=1, out=self.gradient)
         else:
-            self.gradient.copy_(torch.cat(found, dim=1))
+            self.gradient.copy_(torch.cat(rows, dim=1))
 
     def _write_back(self) -> None:
         """Give the parameters the master weights' values."""

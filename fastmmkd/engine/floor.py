@@ -82,9 +82,9 @@ def saved_bytes(loss: Callable[[], torch.Tensor], module: torch.nn.Module) -> in
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         graph = loss()
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    found = sum(storage.nbytes() for at, storage in storages.items() if at not in own)
+    kept = sum(storage.nbytes() for at, storage in storages.items() if at not in own)
     del graph
-    return found
+    return kept
 
 
 def fastest(run: Callable[[], Any], device: torch.device) -> float:

@@ -19,8 +19,7 @@ from fastmmkd.distributed import world_size
 WARM_UP = 3
 """Runs before a capture: libraries set themselves up in the first ones."""
 
-Parts = torch.Tensor
-Loss = Callable[..., tuple[torch.Tensor, Parts]]
+CapturableLoss = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 """From tensors on the device to the scalar to minimise and its parts, one detached tensor."""
 
 
@@ -53,8 +52,8 @@ class CudaCapture:
         # The thread in which NCCL watches over its collectives goes on asking the device, which must not end a capture.
         mode = "global" if world_size() == 1 else "thread_local"
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode=mode):
-            found = run()
-        return graph.replay, found
+            output = run()
+        return graph.replay, output
 
 
 class GraphedLoss:
@@ -70,7 +69,7 @@ class GraphedLoss:
 
     def __init__(
         self,
-        loss: Loss,
+        loss: CapturableLoss,
         parameters: Iterable[torch.nn.Parameter],
         inputs: Sequence[torch.Tensor],
         capture: Capture,
@@ -80,7 +79,7 @@ class GraphedLoss:
         self.inputs = [x.clone() for x in inputs]
         self._total: torch.Tensor | None = None
 
-        def forward() -> tuple[torch.Tensor, Parts]:
+        def forward() -> tuple[torch.Tensor, torch.Tensor]:
             with torch.enable_grad():
                 self._total, parts = loss(*self.inputs)
             return self._total.detach(), parts
@@ -100,7 +99,7 @@ class GraphedLoss:
         self.replay_backward, self.gradients = capture(backward)
         self._total = None  # autograd's nodes would stay alive with it, those that accumulate gradients among them
 
-    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, Parts]:
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss, differentiable in the parameters, and its parts."""
         _copy(self.inputs, inputs)
         return _Replay.apply(self, *self.parameters), self.parts
@@ -135,7 +134,7 @@ class GraphedStep:
 
     def __init__(
         self,
-        loss: Loss,
+        loss: CapturableLoss,
         optimizer: torch.optim.Optimizer,
         clip: Callable[[], Any],
         inputs: Sequence[torch.Tensor],
@@ -149,7 +148,7 @@ class GraphedStep:
         self.rates = [torch.tensor(rate, device=self.inputs[0].device) for rate in rates]
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
-        def step() -> Parts:
+        def step() -> torch.Tensor:
             with torch.enable_grad():
                 total, parts = loss(*self.inputs)
             for p, gradient in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
@@ -175,7 +174,7 @@ class GraphedStep:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
-    def __call__(self, *inputs: torch.Tensor) -> Parts:
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Take a step at the learning rates that the optimiser's groups have now; the parts of the loss before it."""
         _copy(self.inputs, inputs)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):

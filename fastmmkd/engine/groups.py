@@ -15,6 +15,7 @@ from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, read_json, write_json
 from fastmmkd.run_folder import (
     CHECKPOINTS_FOLDER,
+    EVALUATION_FILE,
     GROUP_FILE,
     group_files,
     is_evaluated,
@@ -24,7 +25,7 @@ from fastmmkd.run_folder import (
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """Seeds that are trained at once: the S models of one module, in this order."""
 
     seeds: tuple[int, ...]
@@ -43,23 +44,23 @@ class Group:
         """The same for a progress bar: `"2 seeds"`."""
         return self.name if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
 
-    def below(self, folder: str) -> Group:
+    def below(self, folder: str) -> SeedGroup:
         """The same seeds in a subfolder of each of their folders."""
-        return Group(self.seeds, tuple(d / folder for d in self.directories), self.directory / folder)
+        return SeedGroup(self.seeds, tuple(d / folder for d in self.directories), self.directory / folder)
 
 
-def alone(seed: int, directory: Path) -> Group:
+def alone(seed: int, directory: Path) -> SeedGroup:
     """One seed, trained by itself."""
-    return Group((seed,), (directory,), directory)
+    return SeedGroup((seed,), (directory,), directory)
 
 
-def together(seeds: tuple[int, ...], output: Path) -> Group:
+def together(seeds: tuple[int, ...], output: Path) -> SeedGroup:
     """Seeds of the run in `output`, trained at once."""
     directories = tuple(seed_directory(output, seed) for seed in seeds)
-    return Group(seeds, directories, together_directory(output, seeds[0]))
+    return SeedGroup(seeds, directories, together_directory(output, seeds[0]))
 
 
-def plan_groups(config: Config, output: Path) -> list[Group]:
+def plan_groups(config: Config, output: Path) -> list[SeedGroup]:
     """The groups of a run in the order of training: those that were begun before as they are, then what is left.
 
     Raises:
@@ -72,6 +73,9 @@ def plan_groups(config: Config, output: Path) -> list[Group]:
                 raise UserError(f"{group.directory}: {group.name} were begun together; expected --together to go on")
         return [alone(seed, seed_directory(output, seed)) for seed in config.train.seeds]
     order = {seed: i for i, seed in enumerate(config.train.seeds)}
+    for group in begun:
+        if not order.keys() >= set(group.seeds):
+            raise UserError(f"{group.directory / GROUP_FILE}: {group.name}; expected some of the run's")
     begun.sort(key=lambda group: order[group.seeds[0]])
     known = {seed for group in begun for seed in group.seeds}
     left = [alone(seed, seed_directory(output, seed)) for seed in config.train.seeds if seed not in known]
@@ -84,7 +88,21 @@ def plan_groups(config: Config, output: Path) -> list[Group]:
     return [*finished, *begun, *([together(seeds, output)] if seeds else [])]
 
 
-def begin(group: Group) -> None:
+def reopen(groups: list[SeedGroup]) -> None:
+    """Let finished seeds go on: they are to be evaluated anew, when they have trained for longer.
+
+    Raises:
+        UserError: one has nothing left to go on from.
+    """
+    for group in groups:
+        if any(map(is_evaluated, group.directories)) and not (group.directory / CHECKPOINTS_FOLDER).exists():
+            raise UserError(f"{group.directory}: no {CHECKPOINTS_FOLDER} to go on from; expected no more train.epochs")
+    for group in groups:
+        for directory in group.directories:
+            (directory / EVALUATION_FILE).unlink(missing_ok=True)
+
+
+def begin(group: SeedGroup) -> None:
     """Write down who belongs to a group; from now on it stays as it is."""
     if rank() == 0 and group.directory not in group.directories:
         write_json(make_directory(group.directory) / GROUP_FILE, {"version": 1, "seeds": list(group.seeds)})
@@ -92,8 +110,8 @@ def begin(group: Group) -> None:
 
 
 def _read_seeds(file: Path) -> tuple[int, ...]:
-    found = read_json(file, f"a group's {GROUP_FILE}")
-    seeds = found.get("seeds") if isinstance(found, dict) else None
+    content = read_json(file, f"a group's {GROUP_FILE}")
+    seeds = content.get("seeds") if isinstance(content, dict) else None
     if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds):
         raise UserError(f"{file}: not a group's {GROUP_FILE}; expected the key seeds")
     return tuple(seeds)

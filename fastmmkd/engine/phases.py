@@ -13,7 +13,7 @@ import torch
 
 from fastmmkd.blocks import Config
 from fastmmkd.data.dataset import Dataset
-from fastmmkd.engine.groups import Group
+from fastmmkd.engine.groups import SeedGroup
 from fastmmkd.evaluation.protocol import CONDITION_SCENARIOS, Scenario
 from fastmmkd.methods import METHODS
 from fastmmkd.methods.method import Earlier, Network, PhaseSpec, SelectOn, Trainable
@@ -27,7 +27,7 @@ class Phase:
     spec: PhaseSpec
     module: Trainable
     """What is trained, one model per seed of the group."""
-    group: Group
+    group: SeedGroup
     """Whom it trains; its folders are this phase's."""
     rows: torch.Tensor
     """`[n]` int64, the training samples it uses."""
@@ -61,7 +61,7 @@ def phases_of(config: Config) -> list[PhaseSpec]:
     return METHODS[config.method].phases_of(config)
 
 
-def begin_phase(spec: PhaseSpec, config: Config, dataset: Dataset, group: Group, earlier: Earlier) -> Phase:
+def begin_phase(spec: PhaseSpec, config: Config, dataset: Dataset, group: SeedGroup, earlier: Earlier) -> Phase:
     """A phase with freshly initialised models.
 
     Args:
@@ -75,10 +75,10 @@ def begin_phase(spec: PhaseSpec, config: Config, dataset: Dataset, group: Group,
     return Phase(
         spec,
         initialised(spec, config, dataset, group.seeds, earlier),
-        group if spec is specs[-1] else group.below(spec.name),
-        torch.from_numpy(spec.rows(config, dataset.splits["train"])),
-        config,
-        len(specs) == 1,
+        group=group if spec is specs[-1] else group.below(spec.name),
+        rows=torch.from_numpy(spec.rows(config, dataset.splits["train"])),
+        config=config,
+        is_only=len(specs) == 1,
     )
 
 

@@ -63,8 +63,8 @@ def profile_config(config: Config, steps: int, out: Path) -> None:
     """Profile a config's steps, write the trace into `out`, print the tables."""
     make_directory(out)
     console = Console()
-    found = profile_steps(config, steps, out)
-    for table in tables(found):
+    measured = profile_steps(config, steps, out)
+    for table in tables(measured):
         console.print(table)
     console.print(f"{out / 'trace.json'}: for chrome://tracing or ui.perfetto.dev", soft_wrap=True, highlight=False)
 
@@ -195,7 +195,7 @@ def summary(profiler: profile, steps: int, seconds: float, unprofiled: float, le
         (a.key, max(a.self_device_time_total if on_device else 0, 0) or a.self_cpu_time_total, a.count)
         for a in averages
     ]
-    slowest = sorted(operators, key=lambda found: -found[1])[:TOP]
+    slowest = sorted(operators, key=lambda operator: -operator[1])[:TOP]
     scale = 1e-6 / steps
     return Profile(
         steps,
@@ -220,26 +220,26 @@ def _within_operator(event: Any) -> bool:
     return False
 
 
-def tables(found: Profile) -> list[Table]:
+def tables(measured: Profile) -> list[Table]:
     """What is printed."""
     facts = titled_table("one step", "", "")
-    facts.add_row("wall clock", f"{_ms(found.unprofiled_seconds)} ms ({_ms(found.seconds)} under the profiler)")
-    share = found.outside / found.seconds
-    facts.add_row("host work outside of operators", f"{_ms(found.outside)} ms under the profiler, {share:.0%}")
-    facts.add_row("operator calls", f"{found.calls:,.0f}")
-    if found.launches is not None:
-        facts.add_row("launches", f"{found.launches:,.0f}")
-    least = found.floor
+    facts.add_row("wall clock", f"{_ms(measured.unprofiled_seconds)} ms ({_ms(measured.seconds)} under the profiler)")
+    share = measured.outside / measured.seconds
+    facts.add_row("host work outside of operators", f"{_ms(measured.outside)} ms under the profiler, {share:.0%}")
+    facts.add_row("operator calls", f"{measured.calls:,.0f}")
+    if measured.launches is not None:
+        facts.add_row("launches", f"{measured.launches:,.0f}")
+    least = measured.floor
     facts.add_row("bytes, at least", f"{least.bytes / 1e6:,.1f} MB at {least.bytes_per_second / 1e9:,.1f} GB/s")
     speed = f"{least.operations_per_second / 1e9:,.0f} Gflop/s"
     facts.add_row("operations of products", f"{least.operations / 1e9:,.2f} Gflop at {speed}")
-    gap = found.unprofiled_seconds / least.seconds
+    gap = measured.unprofiled_seconds / least.seconds
     facts.add_row("floor", f"{_ms(least.seconds)} ms: the step takes {gap:.1f} times as long")
     return [
         facts,
-        _shares("stages, host", found.stages, found.seconds),
-        _shares("modules, forward, host", found.modules, found.seconds),
-        _operators(found),
+        _shares("stages, host", measured.stages, measured.seconds),
+        _shares("modules, forward, host", measured.modules, measured.seconds),
+        _operators(measured),
     ]
 
 
@@ -250,10 +250,10 @@ def _shares(title: str, seconds: dict[str, float], whole: float) -> Table:
     return table
 
 
-def _operators(found: Profile) -> Table:
+def _operators(measured: Profile) -> Table:
     table = _numbers("operators, without what they call", "what", "ms", "calls", "of the step")
-    for name, seconds, calls in found.operators:
-        table.add_row(name, _ms(seconds), f"{calls:g}", f"{seconds / found.seconds:.0%}")
+    for name, seconds, calls in measured.operators:
+        table.add_row(name, _ms(seconds), f"{calls:g}", f"{seconds / measured.seconds:.0%}")
     return table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from dataclasses import replace
@@ -19,22 +18,34 @@ from fastmmkd.data.single_label import single_labelled
 from fastmmkd.data.training_file import read_data
 from fastmmkd.distributed import barrier, rank, world_size
 from fastmmkd.engine import teachers
-from fastmmkd.engine.checks import check_teacher, former_record
+from fastmmkd.engine.agenda import Agenda
+from fastmmkd.engine.checks import as_begun, check_teacher, former_record
 from fastmmkd.engine.device import Placement, place, prepare_process, start_deepspeed, warnings_to
-from fastmmkd.engine.groups import Group, begin, plan_groups
+from fastmmkd.engine.groups import SeedGroup, begin, plan_groups, reopen
 from fastmmkd.engine.interruption import InterruptionWatch
+from fastmmkd.engine.lock import RunLock
 from fastmmkd.engine.phases import Phase, begin_phase, phases_of
+from fastmmkd.engine.seed_evaluation import evaluation_to_json, read_evaluation
 from fastmmkd.engine.session import Session
 from fastmmkd.engine.step import graph_mode
 from fastmmkd.engine.trainer import Trainer
-from fastmmkd.errors import Interrupted, UserError
-from fastmmkd.evaluation.results import Outcome, SeedEvaluation
-from fastmmkd.files import make_directory, read_json, write_json
+from fastmmkd.errors import CannotWrite, Interrupted, UserError
+from fastmmkd.evaluation.results import SeedEvaluation
+from fastmmkd.files import make_directory, refuse_unwritable, remove_stale, write_json
 from fastmmkd.methods.method import Network
 from fastmmkd.ops import OPERATIONS, explain
 from fastmmkd.predictor import load
 from fastmmkd.provenance import PACKAGES, commit, device_name, package_version, python_version
-from fastmmkd.run_folder import EVALUATION_FILE, LOG_FILE, RUN_FILE, is_evaluated, seed_directory
+from fastmmkd.run_folder import (
+    EVALUATION_FILE,
+    LOG_FILE,
+    RUN_FILE,
+    RUN_VERSION,
+    files_of_a_run,
+    forget_unsaved,
+    has_checkpoint,
+    seed_directory,
+)
 from fastmmkd.run_results import write_run_results
 
 
@@ -44,53 +55,97 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
     Args:
         config: the run.
         output: its folder; holds `run.json`, the results, `deepspeed.log` and one `seed_<s>` folder per seed.
-        resume: continue what is there; finished seeds are kept.
+        resume: continue what is there; finished seeds are kept, or go on where `train.epochs` are more than they were.
         teacher: reuse the teachers of this run, or this one teacher, instead of training them.
 
     Raises:
-        UserError: a missing data file, an existing run without `resume`, a run of another config or data, a teacher
-            that does not fit.
+        UserError: a missing data file, an existing run without `resume`, a run of another config or data, one that
+            another process trains, a teacher that does not fit, a setting that DeepSpeed refuses. A new run that ends
+            before its first checkpoint leaves the folder free for the corrected one.
         Interrupted: a signal asked to stop; everything is saved.
     """
     check_teacher(config, teacher)
+    config = as_begun(config, output)
     prepare_process(config)
     placement = place(config)
     dataset = single_labelled(read_data(Path(config.data.path)), config.task, config.data.ambiguous)
     make_directory(output)
+    refuse_unwritable(output)
     console = Console(quiet=os.environ.get("RANK", "0") != "0")
     log_file = output / LOG_FILE
-    with InterruptionWatch() as watch, warnings_to(log_file):
+    with InterruptionWatch() as watch, warnings_to(log_file), RunLock(output) as lock:
         deepspeed = start_deepspeed(placement, log_file)
         session = Session(config, placement, deepspeed, dataset, console, watch, log_file)
         if teacher:
             for seed in config.train.seeds:  # before anything is written
                 if not teachers.has_teachers(config, seed_directory(output, seed)):
                     teachers.find(config, dataset, seed, teacher)
-        _open_run(output, config, placement, dataset, resume)
-        for note in (placement.note, graph_mode(config, placement)[1]):
-            if note:
-                session.say(note, "yellow")
-        session.say(
-            f"{config.method} on {dataset.source} ({config.task.name}), {placement.precision} on {placement.device}, "
-            f"{world_size()} process{'es' if world_size() > 1 else ''}, seeds {', '.join(map(str, config.train.seeds))}"
-            f" -> {output}",
-        )
-        if teacher:
-            _reuse_teachers(session, output, teacher)
-        groups = plan_groups(config, output)
-        barrier()
-        found = {seed: evaluation for group in groups for seed, evaluation in _train_group(session, group, output)}
-        if rank() == 0:
-            evaluations = [found[seed] for seed in config.train.seeds]
-            write_run_results(output, load(output), dataset, evaluations, console)
+        is_new = not (output / RUN_FILE).exists()
+        unlocked = _open_run(lock, output, config, placement, dataset, resume)
+        try:
+            _train(session, output, teacher, unlocked)
+        except CannotWrite as error:
+            raise CannotWrite(f"{error}; {_what_is_kept(output)}") from error
+        finally:
+            if is_new and rank() == 0:
+                forget_unsaved(output)
     return output
 
 
-def _open_run(output: Path, config: Config, placement: Placement, dataset: Dataset, resume: bool) -> None:
-    """Write `run.json`, or check that the one that is there belongs to the same run; all processes agree."""
+def _what_is_kept(output: Path) -> str:
+    """What to say where a run can write no more."""
+    if not (output / RUN_FILE).exists():
+        return f"{output} is gone, and what it held"
+    if not has_checkpoint(output):
+        return "nothing was saved before"
+    return "what was saved before is kept: continue with --resume once it can be written"
+
+
+def _train(session: Session, output: Path, teacher: Path | None, unlocked: str | None) -> None:
+    """Train and evaluate what is left of a run that was opened; `unlocked`: what is to be said about its lock."""
+    config, placement, dataset = session.config, session.placement, session.dataset
+    for note in (unlocked, placement.note, graph_mode(config, placement)[1], _end_of_schedule(config, dataset)):
+        if note:
+            session.say(note, "yellow")
+    session.say(
+        f"{config.method} on {dataset.source} ({config.task.name}), {placement.precision} on {placement.device}, "
+        f"{world_size()} process{'es' if world_size() > 1 else ''}, seeds {', '.join(map(str, config.train.seeds))}"
+        f" -> {output}",
+    )
+    if teacher:
+        _reuse_teachers(session, output, teacher)
+    groups = plan_groups(config, output)
+    session.agenda = Agenda(config, dataset, groups)
+    barrier()
+    evaluated = {seed: evaluation for group in groups for seed, evaluation in _train_group(session, group, output)}
+    if rank() == 0:
+        evaluations = [evaluated[seed] for seed in config.train.seeds]
+        write_run_results(output, load(output), dataset, evaluations, session.console)
+
+
+def _end_of_schedule(config: Config, dataset: Dataset) -> str | None:
+    """What to say where the learning rate's schedule is over before the training is, as in a run that was prolonged."""
+    scheduler = config.deepspeed.get("scheduler") or {}
+    last = scheduler.get("params", {}).get("total_num_steps")
+    steps = config.train.epochs * (len(dataset.splits["train"]) // config.train.batch_size)
+    if last is None or last >= steps:
+        return None
+    return f"deepspeed.scheduler.params.total_num_steps: the learning rate's schedule ends at step {last} of {steps}"
+
+
+def _open_run(
+    lock: RunLock, output: Path, config: Config, placement: Placement, dataset: Dataset, resume: bool
+) -> str | None:
+    """Lock the run and write `run.json`, or check that the one that is there belongs to the same run.
+
+    All processes agree; what is to be said about the lock.
+    """
     verdict: list[str | None] = [None]
+    note = None
     if rank() == 0:
         try:
+            note = lock.take()
+            remove_stale(files_of_a_run(output))
             _check_or_write(output / RUN_FILE, config, placement, dataset, resume)
         except UserError as error:
             verdict = [str(error)]
@@ -98,6 +153,7 @@ def _open_run(output: Path, config: Config, placement: Placement, dataset: Datas
         dist.broadcast_object_list(verdict)
     if verdict[0]:
         raise UserError(verdict[0])
+    return note
 
 
 def _check_or_write(path: Path, config: Config, placement: Placement, dataset: Dataset, resume: bool) -> None:
@@ -109,11 +165,14 @@ def _check_or_write(path: Path, config: Config, placement: Placement, dataset: D
                 f"{path}: --resume in {placement.precision} of a run in {former['precision']}: resume on a device like "
                 "the one it was started on"
             )
-        plan_groups(config, path.parent)  # refuses what cannot go on in this way
-        resumed = [*former.get("resumed", []), _session(placement)]
+        groups = plan_groups(config, path.parent)  # refuses what cannot go on in this way
+        if former["config"]["train"]["epochs"] < config.train.epochs:
+            reopen(groups)
+        earlier = former.get("resumed")
+        resumed = [*(earlier if isinstance(earlier, list) else []), _session(placement)]
     first = former if resumed else _session(placement)
     identity = {
-        "version": 1,
+        "version": RUN_VERSION,
         "config": config.model_dump(mode="json"),
         "data_hash": dataset.content_hash,
         "data_source": dataset.source,
@@ -152,28 +211,30 @@ def _reuse_teachers(session: Session, output: Path, source: Path) -> None:
     barrier()
 
 
-def _train_group(session: Session, group: Group, output: Path) -> list[tuple[int, SeedEvaluation]]:
+def _train_group(session: Session, group: SeedGroup, output: Path) -> list[tuple[int, SeedEvaluation]]:
     """Train the seeds of a group and evaluate them one by one; what was finished before is read back."""
     folders = dict(zip(group.seeds, group.directories, strict=True))
     best_epochs: dict[int, int] = {}
-    if not all(map(is_evaluated, group.directories)):
+    before = {seed: read_evaluation(session, seed, directory) for seed, directory in folders.items()}
+    if not all(before.values()):
         begin(group)
         best_epochs = dict(zip(group.seeds, _train_phases(session, group), strict=True))
-    found = []
+    evaluations = []
     for seed, directory in folders.items():
-        if is_evaluated(directory):
+        if evaluation := before[seed]:
             session.say(f"seed {seed}: finished before")
-            evaluation = evaluation_from_json(read_json(directory / EVALUATION_FILE, "a seed's evaluation"))
         else:
             session.say(f"seed {seed}: evaluating the epoch {best_epochs[seed]} model")
+            started = time.monotonic()
             evaluation = _evaluate(session, seed, output)
+            session.agenda.end_evaluation(time.monotonic() - started)
             if rank() == 0:
                 write_json(directory / EVALUATION_FILE, evaluation_to_json(evaluation))
-        found.append((seed, evaluation))
-    return found
+        evaluations.append((seed, evaluation))
+    return evaluations
 
 
-def _train_phases(session: Session, group: Group) -> list[int]:
+def _train_phases(session: Session, group: SeedGroup) -> list[int]:
     """Train a group to the end: the epoch of each seed's exported model."""
     config, dataset, placement = session.config, session.dataset, session.placement
     *before, last = phases_of(config)
@@ -209,41 +270,5 @@ def _evaluate(session: Session, seed: int, output: Path) -> SeedEvaluation:
     """The exported model of a seed on the test split."""
     predictor = load(output, seed, str(session.placement.device))
     evaluator = predictor.evaluator(session.dataset.splits["test"], str(session.dataset.path))
-    evaluation = evaluator.evaluate(predictor.module.predict, seed)
+    evaluation = evaluator.evaluate(predictor.module, seed)
     return replace(evaluation, at_floor=teachers.phases_at_floor(session.config, seed_directory(output, seed)))
-
-
-def evaluation_to_json(evaluation: SeedEvaluation) -> dict[str, Any]:
-    """A seed's evaluation as JSON; NaN becomes null."""
-
-    def finite(values: dict[str, float]) -> dict[str, float | None]:
-        return {key: value if math.isfinite(value) else None for key, value in values.items()}
-
-    return {
-        "seed": evaluation.seed,
-        "conditions": {
-            name: {"samples": outcome.samples, "metrics": finite(outcome.metrics)}
-            for name, outcome in evaluation.conditions.items()
-        },
-        "sweep": [{"p": p, "metrics": finite(found)} for p, found in evaluation.sweep],
-        "sweep_samples": evaluation.sweep_samples,
-        "at_floor": evaluation.at_floor,
-    }
-
-
-def evaluation_from_json(saved: dict[str, Any]) -> SeedEvaluation:
-    """The inverse of `evaluation_to_json`."""
-
-    def with_nan(values: dict[str, float | None]) -> dict[str, float]:
-        return {key: math.nan if value is None else value for key, value in values.items()}
-
-    return SeedEvaluation(
-        seed=saved["seed"],
-        conditions={
-            name: Outcome(outcome["samples"], with_nan(outcome["metrics"]))
-            for name, outcome in saved["conditions"].items()
-        },
-        sweep=[(entry["p"], with_nan(entry["metrics"])) for entry in saved["sweep"]],
-        sweep_samples=saved["sweep_samples"],
-        at_floor=saved.get("at_floor", {}),
-    )

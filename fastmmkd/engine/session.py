@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from fastmmkd.blocks import Config
 from fastmmkd.data.batches import ResidentSplit, scaling
 from fastmmkd.data.store import Dataset
 from fastmmkd.distributed import world_size
+from fastmmkd.engine.agenda import Agenda
 from fastmmkd.engine.checks import check_fit, selection
 from fastmmkd.engine.device import Placement
 from fastmmkd.engine.interruption import InterruptionWatch
@@ -32,6 +33,8 @@ class Session:
     watch: InterruptionWatch
     log_file: Path
     """Where DeepSpeed writes."""
+    agenda: Agenda = field(init=False)
+    """What is left of the run; known once it is opened."""
 
     def __post_init__(self) -> None:
         check(self.config, self.dataset)
@@ -42,7 +45,9 @@ class Session:
 
     def _resident(self, split: str) -> ResidentSplit:
         device, dtype = self.placement.device, self.placement.dtype
-        return ResidentSplit(self.dataset.splits[split], self.normalisation, self.config, device, dtype)
+        return ResidentSplit(
+            self.dataset.splits[split], self.normalisation, config=self.config, device=device, dtype=dtype
+        )
 
     def say(self, line: str, style: str | None = None) -> None:
         """Print a line as it is: names may hold what looks like markup, and a log file has no width."""

@@ -23,6 +23,7 @@ from fastmmkd.engine.device import Placement
 from fastmmkd.engine.flat_adam import FlatAdam, flat_adam
 from fastmmkd.engine.graphs import Capture, CudaCapture, GraphedLoss, GraphedStep
 from fastmmkd.engine.phases import untrained
+from fastmmkd.engine.taught import Taught
 from fastmmkd.methods.method import Trainable
 from fastmmkd.methods.objective import Parts
 from fastmmkd.nn.models import models_of
@@ -62,9 +63,10 @@ class Objective:
         stage: Stage = unmarked,
     ) -> None:
         self.module, self.split, self.views, self.seeds, self.stage = module, split, views, seeds, stage
+        self.taught = Taught(module, split, len(seeds)) if module.frozen else None
 
     def draw(self, rows: torch.Tensor, epoch: torch.Tensor) -> Batch:
-        """A batch as the phase sees it, and what frozen networks make of it.
+        """A batch as the phase sees it, and what frozen networks have made of it.
 
         Args:
             rows: `[S, B]` int64 training samples, on the device.
@@ -72,8 +74,8 @@ class Objective:
         """
         with self.stage("draw"):
             batch = self.split.training_batch(rows, self.seeds, epoch, self.views)
-        with self.stage("teach"), torch.no_grad():
-            batch.taught = self.module.teach(batch)
+        with self.stage("teach"):
+            batch.taught = self.taught.of(rows) if self.taught else None
         return batch
 
     def loss(self, batch: Batch, forward: Forward | None = None) -> tuple[torch.Tensor, Parts]:
@@ -89,6 +91,7 @@ def untrained_objective(
     device: torch.device,
     dtype: torch.dtype,
     stage: Stage = unmarked,
+    resident: Callable[..., ResidentSplit] = ResidentSplit,
 ) -> Objective:
     """That of a run's last phase, whose networks, a teacher's too, have not learnt yet: for whoever measures steps.
 
@@ -98,9 +101,11 @@ def untrained_objective(
         seeds: one model each.
         device, dtype: where and in which precision the features and the models are held.
         stage: see `Stage`.
+        resident: makes the resident data, of the arguments of `ResidentSplit`.
     """
     spec, module = untrained(config, dataset, tuple(seeds), device, dtype)
-    split = ResidentSplit(dataset.splits["train"], scaling(config.data, dataset), config, device, dtype)
+    normalisation = scaling(config.data, dataset)
+    split = resident(dataset.splits["train"], normalisation, config=config, device=device, dtype=dtype)
     module.prepare(split)
     return Objective(module, split, spec.views, torch.tensor(list(seeds), device=device), stage)
 
@@ -190,13 +195,13 @@ class _Replayed(EagerSteps):
 
         A process that replays and one that does not would still call the same collectives, but not in the same order.
         """
-        found, reason = None, "another process could not"
+        graphed, reason = None, "another process could not"
         try:
-            found = make()
+            graphed = make()
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-        if everywhere(found is not None, device):
-            return found
+        if everywhere(graphed is not None, device):
+            return graphed
         self.eager = True
         self.say(f"train.graph: the step cannot be captured ({reason}); steps are eager")
         return None

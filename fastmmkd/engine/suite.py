@@ -82,9 +82,9 @@ def train_and_report(members: Sequence[Member], out: Path) -> None:
             print(f"{member.name}: failed: {error}", flush=True)
     trained = [member for member in members if member.name not in failed]
     if trained:
-        groups, files = report([m.folder for m in trained], out, names=[m.name for m in trained])
-        for group in groups:
-            print_headline(group)
+        sets, files = report([m.folder for m in trained], out, names=[m.name for m in trained])
+        for runs in sets:
+            print_headline(runs)
         print("\n".join(map(str, files)))
     if failed:
         reasons = "; ".join(f"{name}: {error}" for name, error in failed.items())

@@ -15,14 +15,14 @@ from fastmmkd.blocks import Config
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.distributed import barrier, rank
 from fastmmkd.engine.checks import differences
-from fastmmkd.engine.groups import Group
+from fastmmkd.engine.groups import SeedGroup
 from fastmmkd.engine.phases import frozen, initialised, phases_of
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, read_json, replacing, write_json
 from fastmmkd.methods.method import Earlier, Network, PhaseSpec
 from fastmmkd.model_file import import_model, read_facts
 from fastmmkd.nn.models import load_model, stack_models
-from fastmmkd.run_folder import MODEL_FILE, phase_marker, seed_directory
+from fastmmkd.run_folder import MODEL_FILE, RUN_VERSION, phase_marker, seed_directory
 
 
 def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -35,6 +35,7 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
         "clip": config.data.clip,
         "feature_dims": list(dataset.feature_dims),
         "data_hash": dataset.content_hash,
+        "version": RUN_VERSION,
     }
 
 
@@ -48,7 +49,7 @@ def has_teachers(config: Config, directory: Path) -> bool:
     return all(is_finished(spec, directory) for spec in phases_of(config)[:-1])
 
 
-def finish(spec: PhaseSpec, config: Config, dataset: Dataset, group: Group) -> None:
+def finish(spec: PhaseSpec, config: Config, dataset: Dataset, group: SeedGroup) -> None:
     """Mark a phase of each seed as finished."""
     if rank() == 0:
         for seed, directory in zip(group.seeds, group.directories, strict=True):
@@ -77,27 +78,28 @@ def phases_at_floor(config: Config, directory: Path) -> dict[str, bool | None]:
     return {spec.name: is_at_floor(directory / spec.name) for spec in before} | {last.name: is_at_floor(directory)}
 
 
-def refuse_floor(spec: PhaseSpec, config: Config, folder: Path, found: dict[str, Any]) -> None:
+def refuse_floor(spec: PhaseSpec, config: Config, folder: Path, said: dict[str, Any]) -> None:
     """Keep a student from learning from a constant.
 
     Args:
         spec: the phase that has trained the teacher.
         config: a run with a teacher.
         folder: a finished teacher's.
-        found: what its marker says.
+        said: what its marker says.
 
     Raises:
-        UserError: it ended at the floor, or does not say, and `teacher.accept_floor` is false.
+        UserError: it ended at the floor, or does not say, and the phase does not accept that.
     """
-    at_floor = found.get("at_floor")
-    if at_floor is False or (config.teacher and config.teacher.accept_floor):
+    at_floor = said.get("at_floor")
+    if at_floor is False or spec.accept_floor(config):
         return
     why = "it ended at the floor, no better than a constant prediction, and has nothing to teach"
     if at_floor is None:
         why = f"its {spec.name}.json does not say at_floor, as an earlier version wrote it"
+    accepting = ", or teacher.accept_floor=true" if config.teacher else ""
     raise UserError(
         f"{folder}: a student is not trained from this {spec.name}: {why}; expected one that trains (another weight or "
-        "learning rate, or --teacher), or teacher.accept_floor=true"
+        f"learning rate, or --teacher){accepting}"
     )
 
 
@@ -125,7 +127,7 @@ def find(config: Config, dataset: Dataset, seed: int, source: Path) -> list[tupl
     Raises:
         UserError: there is none, or one of another architecture, task or data, or at the floor, or damaged.
     """
-    found: list[tuple[PhaseSpec, Path]] = []
+    teachers: list[tuple[PhaseSpec, Path]] = []
     earlier: dict[str, Network] = {}
     for spec in phases_of(config)[:-1]:
         name, file = spec.name, f"{spec.name}.json"
@@ -144,15 +146,15 @@ def find(config: Config, dataset: Dataset, seed: int, source: Path) -> list[tupl
             raise UserError(f"{folder}: this {name} does not fit the run: {key} is {has}, the run has {wanted}")
         refuse_floor(spec, config, folder, said)
         earlier[spec.name] = read(spec, config, dataset, folder, earlier)
-        found.append((spec, folder))
-    return found
+        teachers.append((spec, folder))
+    return teachers
 
 
 def load(
     spec: PhaseSpec,
     config: Config,
     dataset: Dataset,
-    group: Group,
+    group: SeedGroup,
     earlier: Earlier,
     device: torch.device,
     dtype: torch.dtype,
@@ -184,5 +186,5 @@ def read(spec: PhaseSpec, config: Config, dataset: Dataset, folder: Path, earlie
 
 
 def _read(spec: PhaseSpec, folder: Path) -> dict[str, Any]:
-    found = read_json(folder / f"{spec.name}.json", f"a {spec.name}'s {spec.name}.json")
-    return found if isinstance(found, dict) else {}
+    said = read_json(folder / f"{spec.name}.json", f"a {spec.name}'s {spec.name}.json")
+    return said if isinstance(said, dict) else {}

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
-from fastmmkd.files import write_text
+from fastmmkd.files import write_text, writing
 from fastmmkd.run_folder import JOURNAL_FILE, TENSORBOARD_FOLDER
 
 
@@ -31,19 +33,28 @@ class TrainingBar(Progress):
 class Telemetry:
     """The progress of a training, for people. Other processes than the first hold a silent one."""
 
-    def __init__(self, title: str, total_steps: int, done: int, console: Console, silent: bool) -> None:
-        self._started, self._first = time.monotonic(), done
+    def __init__(
+        self,
+        title: str,
+        total_steps: int,
+        done: int,
+        left: Callable[[int, float], float],
+        console: Console,
+        silent: bool,
+    ) -> None:
+        """`left`: seconds to the end of the run, of the steps that are left here and the seconds that one takes."""
+        self._started, self._first, self._total, self._left = time.monotonic(), done, total_steps, left
         self._progress = TrainingBar(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[rate]}"),
             console=console,
             disable=silent or not console.is_terminal,
             transient=True,
         )
-        self._bar = self._progress.add_task(title, total=total_steps, completed=done, rate="", losses="")
+        self._bar = self._progress.add_task(title, total=total_steps, completed=done, left="", rate="", losses="")
 
     def __enter__(self) -> Telemetry:
         self._progress.start()
@@ -56,9 +67,17 @@ class Telemetry:
 
     def step(self, step: int, samples: int, parts: dict[str, float]) -> None:
         """Show where training is: `step` of all steps of that many samples, the running means of the loss parts."""
-        rate = (step - self._first) * samples / max(time.monotonic() - self._started, 1e-9)
+        elapsed = max(time.monotonic() - self._started, 1e-9)
+        rate = (step - self._first) * samples / elapsed
+        left = self._left(self._total - step, elapsed / (step - self._first)) if step > self._first else 0.0
         losses = "  ".join(f"{name} {value:.3f}" for name, value in parts.items())
-        self._progress.update(self._bar, completed=step, rate=f"{rate:,.0f} samples/s", losses=losses)
+        self._progress.update(
+            self._bar,
+            completed=step,
+            left=f"{timedelta(seconds=round(left))} left",
+            rate=f"{rate:,.0f} samples/s",
+            losses=losses,
+        )
 
 
 class Journal:
@@ -69,7 +88,9 @@ class Journal:
         self.path = directory / JOURNAL_FILE
         self.console = console
         self._title = title
-        self._writer = None if silent else SummaryWriter(str(directory / TENSORBOARD_FOLDER), purge_step=done + 1)
+        self._events = directory / TENSORBOARD_FOLDER
+        with writing(self._events):
+            self._writer = None if silent else SummaryWriter(str(self._events), purge_step=done + 1)
 
     def __enter__(self) -> Journal:
         return self
@@ -78,27 +99,51 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._writer:
-            self._writer.close()
+            with suppress(OSError) if error else writing(self._events):
+                self._writer.close()
 
     def epoch(self, record: dict[str, Any], line: str) -> None:
-        """Keep one epoch's record, and show its line."""
+        """Keep one epoch's record, and show its line.
+
+        Raises:
+            CannotWrite: it cannot be kept.
+        """
         if self.silent:
             return
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_without_nan(record)) + "\n")
         assert self._writer is not None
-        for group in ("train", "gradients", "valid", "engine"):
-            for name, value in record.get(group, {}).items():
-                self._writer.add_scalar(f"{group}/{name}", value, record["step"])
-        self._writer.flush()
+        with writing(self._events):
+            for group in ("train", "gradients", "valid", "engine"):
+                for name, value in record.get(group, {}).items():
+                    self._writer.add_scalar(f"{group}/{name}", value, record["step"])
+            self._writer.flush()
         self.console.print(f"[bold]{self._title}[/] {line}", highlight=False, soft_wrap=True)
 
     def rewind(self, epochs: int) -> None:
-        """Forget what was recorded after the first `epochs` epochs: a resumed run will record it again."""
-        if not self.silent and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epochs]
-            write_text(self.path, "".join(kept))
+        """Forget what was recorded after the first `epochs` epochs: a resumed run will record it again.
+
+        Lines that are no records are left out, and it is said how many they were; a last one that was cut off, as a
+        kill does, is not worth a word.
+        """
+        if self.silent or not self.path.exists():
+            return
+        with writing(self.path):  # which it cannot be either where it cannot be read
+            lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        kept = [line for line in lines if 0 < _epoch_of(line) <= epochs]
+        write_text(self.path, "".join(f"{line}\n" for line in kept))
+        if damaged := sum(not _epoch_of(line) for line in lines):
+            said = f"{self.path}: {damaged} damaged line{'s' if damaged > 1 else ''} left out"
+            self.console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _epoch_of(line: str) -> int:
+    """The epoch of a record; 0 where a line is none."""
+    try:
+        epoch = json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return 0
+    return epoch if isinstance(epoch, int) and epoch > 0 else 0
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,33 +1,59 @@
 """The one training loop: the seeds of a group, one or several at once, through one phase of one method.
 
-Shape legend: S seeds of the group (independent models), B rows of a batch in this process, T_m frames, d_m features.
+Shape legend: S models of the group, one per seed, B samples of a batch in this process.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from fastmmkd.data.batches import Inputs, Kept
 from fastmmkd.distributed import rank, world_size
+from fastmmkd.engine.agenda import Stretch
 from fastmmkd.engine.bookkeeping import SeedBook
-from fastmmkd.engine.checkpoint import Progress, furthest, load_checkpoint, read_progress, save_checkpoint
+from fastmmkd.engine.checkpoint import Progress, find_checkpoint, furthest, load_checkpoint, save_checkpoint
 from fastmmkd.engine.device import output_to, wrap
 from fastmmkd.engine.phases import Phase
 from fastmmkd.engine.session import Session
 from fastmmkd.engine.step import STEPS, Objective, graph_mode
 from fastmmkd.engine.telemetry import Journal, Telemetry
 from fastmmkd.errors import Interrupted, UserError
-from fastmmkd.evaluation.protocol import mean_over_conditions
+from fastmmkd.evaluation.protocol import Predictions, mean_over_conditions
 from fastmmkd.evaluation.results import Outcome
-from fastmmkd.methods.method import Trainable
+from fastmmkd.files import make_directory
+from fastmmkd.methods.method import Network, Trainable
 from fastmmkd.methods.objective import gradient_sizes
+from fastmmkd.model_file import check_model
 from fastmmkd.nn.models import model_state
 from fastmmkd.run_folder import CHECKPOINTS_FOLDER
+
+
+@dataclass
+class _Some:
+    """Some of the models of a network, to be evaluated on the same samples."""
+
+    network: Network
+    models: int
+    wanted: list[int]
+
+    def predict(self, inputs: Inputs) -> Predictions:
+        return self._of_wanted(self.network.predict(inputs.of_models(self.models)))
+
+    def predict_subsets(self, inputs: Inputs, subsets: Sequence[Kept]) -> list[Predictions]:
+        return [self._of_wanted(x) for x in self.network.predict_subsets(inputs.of_models(self.models), subsets)]
+
+    def _of_wanted(self, predictions: Predictions) -> Predictions:
+        logits, joint = predictions
+        return logits[self.wanted], joint[self.wanted]
 
 
 class Trainer:
@@ -39,35 +65,52 @@ class Trainer:
     def __init__(self, session: Session, phase: Phase) -> None:
         self.session, self.phase = session, phase
         self.config = session.config
-        self.checkpoints = phase.group.directory / CHECKPOINTS_FOLDER
+        self.checkpoints = make_directory(phase.group.directory) / CHECKPOINTS_FOLDER
         self.engine = self._initialize(phase.module)
         seeds = phase.group.seeds
+        self.steps_per_epoch = len(phase.rows) // self.config.train.batch_size
         phase.module.prepare(session.train)
         self.progress = [Progress() for _ in seeds]
-        found = read_progress(self.checkpoints, len(seeds))
-        if found:
-            self.progress, saved = found
+        checkpoint = find_checkpoint(self.checkpoints, len(seeds), session.placement.device, session.say)
+        if checkpoint:
+            self.progress = checkpoint.seeds
             with output_to(session.log_file):
-                load_checkpoint(self.engine, self.checkpoints, saved)
+                load_checkpoint(self.engine, self.checkpoints, checkpoint)
+            self._check_models()
         constants = dict(zip(phase.scenarios, session.valid.constants(list(phase.scenarios.values())), strict=True))
         floor = mean_over_conditions(constants, session.select)
         self.books = [SeedBook(session, phase, i, progress, floor) for i, progress in enumerate(self.progress)]
+        if self.live:  # for more epochs than those that were finished
+            for progress in self.progress:
+                progress.finished = False
         mode, _ = graph_mode(self.config, session.placement, len(phase.module.parameter_groups()))
         device = session.placement.device
+        if device.type == "cuda" or mode != "off":  # nobody waits to hear how many rows a batch has
+            session.train.make_room(self._batches(epoch).numpy() for epoch in range(phase.epochs))
         self.objective = Objective(phase.module, session.train, phase.spec.views, torch.tensor(seeds, device=device))
+        if self.objective.taught:
+            asked = f"{len(session.train.present)} samples, {self.objective.taught.bytes / 1e6:.1f} MB"
+            session.say(f"{phase.title(phase.group.short_name)}: what it learns from was asked once ({asked})")
         self.step = STEPS[mode](self.engine, self.objective, session.placement.clip_each, session.say)
-        self.steps_per_epoch = len(phase.rows) // self.config.train.batch_size
 
     def _initialize(self, module: Trainable) -> Any:
         """DeepSpeed's engine; what it objects to in its part of the config becomes one line."""
         log_file = self.session.log_file
         try:
             return wrap(self.session.deepspeed, module, self.session.placement.deepspeed, log_file)
-        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever it makes of a setting
             with log_file.open("a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"deepspeed: {reason} (DeepSpeed refuses this block, see {log_file})") from error
+
+    def _check_models(self) -> None:
+        for directory, progress in zip(self.phase.group.directories, self.progress, strict=True):
+            if progress.best is not None:
+                try:
+                    check_model(directory)
+                except UserError as error:
+                    raise UserError(f"{error}; remove {self.phase.group.directory} to train anew") from None
 
     def close(self) -> None:
         """Let DeepSpeed's engine go."""
@@ -95,9 +138,11 @@ class Trainer:
         total = phase.epochs * self.steps_per_epoch
         with ExitStack() as stack:
             journals = [stack.enter_context(book.journal(self.global_step)) for book in self.books]
-            bar = stack.enter_context(Telemetry(title, total, self.global_step, console, silent=rank() > 0))
+            left = partial(self.session.agenda.left, self._stretch)
+            bar = stack.enter_context(Telemetry(title, total, self.global_step, left, console, silent=rank() > 0))
             while self.live:
                 self._epoch(bar, journals)
+        self.session.agenda.end_phase(self._stretch)
         if not all(progress.finished for progress in self.progress):
             for progress in self.progress:
                 progress.finished = True
@@ -114,12 +159,20 @@ class Trainer:
         rate = self._samples * self.steps_per_epoch / max(live[0].progress.seconds, 1e-9)
         engine = self._engine_state() | {"samples_per_second": rate}
         skipped = self.step.skipped(len(self.books))
-        for book, conditions in zip(live, self._validate(live), strict=True):
+        started = time.monotonic()
+        validated = self._validate(live)
+        predictions = self.session.valid.resident.size * len(self.phase.scenarios) * len(self.books)
+        self.session.agenda.predicted(predictions, time.monotonic() - started)
+        for book, conditions in zip(live, validated, strict=True):
             state = model_state(self.engine.module.network, book.index)
             pulls = gradients[book.index] if gradients else None
             own = engine | {"skipped_steps": skipped[book.index]}
             book.end_epoch(journals[book.index], step, conditions, state, own, pulls)
         self._save()
+
+    @property
+    def _stretch(self) -> Stretch:
+        return self.phase.group.seeds, self.phase.spec.name
 
     @property
     def _samples(self) -> int:
@@ -128,17 +181,10 @@ class Trainer:
 
     def _validate(self, live: list[SeedBook]) -> list[dict[str, Outcome]]:
         """The validation split under what the phase's checkpoint is chosen on, of each live seed, in one pass."""
-        network, models = self.engine.module.network, len(self.books)
-        wanted = [book.index for book in live]
-
-        def predict(features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-            everyones = ([x.expand(models, *x.shape[1:]) for x in given] for given in (features, masks))
-            logits, joint = network.predict(*everyones)
-            return logits[wanted], joint[wanted]
-
-        scenarios = self.phase.scenarios
-        found = self.session.valid.model_outcomes(predict, len(wanted), list(scenarios.values()))
-        return [dict(zip(scenarios, outcomes, strict=True)) for outcomes in zip(*found, strict=True)]
+        wanted, scenarios = [book.index for book in live], self.phase.scenarios
+        network = _Some(self.engine.module.network, len(self.books), wanted)
+        of_scenario = self.session.valid.model_outcomes(network, len(wanted), list(scenarios.values()))
+        return [dict(zip(scenarios, outcomes, strict=True)) for outcomes in zip(*of_scenario, strict=True)]
 
     def _gradients(self, rows: torch.Tensor, epoch: torch.Tensor) -> list[dict[str, float]]:
         """`train.gradients`, per model, of one batch."""
@@ -148,12 +194,9 @@ class Trainer:
 
     def _train_epoch(self, bar: Telemetry, live: list[SeedBook]) -> tuple[torch.Tensor, torch.Tensor]:
         """Every step of an epoch; the last one's rows and epoch."""
-        session, train, phase = self.session, self.config.train, self.phase
+        session, train = self.session, self.config.train
         device, at = session.placement.device, live[0].progress
-        orders = [phase.module.order(phase.rows, book.seed, at.epoch) for book in self.books]
-        batches = torch.stack(orders)[:, : self.steps_per_epoch * train.batch_size].unflatten(1, (-1, train.batch_size))
-        local = train.batch_size // world_size()
-        mine = batches[..., rank() * local : (rank() + 1) * local].to(device)
+        mine = self._batches(at.epoch).to(device)
         epoch = torch.tensor(at.epoch, device=device)
         stopped = [book.index for book in self.books if book not in live]
         sums: torch.Tensor | None = None
@@ -177,6 +220,13 @@ class Trainer:
                 self._save()
                 raise Interrupted
         return mine[:, -1], epoch
+
+    def _batches(self, epoch: int) -> torch.Tensor:
+        """`[S, steps, B]` int64, what this process trains on in an epoch."""
+        orders = [self.phase.module.order(self.phase.rows, seed, epoch) for seed in self.phase.group.seeds]
+        size, local = self.config.train.batch_size, self.config.train.batch_size // world_size()
+        batches = torch.stack(orders)[:, : self.steps_per_epoch * size].unflatten(1, (-1, size))
+        return batches[..., rank() * local : (rank() + 1) * local]
 
     def _engine_state(self) -> dict[str, float]:
         state = {"lr": float(self.engine.get_lr()[0])}

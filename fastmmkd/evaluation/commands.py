@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fastmmkd.evaluation.report import Group
+    from fastmmkd.evaluation.report import Comparable
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -40,8 +40,8 @@ def run_report(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_headline(members: Group, console: Console | None = None) -> None:
-    """Print the headline metric of a group of runs as a table."""
+def print_headline(members: Comparable, console: Console | None = None) -> None:
+    """Print the headline metric of comparable runs as a table."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -52,18 +52,18 @@ def print_headline(members: Group, console: Console | None = None) -> None:
     console = console or Console()
     # Eight columns of "81.20±0.41" and a name; a narrower terminal gets the means alone.
     spread = console.width >= 120
-    found = tables.metric_table(members.primary, members.runs)
-    table = Table(title=Text(f"{found.title} on {members.title}"), box=box.SIMPLE, padding=(0, 1, 0, 0))
+    headline = tables.metric_table(members.primary, members.runs)
+    table = Table(title=Text(f"{headline.title} on {members.title}"), box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold")
     for header in tables.HEADERS:
         table.add_column(header, justify="right", no_wrap=True)
-    for row in found.runs + found.references:
+    for row in headline.runs + headline.references:
         texts = [
             Text(
-                tables.format_cell(found.key, c.mean, c.std if spread else None, plus_minus="±"),
+                tables.format_cell(headline.key, c.mean, c.std if spread else None, plus_minus="±"),
                 style="bold" if c.best else "",
             )
             for c in row.cells
         ]
-        table.add_row(Text(row.name), *texts, style="" if row in found.runs else "dim")
+        table.add_row(Text(row.name), *texts, style="" if row in headline.runs else "dim")
     console.print(table)

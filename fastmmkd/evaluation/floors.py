@@ -49,14 +49,14 @@ def constant(task: Task, labels: np.ndarray) -> dict[str, float]:
         ValueError: `labels` is empty.
     """
     labels = np.asarray(labels, dtype=np.float64)
-    found = floor(task, labels, labels)
+    best = floor(task, labels, labels)
     targets = task.targets(labels)
     if task.is_regression or task.name == "emotions-binary":
         predictions = np.broadcast_to(targets.mean(axis=0, dtype=np.float64), targets.shape)
     else:
         frequencies = np.bincount(targets[:, 0], minlength=task.outputs) / len(labels)
         predictions = np.broadcast_to(frequencies, (len(labels), task.outputs))
-    return found | {"loss": metrics.loss(task, labels, predictions)}
+    return best | {"loss": metrics.loss(task, labels, predictions)}
 
 
 def best(task: Task, predictors: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -150,8 +150,8 @@ def _trivial_single_label(train: np.ndarray) -> dict[str, dict[str, np.ndarray]]
 
 
 def _mode(values: np.ndarray) -> np.ndarray:
-    found, counts = np.unique(values, return_counts=True)
-    return found[counts.argmax()]
+    distinct, counts = np.unique(values, return_counts=True)
+    return distinct[counts.argmax()]
 
 
 def _ideal_scores(posterior: np.ndarray, support: np.ndarray) -> dict[str, np.ndarray]:

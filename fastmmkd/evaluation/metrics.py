@@ -157,8 +157,8 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 }
 """Task name -> its metrics; the first one is the headline metric."""
 
-_BY_KEY = {metric.key: metric for found in METRICS.values() for metric in found}
-_OF_SCORES = {m.key: m for name, found in METRICS.items() if Task(name).label_kind == "score" for m in found}
+_BY_KEY = {metric.key: metric for of_task in METRICS.values() for metric in of_task}
+_OF_SCORES = {m.key: m for name, of_task in METRICS.items() if Task(name).label_kind == "score" for m in of_task}
 
 
 def keys(task: Task) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ def curves(path: Path, results: Results | Sequence[tuple[str, Results]]) -> None
         UserError: the file cannot be written.
     """
     runs = [(results.method, results)] if isinstance(results, Results) else list(results)
-    keys = list(dict.fromkeys(key for _, found in runs for key in _curve_keys(Task(found.task))))
+    keys = list(dict.fromkeys(key for _, content in runs for key in _curve_keys(Task(content.task))))
     columns = min(2, len(keys))
     rows = -(-len(keys) // columns)
     width = 5.2 * columns if columns > 1 else 6.4

@@ -6,40 +6,55 @@ evaluated on the samples that have the modalities it asks for. Masks depend on (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from fastmmkd.blocks import EvalBlock
-from fastmmkd.data.batches import ResidentSplit
+from fastmmkd.data.batches import Inputs, Kept, ResidentSplit
 from fastmmkd.distributed import rank, world_size
-from fastmmkd.errors import UserError
 from fastmmkd.evaluation import floors, metrics
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
 from fastmmkd.modalities import CONDITIONS, condition_modalities
 from fastmmkd.tasks import Task
 
-Predict = Callable[[list[torch.Tensor], list[torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
-"""Features and masks of one batch, `[1, B, ...]` -> logits `[S, B, O]` and joint representations `[S, B, D]`; S is 1
-where nothing else is said."""
+Predictions = tuple[torch.Tensor, torch.Tensor]
+"""Logits `[S, B, O]` and joint representations `[S, B, D]`."""
+
+
+class Predicts(Protocol):
+    """What can be evaluated: see `fastmmkd.methods.method.Network`. A batch is the same for every model."""
+
+    def predict(self, inputs: Inputs) -> Predictions:
+        """Of a batch of B samples as they are."""
+
+    def predict_subsets(self, inputs: Inputs, subsets: Sequence[Kept]) -> list[Predictions]:
+        """Of the same samples under each of several subsets of their modalities."""
 
 
 @dataclass(frozen=True)
 class Scenario:
     """One thing to evaluate: the modalities that stay, a frame ratio, and the index that keys its draws."""
 
-    kept: tuple[bool, bool, bool]
+    kept: Kept
     p: float = 0.0
     index: int = 0
     incomplete: bool = False
     """True: samples that lack some of these modalities take part with what they have."""
 
+    @property
+    def is_subset(self) -> bool:
+        """Whether it is the sample without some of its modalities, all frames there: several share a prediction."""
+        return self.p <= 0 and not self.incomplete
+
 
 CONDITION_SCENARIOS = {condition: Scenario(condition_modalities(condition)) for condition in CONDITIONS}
 """The seven conditions at p = 0."""
+WHOLE = Scenario((True, True, True))
 
 
 @dataclass
@@ -60,62 +75,79 @@ class Evaluator:
             return np.arange(len(self.present))
         return np.flatnonzero(self.present[:, np.asarray(scenario.kept)].all(axis=1))
 
-    def run(self, predict: Predict, scenario: Scenario, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, network: Predicts, scenario: Scenario, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predictions (see `Task`) and joint representations `[n, D]` float32 of some samples under a scenario."""
-        return self.run_models(predict, 1, scenario, rows)[0]
+        logits, representations = [], []
+        for samples in self._batches(rows, 1):
+            batch_logits, batch_representations = self._predict(network, scenario, samples)
+            logits.append(batch_logits[0].float().cpu())
+            representations.append(batch_representations[0].float().cpu())
+        return self.task.predictions(torch.cat(logits)), torch.cat(representations).numpy()
+
+    def outcomes(self, network: Predicts, scenarios: Sequence[Scenario]) -> list[Outcome]:
+        """Metrics of every scenario."""
+        return [of_models[0] for of_models in self.model_outcomes(network, 1, scenarios)]
+
+    def model_outcomes(self, network: Predicts, models: int, scenarios: Sequence[Scenario]) -> list[list[Outcome]]:
+        """Metrics `[scenario][model]`. Several processes share the batches out and all get every result.
+
+        Batches hold `eval.batch_size` samples over all models. Subsets of modalities are predicted of one batch.
+        """
+        subsets = [i for i, scenario in enumerate(scenarios) if scenario.is_subset]
+        jobs = ([subsets] if subsets else []) + [[i] for i in range(len(scenarios)) if i not in subsets]
+        work: list[tuple[list[int], np.ndarray]] = []
+        for job in jobs:
+            rows = np.unique(np.concatenate([self.rows(scenarios[i]) for i in job]))
+            work += [(job, samples) for samples in self._batches(rows, models)]
+        done = {
+            at: self._logits(network, [scenarios[i] for i in job], samples)
+            for at, (job, samples) in list(enumerate(work))[rank() :: world_size()]
+        }
+        if world_size() > 1:
+            shares: list[dict[int, list[torch.Tensor]]] = [{}] * world_size()
+            dist.all_gather_object(shares, done)
+            done = {at: logits for share in shares for at, logits in share.items()}
+        logits: dict[int, list[torch.Tensor]] = {i: [] for i in range(len(scenarios))}
+        for at, (job, _) in enumerate(work):
+            for i, of_scenario in zip(job, done[at], strict=True):
+                logits[i].append(of_scenario)
+        return [self._outcomes(scenario, models, logits[i]) for i, scenario in enumerate(scenarios)]
+
+    def _batches(self, rows: np.ndarray, models: int) -> list[np.ndarray]:
+        size = max(1, self.block.batch_size // models)
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     @torch.no_grad()
-    def run_models(
-        self, predict: Predict, models: int, scenario: Scenario, rows: np.ndarray
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The same of each of S models, in batches that hold `eval.batch_size` samples over all of them."""
-        device, size = self.resident.present.device, max(1, self.block.batch_size // models)
-        logits, representations = [], []
-        for start in range(0, len(rows), size):
-            sample = torch.from_numpy(rows[start : start + size]).to(device)
-            exact = self.block.ratio == "exact"
-            features, masks = self.resident.evaluation_batch(
-                sample, scenario.kept, scenario.p, self.block.seed, scenario.index, exact
-            )
-            batch_logits, batch_representations = predict(features, masks)
-            logits.append(batch_logits.float().cpu())
-            representations.append(batch_representations.float().cpu())
-        of_models = zip(torch.cat(logits, dim=1), torch.cat(representations, dim=1), strict=True)
-        return [(self.task.predictions(found), joint.numpy()) for found, joint in of_models]
+    def _predict(self, network: Predicts, scenario: Scenario, samples: np.ndarray) -> Predictions:
+        return network.predict(self._inputs(scenario, samples))
 
-    def outcomes(self, predict: Predict, scenarios: Sequence[Scenario]) -> list[Outcome]:
-        """Metrics of every scenario."""
-        return [found[0] for found in self.model_outcomes(predict, 1, scenarios)]
+    def _inputs(self, scenario: Scenario, samples: np.ndarray) -> Inputs:
+        rows = torch.from_numpy(samples).to(self.resident.present.device)
+        exact = self.block.ratio == "exact"
+        return self.resident.evaluation_batch(rows, scenario.kept, scenario.p, self.block.seed, scenario.index, exact)
 
-    def model_outcomes(self, predict: Predict, models: int, scenarios: Sequence[Scenario]) -> list[list[Outcome]]:
-        """Metrics `[scenario][model]`. Several processes share the scenarios out and all get every result."""
-        mine: dict[int, list[Outcome] | UserError] = {}
-        for i in range(rank(), len(scenarios), world_size()):
-            try:
-                mine[i] = self._outcomes(predict, models, scenarios[i])
-            except UserError as error:  # the others wait for this process's share
-                mine[i] = error
-        if world_size() > 1:
-            parts: list[dict[int, list[Outcome] | UserError] | None] = [None] * world_size()
-            dist.all_gather_object(parts, mine)
-            mine = {i: outcome for part in parts if part for i, outcome in part.items()}
-        found = []
-        for i in range(len(scenarios)):
-            outcome = mine[i]
-            if isinstance(outcome, UserError):
-                raise outcome
-            found.append(outcome)
-        return found
+    @torch.no_grad()
+    def _logits(self, network: Predicts, scenarios: Sequence[Scenario], samples: np.ndarray) -> list[torch.Tensor]:
+        """Per scenario `[S, n, O]` float32 on the host, of those of the samples that it is evaluated on."""
+        if not scenarios[0].is_subset:
+            (scenario,) = scenarios
+            return [self._predict(network, scenario, samples)[0].float().cpu()]
+        kept = list(dict.fromkeys(scenario.kept for scenario in scenarios))
+        predicted = network.predict_subsets(self._inputs(WHOLE, samples), kept)
+        logits = {subset: logits.float().cpu() for subset, (logits, _) in zip(kept, predicted, strict=True)}
+        wanted = (self.present[samples][:, np.asarray(scenario.kept)].all(axis=1) for scenario in scenarios)
+        return [logits[scenario.kept][:, rows] for scenario, rows in zip(scenarios, wanted, strict=True)]
 
-    def _outcomes(self, predict: Predict, models: int, scenario: Scenario) -> list[Outcome]:
+    def _outcomes(self, scenario: Scenario, models: int, logits: list[torch.Tensor]) -> list[Outcome]:
         rows = self.rows(scenario)
         if not len(rows):
             return [Outcome(0, {})] * models
-        labels, found = self.labels[rows], []
-        for predictions, _ in self.run_models(predict, models, scenario, rows):
+        labels, outcomes = self.labels[rows], []
+        for of_model in torch.cat(logits, dim=1):
+            predictions = self.task.predictions(of_model)
             values = metrics.compute(self.task, labels, predictions)
-            found.append(Outcome(len(rows), values | {"loss": metrics.loss(self.task, labels, predictions)}))
-        return found
+            outcomes.append(Outcome(len(rows), values | {"loss": metrics.loss(self.task, labels, predictions)}))
+        return outcomes
 
     def constants(self, scenarios: Sequence[Scenario]) -> list[Outcome]:
         """What the best constant prediction reaches under every scenario, see `floors.constant`."""
@@ -124,19 +156,16 @@ class Evaluator:
             found.append(Outcome(len(rows), floors.constant(self.task, self.labels[rows]) if len(rows) else {}))
         return found
 
-    def conditions(self, predict: Predict) -> dict[str, Outcome]:
-        """The seven conditions at p = 0."""
-        return dict(zip(CONDITION_SCENARIOS, self.outcomes(predict, list(CONDITION_SCENARIOS.values())), strict=True))
-
-    def evaluate(self, predict: Predict, seed: int) -> SeedEvaluation:
+    def evaluate(self, network: Predicts, seed: int) -> SeedEvaluation:
         """Everything that `results.json` needs of one trained model."""
         sweep = [Scenario((True, True, True), p, index) for index, p in enumerate(self.block.sweep)]
-        outcomes = self.outcomes(predict, sweep)
+        outcomes = self.outcomes(network, [*CONDITION_SCENARIOS.values(), *sweep])
+        conditions, of_sweep = outcomes[: len(CONDITION_SCENARIOS)], outcomes[len(CONDITION_SCENARIOS) :]
         return SeedEvaluation(
             seed=seed,
-            conditions=self.conditions(predict),
-            sweep=[(s.p, outcome.metrics) for s, outcome in zip(sweep, outcomes, strict=True)],
-            sweep_samples=outcomes[0].samples if outcomes else 0,
+            conditions=dict(zip(CONDITION_SCENARIOS, conditions, strict=True)),
+            sweep=[(s.p, outcome.metrics) for s, outcome in zip(sweep, of_sweep, strict=True)],
+            sweep_samples=of_sweep[0].samples if of_sweep else 0,
         )
 
 

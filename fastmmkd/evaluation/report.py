@@ -24,7 +24,7 @@ Run = tuple[str, Results]
 
 
 @dataclass(frozen=True)
-class Group:
+class Comparable:
     """Runs on the same data (by hash) whose tasks share metrics: the only ones that may share a table.
 
     Tasks on scores do, as their common metrics compare the same labels of the same samples. The two emotion tasks have
@@ -84,35 +84,35 @@ class Comparison:
     test: PairedTest
 
 
-def report(runs: Sequence[Path], out: Path, names: Sequence[str] | None = None) -> tuple[list[Group], list[Path]]:
+def report(runs: Sequence[Path], out: Path, names: Sequence[str] | None = None) -> tuple[list[Comparable], list[Path]]:
     """Compare finished runs; writes report.md, report.csv, report.tex and curves.png into `out` (created if missing).
 
-    Runs that are not of one group (see `Group`) never share a table: each group gets its own tables and its own curves
-    (curves.png, curves-2.png, ...). A metric that only some runs of a group have is tabled for those.
+    Runs that are not comparable (see `Comparable`) never share a table: each set gets its own tables and its own curves
+    (curves.png, curves-2.png, ...). A metric that only some runs of a set have is tabled for those.
 
     Args:
         runs: run folders, or their results.json.
         names: what to call them, in place of the method's name.
 
     Returns:
-        The groups, in order of first appearance, and the files that were written.
+        The comparable sets, in order of first appearance, and the files that were written.
 
     Raises:
         UserError: a run without readable results, the same run twice, or an `out` that cannot be written.
     """
-    groups = group(load(runs, names))
+    sets = comparable(load(runs, names))
     make_directory(out)
-    pictures = [out / (CURVES_FILE if i == 0 else f"curves-{i + 1}.png") for i in range(len(groups))]
-    for found, picture in zip(groups, pictures, strict=True):
-        plots.curves(picture, found.runs)
+    pictures = [out / (CURVES_FILE if i == 0 else f"curves-{i + 1}.png") for i in range(len(sets))]
+    for members, picture in zip(sets, pictures, strict=True):
+        plots.curves(picture, members.runs)
     texts = {
-        "report.md": markdown(groups, [p.name for p in pictures]),
-        "report.csv": as_csv(groups),
-        "report.tex": as_latex(groups),
+        "report.md": markdown(sets, [p.name for p in pictures]),
+        "report.csv": as_csv(sets),
+        "report.tex": as_latex(sets),
     }
     for name, text in texts.items():
         write_text(out / name, text)
-    return groups, [out / name for name in texts] + pictures
+    return sets, [out / name for name in texts] + pictures
 
 
 def load(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Run]:
@@ -132,22 +132,22 @@ def load(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Run]
     methods = [c.method for c in contents]
     named = [f"{m} ({folder.name})" for m, folder in zip(methods, folders, strict=True)]
     full = [f"{m} ({file})" for m, file in zip(methods, files, strict=True)]
-    found = [next((c[i] for c in (methods, named) if c.count(c[i]) == 1), full[i]) for i in range(len(contents))]
-    return list(zip(found, contents, strict=True))
+    unique = [next((c[i] for c in (methods, named) if c.count(c[i]) == 1), full[i]) for i in range(len(contents))]
+    return list(zip(unique, contents, strict=True))
 
 
-def group(runs: Sequence[Run]) -> list[Group]:
+def comparable(runs: Sequence[Run]) -> list[Comparable]:
     """Split runs by data hash and kind of labels, emotions by task too; keeps their order."""
-    found: dict[tuple[str, str], list[Run]] = {}
+    sets: dict[tuple[str, str], list[Run]] = {}
     for name, content in runs:
         kind = Task(content.task).label_kind
         together = kind if kind == "score" else content.task
-        found.setdefault((content.data_hash, together), []).append((name, content))
-    return [Group(members) for members in found.values()]
+        sets.setdefault((content.data_hash, together), []).append((name, content))
+    return [Comparable(members) for members in sets.values()]
 
 
-def compare(members: Group) -> list[Comparison]:
-    """Paired tests on "Avg." for each two runs of a group: the headline metric, and MAE for two that have it."""
+def compare(members: Comparable) -> list[Comparison]:
+    """Paired tests on "Avg." for each two runs of a set: the headline metric, and MAE for two that have it."""
     keys = [members.primary] + (["mae"] if "mae" in members.keys else [])
     return [
         Comparison(a_name, b_name, key, paired_on_average(a, b, key))
@@ -161,18 +161,18 @@ def paired_on_average(a: Results, b: Results, key: str) -> PairedTest:
     common = [seed for seed in a.seeds if seed in b.seeds]
 
     def values(content: Results) -> list[float | None]:
-        found = content.average.metrics.get(key)  # unknown to whoever evaluated it, perhaps
-        return [found.per_seed[content.seeds.index(seed)] if found else None for seed in common]
+        statistic = content.average.metrics.get(key)  # unknown to whoever evaluated it, perhaps
+        return [statistic.per_seed[content.seeds.index(seed)] if statistic else None for seed in common]
 
     return paired_test(values(a), values(b))
 
 
-def markdown(groups: Sequence[Group], pictures: Sequence[str]) -> str:
+def markdown(sets: Sequence[Comparable], pictures: Sequence[str]) -> str:
     """`report.md`."""
     parts = ["# Comparison of runs\n"]
-    if len(groups) > 1:
+    if len(sets) > 1:
         parts.append("Runs on different data or labels cannot be compared; each has its own section.\n")
-    for members, picture in zip(groups, pictures, strict=True):
+    for members, picture in zip(sets, pictures, strict=True):
         parts += [f"## {members.title}\n", _runs_table(members)]
         parts += [f"{name}: {note}\n" for name, content in members.runs if (note := render.floor_note(content))]
         parts.append(render.legend(members.reference))
@@ -190,7 +190,7 @@ def markdown(groups: Sequence[Group], pictures: Sequence[str]) -> str:
     return "\n".join(parts)
 
 
-def as_csv(groups: Sequence[Group]) -> str:
+def as_csv(sets: Sequence[Comparable]) -> str:
     """`report.csv`: one line per metric and row; the papers' columns (`l` ... `lav`), then `<column>_std`.
 
     `task` is the run's; that of a floor or ideal is empty where runs had different ones.
@@ -199,7 +199,7 @@ def as_csv(groups: Sequence[Group]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     head = ["data", "data_hash", "task", "metric", "run", "seeds"]
     writer.writerow([*head, *tables.COLUMNS, *(f"{c}_std" for c in tables.COLUMNS)])
-    for members in groups:
+    for members in sets:
         facts = [members.reference.data, members.reference.data_hash]
         known = {name: (content.task, len(content.seeds)) for name, content in members.runs}
         shared = members.tasks[0].name if len(members.tasks) == 1 else ""
@@ -212,10 +212,10 @@ def as_csv(groups: Sequence[Group]) -> str:
     return out.getvalue()
 
 
-def as_latex(groups: Sequence[Group]) -> str:
+def as_latex(sets: Sequence[Comparable]) -> str:
     """`report.tex`: tables to be `\\input` into a document that loads booktabs."""
     parts = ["% Needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}.\n"]
-    for members in groups:
+    for members in sets:
         for key in members.shown:
             table = tables.metric_table(key, members.runs)
             parts.append(latex_metric(table, f"{table.title} on {members.title}.{members.task_note}"))
@@ -242,7 +242,7 @@ def as_latex(groups: Sequence[Group]) -> str:
 _SIGNIFICANCE_HEADER = ("runs (first - second)", "metric", "common seeds", "mean difference", "t-test p", "Wilcoxon p")
 
 
-def _runs_table(members: Group) -> str:
+def _runs_table(members: Comparable) -> str:
     header, tasks_differ = ["run", "seeds", "which", "data hash"], len(members.tasks) > 1
     rows = [
         [name, str(len(content.seeds)), ", ".join(map(str, content.seeds)), content.data_hash[:12]]
@@ -252,19 +252,19 @@ def _runs_table(members: Group) -> str:
     return tables.markdown_table(header + ["task"] * tasks_differ, rows)
 
 
-def _significance(members: Group) -> str:
-    found = compare(members)
+def _significance(members: Comparable) -> str:
+    comparisons = compare(members)
     notes = ["Paired over common seeds, two-sided."]
-    if any(c.test.n < MIN_T_PAIRS for c in found):
+    if any(c.test.n < MIN_T_PAIRS for c in comparisons):
         notes.append(f"Not enough common seeds for some tests: the t-test needs {MIN_T_PAIRS}.")
-    if any(c.test.n < MIN_WILCOXON_PAIRS for c in found):
+    if any(c.test.n < MIN_WILCOXON_PAIRS for c in comparisons):
         notes.append(f"The Wilcoxon test needs {MIN_WILCOXON_PAIRS} common seeds to be able to fall below p = 0.05.")
     if len(members.runs) > 2:
         notes.append("p values are not corrected for the number of comparisons.")
     return tables.markdown_table(_SIGNIFICANCE_HEADER, _significance_rows(members)) + "\n" + " ".join(notes) + "\n"
 
 
-def _significance_rows(members: Group) -> list[list[str]]:
+def _significance_rows(members: Comparable) -> list[list[str]]:
     return [
         [
             f"{c.first} - {c.second}",

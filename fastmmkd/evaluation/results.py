@@ -41,7 +41,7 @@ class SeedEvaluation:
     """Phase of its training -> whether its best validation score is no better than a constant's; None if unknown."""
 
 
-def assemble(
+def combine(
     method: str,
     data: str,
     data_hash: str,
@@ -102,7 +102,7 @@ def assemble(
                 }
                 for i, (p, _) in enumerate(evaluations[0].sweep)
             ],
-            "trivial": None if trivial is None else {name: _values(found, names) for name, found in trivial.items()},
+            "trivial": None if trivial is None else {name: _values(values, names) for name, values in trivial.items()},
         }
     )
 
@@ -150,7 +150,7 @@ def read(path: Path) -> Results:
 
 def _check_evaluations(evaluations: Sequence[SeedEvaluation]) -> None:
     if not evaluations:
-        raise ValueError("no evaluations to assemble")
+        raise ValueError("no evaluations to combine")
     seeds = [e.seed for e in evaluations]
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"a seed occurs twice: {seeds}")
@@ -197,8 +197,8 @@ def _statistic(per_seed: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "std": deviation, "per_seed": values}
 
 
-def _values(found: Mapping[str, float], names: Sequence[str]) -> dict[str, float | None]:
-    return {key: _number(found.get(key, math.nan)) for key in names}
+def _values(values: Mapping[str, float], names: Sequence[str]) -> dict[str, float | None]:
+    return {key: _number(values.get(key, math.nan)) for key in names}
 
 
 def _number(value: float) -> float | None:

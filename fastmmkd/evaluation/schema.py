@@ -67,12 +67,12 @@ class Results(Block):
         entries = [*self.conditions.items(), ("average", self.average)]
         measured = [(where, entry.metrics) for where, entry in entries]
         measured += [(f"sweep p={point.p:g}", point.metrics) for point in self.sweep]
-        for where, found in measured:
-            if lost := self.average.metrics.keys() ^ found.keys():
+        for where, statistics in measured:
+            if lost := self.average.metrics.keys() ^ statistics.keys():
                 key = sorted(lost)[0]
                 lacking, having = (where, "average") if key in self.average.metrics else ("average", where)
                 raise ValueError(f"{lacking} lacks the metric {key!r} that {having} has")
-            for key, statistic in found.items():
+            for key, statistic in statistics.items():
                 count = len(statistic.per_seed)
                 if count != len(self.seeds):
                     raise ValueError(f"{where}.{key} has {count} per-seed values, seeds lists {len(self.seeds)}")

@@ -115,7 +115,7 @@ def _references(key: str, kind: Literal["floor", "ideal"], runs: Sequence[tuple[
 
     Both follow from the data alone, whatever the task; they differ between files of different versions at most.
     """
-    found: dict[tuple[str, ...], tuple[list[Cell], list[str]]] = {}
+    of_printed: dict[tuple[str, ...], tuple[list[Cell], list[str]]] = {}
     for name, results in runs:
         entries = _entries(results)
         references = [entry.floor if kind == "floor" else entry.ideal for entry in entries]
@@ -125,10 +125,10 @@ def _references(key: str, kind: Literal["floor", "ideal"], runs: Sequence[tuple[
             continue
         cells = [Cell((values or {}).get(key)) for values in references]
         printed = tuple(format_number(key, cell.mean) for cell in cells)
-        found.setdefault(printed, (cells, []))[1].append(name)
-    if len(found) == 1:
-        return [Row(kind, cells) for cells, _ in found.values()]
-    return [Row(f"{kind} of {', '.join(names)}", cells) for cells, names in found.values()]
+        of_printed.setdefault(printed, (cells, []))[1].append(name)
+    if len(of_printed) == 1:
+        return [Row(kind, cells) for cells, _ in of_printed.values()]
+    return [Row(f"{kind} of {', '.join(names)}", cells) for cells, names in of_printed.values()]
 
 
 def _cell(statistic: Statistic | None) -> Cell:

@@ -15,7 +15,7 @@ from fastmmkd.blocks import Config
 from fastmmkd.config import parse_config
 from fastmmkd.data.dataset import Dataset
 
-CPU, SHAPE = torch.device("cpu"), Shape(4, (5, 4, 3))
+CPU, SHAPE = torch.device("cpu"), Shape(6, (5, 4, 3), "mosei")
 
 Build = Callable[..., dict[str, Contender]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from bench.agreement import Agreement, Disagreement
 from bench.as_trained import AsTrained
 from bench.contenders import WITH_REFERENCE, Contender
 from bench.rounds import Clock
-from bench.variants import AS_TRAINED, COMPILED, OURS, PLAIN, REFERENCE, SDPA, SEEDS
+from bench.variants import AS_TRAINED, COMPILED, CROPPED, JAGGED, OURS, PLAIN, REFERENCE, SDPA, SEEDS
 from fastmmkd.blocks import Config
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.device import DTYPES, prepare_process
@@ -44,15 +45,20 @@ def largest(contender: Contender) -> torch.nn.Parameter:
     return dict(contender.module.named_parameters())[name]
 
 
-def test_in_double_precision_the_fused_attention_is_the_reference(build: Build) -> None:
-    reference, fused = build(REFERENCE, SDPA, dtype=torch.float64).values()
-    (_, expected), (_, found) = reference.first(), fused.first()
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+def test_in_double_precision_those_that_pad_or_fuse_are_the_reference(build: Build) -> None:
+    contenders = build(REFERENCE, SDPA, CROPPED, JAGGED, dtype=torch.float64)
+    _, expected = contenders[REFERENCE].first()
+    fused = torch.nn.functional.scaled_dot_product_attention
+    for name, contender in contenders.items():
+        with mock.patch.object(torch.nn.functional, fused.__name__, side_effect=fused) as called:
+            _, gradients = contender.first()
+        assert called.called == (name in (SDPA, JAGGED))
+        torch.testing.assert_close(gradients, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_all_contenders_agree(config: Config, build: Build, exact: Agreement) -> None:
     names = [name for name in lineup.names(config, CPU) if name not in (COMPILED, AS_TRAINED)]
-    assert {OURS, REFERENCE, SDPA, SEEDS} | ({PLAIN} if config.method == "umdf" else set()) == {*names}
+    assert {OURS, REFERENCE, SDPA, CROPPED, JAGGED, SEEDS} | ({PLAIN} if config.method == "umdf" else set()) == {*names}
     errors = [exact.check(contender) for contender in build(*names, dtype=exact.dtype).values()]
     assert max(errors) < (1e-4 if exact.dtype == torch.float32 else 0.3)
 
@@ -141,18 +147,17 @@ def test_a_relu_that_is_about_to_switch_does_not_decide(
     layer = EDGE[config.method]
 
     def input_of_the_unit() -> torch.Tensor:
-        objective, found = agreement.exactly(untrained_objective(config, dataset, [1], CPU, torch.float32)), []
-        objective.module.get_submodule(layer).register_forward_hook(
-            lambda module, args, out: found.append(out.detach())
-        )
+        objective, seen = agreement.exactly(untrained_objective(config, dataset, [1], CPU, torch.float32)), []
+        linear = objective.module.get_submodule(layer)
+        linear.register_forward_hook(lambda module, args, out: seen.append(args[0].detach()))
         Contender(config, objective, 1, WITH_REFERENCE).first()
-        return found[0].flatten(0, -2)[0]  # of the first sample
+        return seen[0].flatten(0, -2)[0] @ linear.weight[0].detach() + linear.bias[0].detach()  # of the first sample
 
     inputs = input_of_the_unit()
     unit = inputs.abs().argmin()
 
-    def at_the_edge(*args: Any) -> Objective:
-        objective = untrained_objective(*args)
+    def at_the_edge(*args: Any, **how: Any) -> Objective:
+        objective = untrained_objective(*args, **how)
         with torch.no_grad():
             objective.module.get_submodule(layer).bias[0, unit] -= inputs[unit]
         return objective

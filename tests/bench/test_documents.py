@@ -17,7 +17,7 @@ from fastmmkd.evaluation.schema import Results
 UMDF = quality.RECORDS / "study" / "umdf"
 PARTS = (
     *("study_umdf", "study_corrkd", "study_hrlf", "methods", "fresh", "ict_mmmo", "cmu_mosi"),
-    *("speed", "train_steps", "kernels", "scaling", "data_path", "parity"),
+    *("speed", "train_steps", "kernels", "epochs", "scaling", "data_path", "parity"),
 )
 
 
@@ -56,20 +56,20 @@ class TestOtherRecords:
     @pytest.fixture
     def runs(self, tmp_path: Path) -> Path:
         """What `make study` and `make real` leave behind, HRLF not yet run."""
-        found = results.read(UMDF / "umdf")
+        umdf = results.read(UMDF / "umdf")
         for name in ABLATIONS["umdf"]:
-            self.write(tmp_path / "runs" / "umdf" / slug(name), found)
-        found = found.model_copy(deep=True, update={"task": "classification-2", "method": "corrkd"})
-        statistic = found.average.metrics["f1_non0"]
+            self.write(tmp_path / "runs" / "umdf" / slug(name), umdf)
+        corrkd = umdf.model_copy(deep=True, update={"task": "classification-2", "method": "corrkd"})
+        statistic = corrkd.average.metrics["f1_non0"]
         statistic.per_seed = [value - 1 - 0.1 * i for i, value in enumerate(statistic.per_seed)]
         for name in ABLATIONS["corrkd"]:
-            self.write(tmp_path / "runs" / "corrkd" / slug(name), found)
-        self.write(tmp_path / "runs" / "corrkd_ict_mmmo", found)
+            self.write(tmp_path / "runs" / "corrkd" / slug(name), corrkd)
+        self.write(tmp_path / "runs" / "corrkd_ict_mmmo", corrkd)
         return tmp_path / "runs"
 
-    def write(self, folder: Path, found: Results) -> None:
+    def write(self, folder: Path, summary: Results) -> None:
         folder.mkdir(parents=True)
-        (folder / "results.json").write_text(found.model_dump_json())
+        (folder / "results.json").write_text(summary.model_dump_json())
         shutil.copyfile(UMDF / "umdf" / "run.json", folder / "run.json")
 
     def parts(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ import torch
 from bench import gpu_kernels, kernel_times
 from bench.choices import BY_IMPORTANCE
 from bench.gpu_kernels import PROCESS, SPOILED, Part
-from bench.kernel_cases import Case, cases
+from bench.kernel_cases import KernelCase, cases
 from fastmmkd.errors import UserError
 from fastmmkd.ops import reference
 
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 NEVER = float("inf")
 
 
-def case_of(op: str, dtype: torch.dtype = torch.float32) -> Case:
+def case_of(op: str, dtype: torch.dtype = torch.float32) -> KernelCase:
     return next(cases(op, [dtype], CPU, large=False, dry=True))
 
 
@@ -36,7 +36,11 @@ def test_it_is_rehearsed_in_processes(tmp_path: Path, capsys: pytest.CaptureFixt
     assert gpu_kernels.main(given) == 0
     records = json.loads(out.read_text())
     assert list(dict.fromkeys((r["op"], r["size"], r["dtype"]) for r in records)) == [
-        *(("missing_draw", "2 x 2 x 5", dtype) for dtype in ("bf16", "fp32")),
+        *(
+            ("missing_draw", size, dtype)
+            for dtype in ("bf16", "fp32")
+            for size in ("2 x 2 x 5", "2 x 2 x 5, MOSEI's lengths")
+        ),
         *(("js_divergence", "N=16", dtype) for dtype in ("bf16", "fp32")),
         *(("js_divergence", size, dtype) for dtype in ("bf16", "fp32") for size in ("N=128", "N=32")),
     ]
@@ -48,13 +52,13 @@ def test_it_is_rehearsed_in_processes(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("op", BY_IMPORTANCE)
 @pytest.mark.parametrize("large", [False, True])
 def test_every_operation_is_measured(op: str, large: bool) -> None:
-    found: list[dict[str, Any]] = []
-    assert gpu_kernels.measure_part(part(op, large=large, dtypes=["bf16", "fp32"]), found.append) == 0
-    records = [r for r in found if "begun" not in r]
+    sent: list[dict[str, Any]] = []
+    assert gpu_kernels.measure_part(part(op, large=large, dtypes=["bf16", "fp32"]), sent.append) == 0
+    records = [r for r in sent if "begun" not in r]
     assert {r["dtype"] for r in records} == {"bf16", "fp32"}
     assert not [r for r in records if "failed" in r]
-    assert len(found) - len(records) == sum(r["contender"] == "reference" for r in records)
-    last = len(found) - len(records) - 1
+    assert len(sent) - len(records) == sum(r["contender"] == "reference" for r in records)
+    last = len(sent) - len(records) - 1
     rest: list[dict[str, Any]] = []
     gpu_kernels.measure_part(part(op, large=large, dtypes=["bf16", "fp32"], first=last), rest.append)
     assert rest[0] == {"begun": last}
@@ -65,13 +69,13 @@ def test_a_contender_that_is_wrong_or_fails_is_named(monkeypatch: pytest.MonkeyP
     def broken(*args: Any) -> torch.Tensor:
         raise RuntimeError("no kernel\nfor this")
 
-    found = {
+    contenders = {
         "cpp": (None, lambda x, y: (x - y).sum((1, 2))),
         "triton": (None, lambda x, y: reference.gaussian_mmd(x, y) * torch.nan),
         "cuda": (None, broken),
         "reference": (None, reference.gaussian_mmd),
     }
-    monkeypatch.setattr(kernel_times, "contenders", lambda case, device, compiled: found)
+    monkeypatch.setattr(kernel_times, "contenders", lambda case, device, compiled: contenders)
     records = list(kernel_times.measure(case_of("gaussian_mmd"), CPU, dry=True, compiled=False))
     wrong, infinite, failing, fine = records
     assert wrong["failed"].startswith("ValueError: differs from the reference by")
@@ -89,7 +93,7 @@ class TestProcesses:
     def script(self, monkeypatch: pytest.MonkeyPatch) -> Any:
         def stand_in(code: str) -> None:
             head = "import os, sys, json, time; first = int(sys.argv[2]); pipe = os.fdopen(int(sys.argv[1]), 'w')\n"
-            head += "def say(**found): print(json.dumps(found), file=pipe, flush=True)\n"
+            head += "def say(**line): print(json.dumps(line), file=pipe, flush=True)\n"
             monkeypatch.setattr(
                 gpu_kernels,
                 "command_of",
@@ -122,9 +126,9 @@ class TestProcesses:
     def test_what_there_is_no_time_for_is_skipped(self, script: Any) -> None:
         script("say(begun=0); say(op='x', contender='cpp'); time.sleep(60)")
         started = time.monotonic()
-        found, *skipped = gpu_kernels.of_parts([part(), part(large=True)], started + 2)
+        first, *skipped = gpu_kernels.of_parts([part(), part(large=True)], started + 2)
         assert time.monotonic() - started < 30
-        assert found == {"op": "x", "contender": "cpp"}
+        assert first == {"op": "x", "contender": "cpp"}
         assert [r["skipped"] for r in skipped] == ["no time left", "no time left for large sizes"]
 
     def test_failures_are_lines_and_exit_code_one(

@@ -31,16 +31,16 @@ def test_values(value, dtype):
 def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(gpu_preflight, "PACKAGES", {"numpy": "numpy", "imaginary": "no_such_module"})
     assert gpu_preflight.main([str(tmp_path / "found.json"), "--rehearse"]) == 1
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["missing"] == ["imaginary: ModuleNotFoundError: No module named 'no_such_module'"]
+    record = json.loads((tmp_path / "found.json").read_text())
+    assert record["missing"] == ["imaginary: ModuleNotFoundError: No module named 'no_such_module'"]
     assert "python -m bench.gpu_bundle" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_machine_with_all_that_is_needed_can_be_checked(tmp_path, capsys) -> None:
     assert gpu_preflight.main([str(tmp_path / "found.json"), "--rehearse"]) == 0
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["device works"]
-    assert found["packages"]["torch"] != "-"
+    record = json.loads((tmp_path / "found.json").read_text())
+    assert record["device works"]
+    assert record["packages"]["torch"] != "-"
     assert "the GPU check can run" in capsys.readouterr().out
 
 
@@ -59,8 +59,8 @@ def test_an_operation_that_is_wrong_and_one_that_dies_are_named(tmp_path, monkey
     monkeypatch.setattr(gpu_smoke, "smoke_tests", lambda: [("triton", op) for op in ("add", "die", "fine", "none")])
     monkeypatch.setattr(gpu_smoke, "stand_in", lambda: {"FASTMMKD_PARITY": "cpp"})
     assert gpu_smoke.main([str(tmp_path / "found.json"), "--rehearse"]) == 1
-    found = json.loads((tmp_path / "found.json").read_text())
-    verdicts = {name: outcome["verdict"] for name, outcome in found.items()}
+    record = json.loads((tmp_path / "found.json").read_text())
+    verdicts = {name: outcome["verdict"] for name, outcome in record.items()}
     assert verdicts == {
         "triton add": "WRONG in 1 of 1 cases",
         "triton die": "FAILED with exit code 9",
@@ -68,7 +68,7 @@ def test_an_operation_that_is_wrong_and_one_that_dies_are_named(tmp_path, monkey
         "triton none": "FAILED with exit code 5",
     }
     assert "assert (1 + 1) == 3" in capsys.readouterr().out
-    assert any("assert (1 + 1) == 3" in text for text in found["triton add"]["failures"].values())
+    assert any("assert (1 + 1) == 3" in text for text in record["triton add"]["failures"].values())
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -81,9 +81,9 @@ def test_failures_are_printed_and_recorded_as_they_come(workers, tmp_path) -> No
     assert result.returncode == 1
     output = result.stdout.decode()
     assert output.index("three is too much") < output.index("short test summary")
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert (found["passed"], found["failed"], found["finished"]) == (5, 1, True)
-    ((test, traceback),) = found["failures"].items()
+    record = json.loads((tmp_path / "found.json").read_text())
+    assert (record["passed"], record["failed"], record["finished"]) == (5, 1, True)
+    ((test, traceback),) = record["failures"].items()
     assert test == "test_half.py::test_values[3-torch.float32] (call)"
     assert "three is too much" in traceback
     if workers == 1:  # fp16 comes last

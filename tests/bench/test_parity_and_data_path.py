@@ -18,6 +18,10 @@ needs_kernels = pytest.mark.skipif(bool(extension.missing), reason=extension.mis
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(parity, "ATTENTION", [(1, 2, 5, (5, 3), 2, 4)])
+    monkeypatch.setattr(parity, "ENCODER", [(3, 2, 5, 2, 4)])
+    monkeypatch.setattr(parity, "CROSSMODAL", [(1, 2, 5, 2, 4)])
+    monkeypatch.setattr(parity, "LINEAR", [(2, 6, 4)])
+    monkeypatch.setattr(parity, "CONVOLUTION", [(2, 5, 3, 4)])
     monkeypatch.setattr(parity, "NORM", [(2, 3, 5, 8)])
     monkeypatch.setattr(parity, "LOSSES", [(2, 5, 8)])
     monkeypatch.setattr(records, "FOLDER", tmp_path / "speed")

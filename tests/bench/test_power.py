@@ -40,12 +40,12 @@ def test_joules_are_the_integral_of_watts(monkeypatch: pytest.MonkeyPatch) -> No
     sampler = power.PowerSampler(FakeNvml(), interval=60.0)
     for _ in range(3):
         sampler._read()
-    found = sampler.summary(samples=500)
-    assert found["seconds"] == 3.0
-    assert found["joules"] == 2 * 200 + 300
-    assert found["joules per 1000 samples"] == 1400
-    assert (found["sm MHz"], found["memory MHz"], found["utilisation %"]) == (1500, 900, 80)
-    assert found["memory bytes"] == 2**30
+    summary = sampler.summary(samples=500)
+    assert summary["seconds"] == 3.0
+    assert summary["joules"] == 2 * 200 + 300
+    assert summary["joules per 1000 samples"] == 1400
+    assert (summary["sm MHz"], summary["memory MHz"], summary["utilisation %"]) == (1500, 900, 80)
+    assert summary["memory bytes"] == 2**30
 
 
 def test_the_thread_reads_at_both_ends() -> None:

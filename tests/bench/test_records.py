@@ -27,8 +27,8 @@ def test_a_record_never_replaces_another(tmp_path: Path) -> None:
         "2026-01-01_parity_1.json",
         "2025-12-31_kernels_1.json",
     ]
-    found = records.newest(tmp_path)
-    assert {kind: record["n"] for (kind, _), record in found.items()} == {"kernels": 2, "parity": 3}
+    newest = records.newest(tmp_path)
+    assert {kind: record["n"] for (kind, _), record in newest.items()} == {"kernels": 2, "parity": 3}
 
 
 def test_the_tenth_of_a_day_is_newer_than_the_ninth(tmp_path: Path) -> None:

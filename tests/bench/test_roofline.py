@@ -117,9 +117,9 @@ def differentiate_attention() -> None:
 )
 def test_attention_does_what_its_loops_do(literal, work) -> None:
     literal()
-    one = work(1, 1, QUERIES, KEYS, WIDTH, 1, 4)
+    one = work(1, [QUERIES], [KEYS], WIDTH, 1, 4)
     assert one.operations == Number.operations
-    many = work(6, 7, QUERIES, KEYS, HEADS * WIDTH, HEADS, 4)
+    many = work(6, [QUERIES] * 7, [KEYS] * 7, HEADS * WIDTH, HEADS, 4)
     assert many.operations == 6 * 7 * HEADS * one.operations
 
 
@@ -142,6 +142,64 @@ def test_the_gradient_of_the_norm_does_what_its_loops_do() -> None:
     level, along = total(grad) / width, dot(grad, normed) / width
     assert len([((g - level) - n * along) * scale for g, n in zip(grad, normed, strict=True)]) == WIDTH
     assert NORM.backward_work(1, 1, WIDTH, 4).operations == Number.operations
+
+
+def test_products_do_what_their_loops_do() -> None:
+    rows, n, m = 3, WIDTH, 4
+    for _ in range(rows):
+        assert len([dot(row(n), row(n)) + ONE for _ in range(m)]) == m
+    assert work_of("grouped_linear")(1, rows, n, m, 4).operations == Number.operations
+    Number.operations = 0
+    for _ in range(rows):
+        assert len([dot(row(3 * n), row(3 * n)) + ONE for _ in range(m)]) == m
+    assert work_of("temporal_convolution")(1, rows, n, m, 4).operations == Number.operations
+
+
+def test_the_gradients_of_products_do_what_their_loops_do() -> None:
+    rows, n, m = 3, WIDTH, 4
+    for taps, name in ((1, "grouped_linear"), (3, "temporal_convolution")):
+        Number.operations = 0
+        assert len([dot(row(taps * m), row(taps * m)) for _ in range(rows) for _ in range(n)]) == rows * n
+        assert len([dot(row(rows), row(rows)) for _ in range(taps * n) for _ in range(m)]) == taps * n * m
+        assert len([total(row(rows)) for _ in range(m)]) == m
+        assert OPERATIONS[name].backward_work(1, rows, n, m, 4).operations == Number.operations
+
+
+def linear(rows: int, n: int, m: int, bias: bool = True) -> int:
+    """Operations of a product."""
+    Number.operations = 0
+    for _ in range(rows * m):
+        out = dot(row(n), row(n))
+        if bias:
+            out + ONE
+    return Number.operations
+
+
+def test_an_encoder_layer_does_what_its_steps_do() -> None:
+    g, t, d, h = 2, [QUERIES, 2, 5], HEADS * WIDTH, HEADS
+    rows = g * sum(t)
+    steps = linear(rows, d, 3 * d, bias=False) + linear(rows, d, d) + linear(rows, d, 4 * d) + linear(rows, 4 * d, d)
+    steps += ATTENTION.work(g, t, t, d, h, 4).operations + 2 * NORM.work(g, sum(t), d, 4).operations
+    assert work_of("encoder_layer")(g, t, d, h, 4).operations == steps
+    backward = ATTENTION.backward_work(g, t, t, d, h, 4).operations
+    backward += 2 * NORM.backward_work(g, sum(t), d, 4).operations
+    backward += 2 * linear(rows, d, 12 * d, bias=False) + rows * (6 * d + 2 * d)  # biases, residuals
+    assert OPERATIONS["encoder_layer"].backward_work(g, t, d, h, 4).operations == backward
+
+
+def test_a_crossmodal_layer_does_what_its_steps_do() -> None:
+    s, t, d, h = 2, [QUERIES, 2, 5], HEADS * WIDTH, HEADS
+    rows = s * sum(t)
+    steps = 9 * linear(rows, d, d, bias=False) + 21 * linear(rows, d, 2 * d, bias=False) + 9 * linear(rows, d, d)
+    steps += 3 * (linear(rows, d, 4 * d) + linear(rows, 4 * d, d)) + 3 * rows * d  # the sum of fine attentions
+    of_attention = ((3 * s, [3 * n for n in t]), (6 * s, [2 * n for n in t]))
+    steps += sum(ATTENTION.work(g, t, k, d, h, 4).operations for g, k in of_attention)
+    steps += NORM.work(12 * s, sum(t), d, 4).operations
+    assert work_of("crossmodal_layer")(s, t, d, h, 4).operations == steps
+    backward = sum(ATTENTION.backward_work(g, t, k, d, h, 4).operations for g, k in of_attention)
+    backward += NORM.backward_work(12 * s, sum(t), d, 4).operations
+    backward += 2 * linear(rows, d, 84 * d, bias=False) + rows * (24 * d + 12 * d)  # biases, residuals
+    assert OPERATIONS["crossmodal_layer"].backward_work(s, t, d, h, 4).operations == backward
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -248,21 +306,23 @@ def _bytes(tree: Any) -> int:
 
 
 def test_bytes_of_attention_are_those_of_inputs_and_outputs() -> None:
-    groups, rows, frames, width, heads = 2, 3, 5, 8, 4
-    x, parts = half(groups, rows, frames, width), [half(groups, rows, k, width) for k in (5, 7)]
-    masks, statistics = [flags(groups, rows, k) for k in (5, 7)], exact(groups, rows, heads, 2, frames)
-    sizes = groups, rows, frames, 5 + 7, width, heads, 2
-    assert ATTENTION.work(*sizes).bytes == moved("cross_attention", x, parts, parts, masks, heads)
-    args = x, x, parts, parts, masks, x, statistics, heads
-    assert ATTENTION.backward_work(*sizes).bytes == moved("cross_attention_backward", *args)
+    groups, frames, keys, width, heads = 2, (5, 2, 1), ((5, 2, 1), (7, 9, 3)), 8, 4
+    x, parts = half(groups, 8, width), [half(groups, sum(k), width) for k in keys]
+    masks, statistics = [flags(1, sum(k)) for k in keys], exact(groups, heads, 2, 8)
+    starts = torch.empty((1, 4), dtype=torch.int64, device="meta")
+    inputs, where = (x, parts, parts, masks, starts, [starts] * 2, [5, 5, 9]), 3 * 4 * 8
+    sizes = groups, frames, (12, 11, 4), width, heads, 2
+    assert ATTENTION.work(*sizes).bytes == moved("cross_attention", *inputs, heads) - where
+    args = x, *inputs, x, statistics, heads
+    assert ATTENTION.backward_work(*sizes).bytes == moved("cross_attention_backward", *args) - where
 
 
 def test_bytes_of_the_norm_are_those_of_inputs_and_outputs() -> None:
     x, affine, statistics = half(2, 6, 8), half(2, 8), exact(2, 6)
-    found = moved("residual_layer_norm", x, x, affine, affine, 1e-5)
-    assert NORM.work(2, 6, 8, 2).bytes == found
-    found = moved("residual_layer_norm_backward", x, x, x, affine, statistics, statistics)
-    assert NORM.backward_work(2, 6, 8, 2).bytes == found
+    traffic = moved("residual_layer_norm", x, x, affine, affine, 1e-5)
+    assert NORM.work(2, 6, 8, 2).bytes == traffic
+    traffic = moved("residual_layer_norm_backward", x, x, x, affine, statistics, statistics)
+    assert NORM.backward_work(2, 6, 8, 2).bytes == traffic
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -271,12 +331,12 @@ def test_bytes_of_losses_are_those_of_inputs_and_outputs(gradients) -> None:
     both, one = [gradients, gradients], [gradients, False]
     assert work_of("gaussian_mmd")(2, 6, 8, 2, gradients).bytes == moved("gaussian_mmd", x, x, both)
     assert work_of("js_divergence")(2, 6, 8, 2, gradients).bytes == moved("js_divergence", x, x, both)
-    found = moved("pairwise_contrastive", x, more, 1.2, 0, True, one)
-    assert work_of("pairwise_contrastive")(2, 6, 9, 8, 2, gradients).bytes == found
-    found = moved("prototype_similarity", x, x, classes, 2, one)
-    assert work_of("prototype_similarity")(2, 6, 8, 2, 2, gradients).bytes == found
-    found = moved("jsd_mutual_information", x, x, half(2, 8), half(2), [gradients] * 4)
-    assert work_of("jsd_mutual_information")(2, 6, 8, 2, gradients).bytes == found
+    traffic = moved("pairwise_contrastive", x, more, 1.2, 0, True, one)
+    assert work_of("pairwise_contrastive")(2, 6, 9, 8, 2, gradients).bytes == traffic
+    traffic = moved("prototype_similarity", x, x, classes, 2, one)
+    assert work_of("prototype_similarity")(2, 6, 8, 2, 2, gradients).bytes == traffic
+    traffic = moved("jsd_mutual_information", x, x, half(2, 8), half(2), [gradients] * 4)
+    assert work_of("jsd_mutual_information")(2, 6, 8, 2, gradients).bytes == traffic
 
 
 def test_fractions() -> None:
@@ -284,7 +344,7 @@ def test_fractions() -> None:
 
 
 def test_a_draw_that_keeps_half() -> None:
-    assert work_of("missing_draw")(2, 3, (5, 7), (4, 1), 2, 0.5) == Work(6 * (5 * (8 + 4 + 2) + 7 * (2 + 1 + 2)), 0)
+    assert work_of("missing_draw")((30, 42), (4, 1), 2, 0.5) == Work(30 * (8 + 4 + 2) + 42 * (2 + 1 + 2), 0)
 
 
 @pytest.mark.parametrize("op", [op for op in OPERATIONS.values() if op.kernels], ids=lambda op: op.name)
@@ -294,6 +354,6 @@ def test_everything_with_kernels_has_a_formula(op) -> None:
 
 
 def test_ceilings_of_a_cpu() -> None:
-    found = roofline.measure_ceilings(torch.device("cpu"), torch.float32, copied=2**22, side=128, repeats=3)
-    assert 1e8 < found.bandwidth < 1e13
-    assert 1e8 < found.arithmetic < 1e15
+    ceilings = roofline.measure_ceilings(torch.device("cpu"), torch.float32, copied=2**22, side=128, repeats=3)
+    assert 1e8 < ceilings.bandwidth < 1e13
+    assert 1e8 < ceilings.arithmetic < 1e15

@@ -22,7 +22,7 @@ def measured(group: str, name: str, median: float) -> dict:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    found = {
+    report = {
         "datetime": "2026-01-02T03:04:05",
         "machine_info": {"node": "secret-name", "cpu": {"brand_raw": "A CPU"}},
         "benchmarks": [
@@ -33,7 +33,7 @@ def file(tmp_path: Path) -> Path:
         ],
     }
     path = tmp_path / "bench.json"
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(report))
     return path
 
 

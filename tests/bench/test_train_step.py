@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 
-from bench import heats, lineup, observe, records, report, rounds, scaling, speed_plots, train_step
+from bench import epoch, heats, lineup, observe, records, report, rounds, scaling, speed, speed_plots, train_step
 from bench.agreement import Agreement
 from bench.contenders import Contender, Graphed
-from bench.variants import AS_TRAINED, GRAPHED, OURS, OURS_COMPILED, REFERENCE, SDPA, SEEDS
-from bench.workload import Shape, shape_of
+from bench.padding import PADDED, CroppedSplit
+from bench.variants import AS_TRAINED, CROPPED, GRAPHED, JAGGED, OURS, OURS_COMPILED, REFERENCE, SDPA, SEEDS
+from bench.workload import FULL, Shape, lengths_of, random_dataset, shape_of
 from fastmmkd.blocks import Config
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.step import untrained_objective
@@ -49,9 +50,9 @@ def test_a_replayed_step_is_the_eager_one(
     for i in range(1, 4):
         for contender in (eager, replayed):
             contender(i, rounds.Clock(CPU))
-    (expected, _), (found, _) = eager.first(), Contender.first(replayed)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert abs(before - expected) > 100 * abs(found - expected)
+    (expected, _), (loss, _) = eager.first(), Contender.first(replayed)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    assert abs(before - expected) > 100 * abs(loss - expected)
 
 
 def test_contenders_take_turns() -> None:
@@ -65,9 +66,9 @@ def test_contenders_take_turns() -> None:
 
         return step
 
-    found = rounds.time_all({name: contender(name) for name in "xy"}, 2, CPU, warm_up=1)
+    times = rounds.time_all({name: contender(name) for name in "xy"}, 2, CPU, warm_up=1)
     assert taken == [(0, "x"), (0, "y"), (1, "y"), (1, "x"), (2, "x"), (2, "y")]
-    for stages in found.values():
+    for stages in times.values():
         assert [len(seconds) for seconds in stages.values()] == [2, 2, 2]
         np.testing.assert_allclose(stages["a"] + stages["b"], stages[rounds.WHOLE])
 
@@ -83,15 +84,15 @@ def test_who_fails_takes_no_more_turns() -> None:
             raise RuntimeError("out of memory")
         clock.mark("a")
 
-    found = rounds.time_all(
+    times = rounds.time_all(
         {"x": failing, "y": fine}, 5, CPU, warm_up=1, failed=lambda name, error: failures.append((name, str(error)))
     )
     assert failures == [("x", "out of memory")]
-    assert {name: len(stages["a"]) for name, stages in found.items()} == {"y": 5}
-    assert rounds.time_all({"x": failing}, 5, CPU, failed=lambda *args: None, enough=lambda found: not found["x"]) == {}
+    assert {name: len(stages["a"]) for name, stages in times.items()} == {"y": 5}
+    assert rounds.time_all({"x": failing}, 5, CPU, failed=lambda *args: None, enough=lambda times: not times["x"]) == {}
     with pytest.raises(RuntimeError, match="out of memory"):
         rounds.time_all({"x": failing}, 5, CPU)
-    few = rounds.time_all({"y": fine}, 5, CPU, enough=lambda found: len(found["y"]["a"]) == 2)
+    few = rounds.time_all({"y": fine}, 5, CPU, enough=lambda times: len(times["y"]["a"]) == 2)
     assert len(few["y"]["a"]) == 2
 
 
@@ -99,9 +100,9 @@ def test_which_contenders_there_are(config: Config) -> None:
     for_cuda = lineup.names(config, torch.device("cuda"))
     assert ("plain + SDPA" in for_cuda) == (config.method == "umdf")
     assert set(lineup.names(config, CPU)) < set(for_cuda)
-    assert set(lineup.names(config, CPU)) >= {OURS, AS_TRAINED, REFERENCE, SDPA}
-    text = "compile, ours, compiled, in a graph,ours + graph, bare loop,ours"
-    assert lineup.choose(text, for_cuda) == [OURS, GRAPHED, OURS_COMPILED, "compile"]
+    assert set(lineup.names(config, CPU)) >= {OURS, AS_TRAINED, REFERENCE, SDPA, CROPPED, JAGGED}
+    text = "compile, ours, compiled, in a graph,reference, cropped,ours + graph, bare loop,ours"
+    assert lineup.choose(text, for_cuda) == [OURS, GRAPHED, CROPPED, OURS_COMPILED, "compile"]
     with pytest.raises(UserError, match="--variants compiled: no such contender here; expected some of ours; as tr"):
         lineup.choose("ours, compiled", for_cuda)
     assert set(for_cuda) <= set(lineup.SHOWN)
@@ -121,10 +122,34 @@ def test_operators_and_memory_are_counted() -> None:
 
 
 def test_shapes_come_from_the_name_of_the_data(config: Config) -> None:
-    assert shape_of(config) == Shape(50, (300, 74, 35))
-    assert shape_of(config, 7, "3,2,1") == Shape(7, (3, 2, 1))
+    assert shape_of(config) == Shape(50, (300, 74, 35), "mosei")
+    assert shape_of(config, 7, "3,2,1", "mosi") == Shape(7, (3, 2, 1), "mosi")
     with pytest.raises(UserError, match="expected three widths"):
         shape_of(config, dims="3,2")
+
+
+def test_lengths_are_those_of_a_data_set() -> None:
+    mean = {lengths: lengths_of(Shape(50, (), lengths), 4000).mean() for lengths in ("mosi", "mosei", FULL)}
+    assert mean == {"mosi": pytest.approx(12.8, abs=0.4), "mosei": pytest.approx(20.2, abs=0.6), FULL: 50}
+    stretched = lengths_of(Shape(200, (), "mosei"), 4000)
+    assert stretched.mean() == pytest.approx(81, abs=2)
+    assert (stretched.max(), stretched[0]) == (200, 200)
+
+
+def test_who_pads_holds_more_rows(config: Config) -> None:
+    dataset = random_dataset(config, Shape(9, (5, 4, 3), "mosei"), 16)
+    lengths = dataset.splits["train"].lengths[:, 0]
+    rows = np.argsort(lengths)[None, :8]
+    longest = int(lengths[rows].max())
+    assert longest < 9
+    for resident, expected in ((None, lengths[rows].sum()), (PADDED, 8 * 9), (CroppedSplit, 8 * longest)):
+        how = {"resident": resident} if resident else {}
+        objective = untrained_objective(config, dataset, [1], CPU, torch.float32, **how)
+        batch = objective.draw(torch.from_numpy(rows), torch.tensor(0))
+        (layout, *_) = batch.layouts
+        assert layout.rows == expected
+        assert layout.is_uniform == bool(resident)
+        assert sum(real.sum() for real in batch.real) == 3 * lengths[rows].sum()
 
 
 class TestCommands:
@@ -144,10 +169,11 @@ class TestCommands:
     ) -> None:
         assert train_step.main([*arguments, "--runs", "2"]) == 0
         ((kind, _), record) = next(iter(records.newest().items()))
-        assert kind == "train_step_tiny"
-        assert [v["name"] for v in record["variants"]] == [REFERENCE, SDPA, OURS, AS_TRAINED]
+        assert kind == "train_step_tiny_mosei"
+        assert (record["workload"]["lengths"], record["workload"]["frames"]) == ("mosei", 4)
+        assert [v["name"] for v in record["variants"]] == [REFERENCE, SDPA, CROPPED, OURS, AS_TRAINED]
         assert (record["excluded"], record["skipped"]) == ({}, {})
-        reference, _, ours, trained = record["variants"]
+        reference, *_, ours, trained = record["variants"]
         assert list(ours["stages ms"]) == ["draw", "teach", "loss", "backward", "update"]
         assert ours["operator calls"] < reference["operator calls"]
         assert ours["energy"] == {"absent": "no NVIDIA device"}
@@ -157,8 +183,9 @@ class TestCommands:
         names = [engine["name"] for engine in record["engine"]["engines"]]
         assert names[:3] == ["bare loop", "as configured", "ZeRO 0"]
         parts = report.parts()
-        assert "| tiny (8 x 4) " in parts["speed"]
+        assert "| tiny (8 x 3 of 4) " in parts["speed"]
         assert "| no clipping " in parts["train_steps"]
+        assert "tiny, batch 8, 3 of 4 frames of 5 + 4 + 3, mosei's lengths:" in parts["train_steps"]
         speed_plots.draw_all()
         (picture,) = (tmp_path / "pictures").iterdir()
         assert f"/{picture.name})" in parts["train_steps"]
@@ -227,7 +254,7 @@ class TestCommands:
     def test_without_any_time_there_is_an_empty_record(self, arguments: list[str]) -> None:
         assert train_step.main([*arguments, "--seconds", "0.001"]) == 0
         (record,) = records.newest().values()
-        assert set(record["skipped"]) == {OURS, REFERENCE, SDPA, AS_TRAINED, "engine"}
+        assert set(record["skipped"]) == {OURS, REFERENCE, SDPA, CROPPED, AS_TRAINED, "engine"}
         report.parts()
         speed_plots.draw_all()
 
@@ -241,15 +268,15 @@ class TestCommands:
         )
         given = ["--no-engine", "--runs", "1000000", "--variants", "ours,reference"]
         process = subprocess.Popen([sys.executable, "-c", code, *arguments, *given], stdout=subprocess.PIPE, text=True)
-        found: list[Path] = []
+        written: list[Path] = []
         for _ in range(3000):
-            found = [path for path in tmp_path.glob("speed/*/*.json") if records.read(path)["variants"]]
-            if found or process.poll() is not None:
+            written = [path for path in tmp_path.glob("speed/*/*.json") if records.read(path)["variants"]]
+            if written or process.poll() is not None:
                 break
             time.sleep(0.1)
         os.kill(process.pid, number)
         out, _ = process.communicate(timeout=60)
-        (path,) = found
+        (path,) = written
         assert {v["name"] for v in records.read(path)["variants"]} == {OURS, REFERENCE}
         if number != signal.SIGKILL:
             assert process.returncode == 130
@@ -259,11 +286,40 @@ class TestCommands:
     def test_growth_is_recorded_and_shown(self, arguments: list[str], tmp_path: Path) -> None:
         assert scaling.main([*arguments, "--runs", "1", "--axis", "seeds", "--values", "1,2"]) == 0
         (record,) = records.newest().values()
-        assert record["kind"] == "scaling_seeds_tiny"
+        assert record["kind"] == "scaling_seeds_tiny_mosei"
         assert [(point["value"], point["samples"]) for point in record["points"]] == [(1, 8), (2, 16)]
         speed_plots.draw_all()
         assert speed_plots.path_of(record).exists()
         assert f"/{speed_plots.path_of(record).name})" in report.parts()["scaling"]
+
+    def test_real_lengths_come_before_full_ones(self, arguments: list[str]) -> None:
+        given = [*arguments, "--runs", "1", "--no-engine", "--variants", "ours,reference"]
+        for lengths in (FULL, "mosei"):
+            assert train_step.main([*given, "--lengths", lengths]) == 0
+        newest = records.newest()
+        (full,) = (record for (kind, _), record in newest.items() if kind.endswith(FULL))
+        text = report.parts()["speed"]
+        assert text.index(speed.REAL) < text.index("| tiny (8 x 3 of 4) ") < text.index(speed.AS_LONG)
+        assert text.index(speed.AS_LONG) < text.index("| tiny (8 x 4) ")
+        before_lengths = {key: value for key, value in full["workload"].items() if key != "lengths"}
+        records.put(full | {"kind": "train_step_tiny", "workload": before_lengths})
+        assert records.newest() == newest
+        assert report.parts()["speed"] == text
+
+    def test_an_epoch_is_timed_with_its_validation(
+        self, arguments: list[str], tiny_store: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        given = [*arguments[:2], "--data", str(tiny_store), "--epochs", "2", "--record"]
+        assert epoch.main(given) == 0
+        (record,) = records.newest().values()
+        assert (record["kind"], record["samples"], record["validation samples"]) == ("epoch_tiny", 40, 12)
+        for whole, *parts in zip(*(record["seconds"][x] for x in ("epoch", "training", "validation")), strict=True):
+            assert min(parts) > 0
+            assert sum(parts) < whole
+        assert len(record["seconds"]["epoch"]) == 2
+        assert epoch.render(record) in report.parts()["epochs"]
+        with pytest.raises(UserError, match="no synthetic data are like it; expected --data"):
+            epoch.main([*arguments[:2], "--set", "data.path=ict_mmmo.h5"])
 
     def test_bad_arguments_are_refused(self, arguments: list[str]) -> None:
         with pytest.raises(UserError, match="--variants plain"):

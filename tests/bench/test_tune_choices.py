@@ -37,25 +37,27 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Specimen], list[torch.dtype]]]:
     """What was measured, operation by operation; nothing is."""
-    found: list[tuple[list[Specimen], list[torch.dtype]]] = []
-    monkeypatch.setattr(tune, "measure", lambda calls, dtypes, *args: found.append((list(calls), dtypes)) or iter(()))
-    return found
+    measured: list[tuple[list[Specimen], list[torch.dtype]]] = []
+    monkeypatch.setattr(
+        tune, "measure", lambda calls, dtypes, *args: measured.append((list(calls), dtypes)) or iter(())
+    )
+    return measured
 
 
 @pytest.mark.usefixtures("on_a_gpu")
 def test_what_matters_most_comes_first(calls: list[tuple[list[Specimen], list[torch.dtype]]]) -> None:
     assert tune.main([]) == 0
-    assert [{x.op for x in found} for found, _ in calls] == [{op} for op in BY_IMPORTANCE]
-    for found, dtypes in calls:
+    assert [{x.op for x in specimens} for specimens, _ in calls] == [{op} for op in BY_IMPORTANCE]
+    for specimens, dtypes in calls:
         assert dtypes == [torch.bfloat16, torch.float32, torch.float16]
-        assert [x.main for x in found] == sorted((x.main for x in found), reverse=True)
-    everything = sum(len(found) for found, _ in calls)
+        assert [x.main for x in specimens] == sorted((x.main for x in specimens), reverse=True)
+    everything = sum(len(specimens) for specimens, _ in calls)
     calls.clear()
     assert tune.main(["--main", "--dtype", "fp32,bf16", "--op", "missing_draw", "cross_attention"]) == 0
-    assert [{x.op for x in found} for found, _ in calls] == [{"cross_attention"}, {"missing_draw"}]
-    assert all(x.main for found, _ in calls for x in found)
+    assert [{x.op for x in specimens} for specimens, _ in calls] == [{"cross_attention"}, {"missing_draw"}]
+    assert all(x.main for specimens, _ in calls for x in specimens)
     assert [dtypes for _, dtypes in calls] == [[torch.bfloat16, torch.float32]] * 2
-    assert sum(len(found) for found, _ in calls) < everything / 4
+    assert sum(len(specimens) for specimens, _ in calls) < everything / 4
 
 
 def test_it_stops_in_time_and_keeps_what_it_has(

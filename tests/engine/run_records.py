@@ -17,11 +17,11 @@ def records(run: Path, seed: int = 1, phase: str = "") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / f"seed_{seed}" / phase / "metrics.jsonl").read_text().splitlines()]
 
 
-def without_timings(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = copy.deepcopy(found)
-    for record in found:
+def without_timings(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    lines = copy.deepcopy(lines)
+    for record in lines:
         del record["engine"]["seconds"], record["engine"]["samples_per_second"]
-    return found
+    return lines
 
 
 def parameters(run: Path, seed: int = 1, phase: str = "") -> dict[str, torch.Tensor]:
@@ -29,7 +29,10 @@ def parameters(run: Path, seed: int = 1, phase: str = "") -> dict[str, torch.Ten
 
 
 def progress(run: Path, seed: int = 1, phase: str = "") -> dict[str, Any]:
-    return json.loads((run / f"seed_{seed}" / phase / "checkpoints" / "latest.json").read_text())
+    """What `latest.json` says, but for its files' hashes: DeepSpeed's do not depend on what they hold alone."""
+    saved = json.loads((run / f"seed_{seed}" / phase / "checkpoints" / "latest.json").read_text())
+    del saved["files"]
+    return saved
 
 
 def engine_state(run: Path, seed: int = 1, phase: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fastmmkd.methods import METHODS
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.ablations])
 def test_every_row_is_a_config_of_its_own(method: str) -> None:
     rows = METHODS[method].ablations
     first, *others = rows
@@ -37,18 +38,29 @@ def test_every_row_is_a_config_of_its_own(method: str) -> None:
 def test_rows_are_trained_and_reported(
     tiny_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plots, "curves", lambda path, found: path.touch())
+    monkeypatch.setattr(plots, "curves", lambda path, runs: path.touch())
     monkeypatch.setattr(run_results, "draw_embedding", lambda *arguments: None)
     (tmp_path / "tiny.json").write_text(json.dumps(tiny_config | {"train": tiny_config["train"] | {"epochs": 1}}))
     rows, out = ("w/o L_logits", "UMDF"), tmp_path / "out"
     command = ["ablate", "--config", str(tmp_path / "tiny.json"), "--out", str(out), "--seeds", "3"]
-    assert main([*command, "--only", rows[0], "--only", rows[1]]) == 0
+    assert main([*command, "--only", rows[0], "--only", slug(rows[1])]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == ["UMDF: to do", "w/o L_logits: to do"]
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"umdf", "without_l_logits"}
     assert results.read(out / "umdf").seeds == [3]
     record = json.loads((out / "without_l_logits" / "run.json").read_text())
     assert record["config"]["loss"]["lambda_logits"] == 0
     assert "| UMDF - w/o L_logits " in (out / "report.md").read_text()
+
+
+def test_a_method_without_ablations(
+    tiny_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(METHODS, "umdf", replace(METHODS["umdf"], ablations={}))
+    config = tmp_path / "tiny.json"
+    config.write_text(json.dumps(tiny_config))
+    assert main(["ablate", "--config", str(config), "--out", str(tmp_path / "out")]) == 2
+    expected = f"error: {config}: UMDF has no ablations; expected a config of one of corrkd, hrlf\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_row_that_is_not_there(tiny_config: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,10 +76,10 @@ class TestTeachers:
     @pytest.fixture
     def teachers(self, tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
         """Row's folder -> the folder its teachers come from, filled by `ablate`; training leaves teachers only."""
-        found: dict[str, str | None] = {}
+        sources: dict[str, str | None] = {}
 
         def train(config: Config, output: Path, resume: bool, teacher: Path | None) -> None:
-            found[output.name] = teacher and teacher.name
+            sources[output.name] = teacher and teacher.name
             for seed in config.train.seeds if config.teacher else ():
                 folder = output / f"seed_{seed}" / "teacher"
                 folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +88,7 @@ class TestTeachers:
 
         monkeypatch.setattr(run, "train_run", train)
         self.data, self.out = str(tiny_store), tmp_path
-        return found
+        return sources
 
     def ablate(self, method: str, *rows: str) -> None:
         only = [argument for name in rows for argument in ("--only", name)]

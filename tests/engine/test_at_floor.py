@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fastmmkd.cli import main
 from fastmmkd.engine.bookkeeping import SeedBook
@@ -17,6 +17,7 @@ from fastmmkd.engine.groups import alone
 from fastmmkd.engine.teachers import is_at_floor, phases_at_floor
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import results
+from fastmmkd.model_file import serialised
 from fastmmkd.predictor import load
 
 Train = Callable[..., Path]
@@ -69,7 +70,7 @@ class TestACollapsedTeacher:
         self, config_of: Callable[..., dict], tmp_path: Path, process_state: None, capfd: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "tiny.json").write_text(json.dumps(config_of(3, **LITERAL)))
-        assert main(["train", "--config", str(tmp_path / "tiny.json"), "--output", str(tmp_path / "run")]) == 2
+        assert main(["train", "--config", str(tmp_path / "tiny.json"), "--out", str(tmp_path / "run")]) == 2
         out, err = capfd.readouterr()
         assert sum(CRIED.format("teacher") in line for line in out.splitlines()) == 1
         assert err.startswith(f"error: {tmp_path / 'run' / 'seed_1' / 'teacher'}: a student is not trained from this ")
@@ -135,15 +136,16 @@ def test_a_network_by_itself(trained: Path) -> None:
     config = load(trained).config
     for seed in (1, 2):
         assert set(phases_at_floor(config, trained / f"seed_{seed}")) == {"network"}
-    found = results.read(trained).at_floor
-    assert found == {"network": [phases_at_floor(config, trained / f"seed_{s}")["network"] for s in (1, 2)]}
-    assert None not in found["network"]
+    at_floor = results.read(trained).at_floor
+    assert at_floor == {"network": [phases_at_floor(config, trained / f"seed_{s}")["network"] for s in (1, 2)]}
+    assert None not in at_floor["network"]
 
 
 def test_a_model_that_is_gone_or_says_nothing_is_unknown(trained: Path, tmp_path: Path) -> None:
     """As a teacher that was removed to save space is, and a model that an earlier version wrote."""
     assert is_at_floor(tmp_path) is None
-    save_file(load_file(str(trained / "seed_1" / "model.safetensors")), str(tmp_path / "model.safetensors"))
+    tensors = load_file(str(trained / "seed_1" / "model.safetensors"))
+    (tmp_path / "model.safetensors").write_bytes(serialised(tensors, {}))
     assert is_at_floor(tmp_path) is None
 
 

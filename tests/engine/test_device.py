@@ -41,23 +41,25 @@ def placed(tiny_config: dict, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 class TestPlacement:
     def test_fp16_is_kept_on_a_v100(self, placed: Any) -> None:
-        found = placed(FP16, V100)
-        assert (found.device, found.precision, found.dtype) == (torch.device("cuda:1"), "fp16", torch.float16)
-        assert found.deepspeed["fp16"] == FP16["fp16"]
-        assert found.note is None
+        placement = placed(FP16, V100)
+        assert placement.device == torch.device("cuda:1")
+        assert (placement.precision, placement.dtype) == ("fp16", torch.float16)
+        assert placement.deepspeed["fp16"] == FP16["fp16"]
+        assert placement.note is None
 
     def test_fp16_becomes_bf16_where_that_is_better(self, placed: Any) -> None:
-        found = placed(FP16, A100)
-        assert (found.precision, found.dtype) == ("bf16", torch.bfloat16)
-        assert "fp16" not in found.deepspeed
-        assert found.deepspeed["bf16"] == {"enabled": True}
-        assert found.note == "deepspeed.fp16: a GPU has bf16, which needs no loss scale"
+        placement = placed(FP16, A100)
+        assert (placement.precision, placement.dtype) == ("bf16", torch.bfloat16)
+        assert "fp16" not in placement.deepspeed
+        assert placement.deepspeed["bf16"] == {"enabled": True}
+        assert placement.note == "deepspeed.fp16: a GPU has bf16, which needs no loss scale"
 
-    def test_fp16_becomes_fp32_without_a_gpu(self, placed: Any) -> None:
-        found = placed(FP16)
-        assert (found.device, found.precision) == (torch.device("cpu"), "fp32")
-        assert not {"fp16", "bf16"} & set(found.deepspeed)
-        assert found.note == "deepspeed.fp16 needs a GPU: training in fp32 on the CPU"
+    @pytest.mark.parametrize(("capability", "device"), [(None, "auto"), (None, "cpu"), (V100, "cpu"), (A100, "cpu")])
+    def test_fp16_becomes_fp32_without_a_gpu(self, placed: Any, capability: Any, device: str) -> None:
+        placement = placed(FP16, capability, device)
+        assert (placement.device, placement.precision) == (torch.device("cpu"), "fp32")
+        assert not {"fp16", "bf16"} & set(placement.deepspeed)
+        assert placement.note == "deepspeed.fp16 needs a GPU: training in fp32 on the CPU"
 
     @pytest.mark.parametrize(("stage", "on_the_cpu"), [(1, 0), (2, 2)])
     def test_the_stage_that_only_fp16_needs_goes_with_it(self, placed: Any, stage: int, on_the_cpu: int) -> None:
@@ -67,28 +69,28 @@ class TestPlacement:
 
     def test_deepspeed_is_not_told_of_what_is_null(self, placed: Any) -> None:
         nulls = dict.fromkeys(("scheduler", "fp16", "bf16", "zero_optimization", "gradient_clipping"))
-        found = placed(nulls, V100)
-        assert found.precision == "fp32"
-        assert not {"scheduler", "fp16", "bf16", "zero_optimization"} & set(found.deepspeed)
-        assert found.deepspeed["gradient_clipping"] == 0.0, "left out, it would be DeepSpeed's 1"
+        placement = placed(nulls, V100)
+        assert placement.precision == "fp32"
+        assert not {"scheduler", "fp16", "bf16", "zero_optimization"} & set(placement.deepspeed)
+        assert placement.deepspeed["gradient_clipping"] == 0.0, "left out, it would be DeepSpeed's 1"
 
     @pytest.mark.parametrize("stage", [0, 2])
     def test_bf16_becomes_fp16_on_a_v100_with_a_stage_that_scales(self, placed: Any, stage: int) -> None:
-        found = placed(BF16 | {"zero_optimization": {"stage": stage}}, V100)
-        assert found.precision == "fp16"
-        assert "bf16" not in found.deepspeed
-        assert found.deepspeed["zero_optimization"]["stage"] == max(1, stage)
-        assert found.note == "deepspeed.bf16: a GPU has none; training in fp16"
+        placement = placed(BF16 | {"zero_optimization": {"stage": stage}}, V100)
+        assert placement.precision == "fp16"
+        assert "bf16" not in placement.deepspeed
+        assert placement.deepspeed["zero_optimization"]["stage"] == max(1, stage)
+        assert placement.note == "deepspeed.bf16: a GPU has none; training in fp16"
 
     @pytest.mark.parametrize(("block", "capability"), [(BF16, None), (BF16, A100), ({}, V100), ({}, None)])
     def test_nothing_else_changes(self, placed: Any, block: dict, capability: tuple[int, int] | None) -> None:
-        found = placed(block, capability)
-        assert found.note is None
-        assert found.precision == ("bf16" if block else "fp32")
+        placement = placed(block, capability)
+        assert placement.note is None
+        assert placement.precision == ("bf16" if block else "fp32")
 
     def test_the_cpu_may_be_asked_for(self, placed: Any) -> None:
-        found = placed(BF16, V100, device="cpu")
-        assert (found.device, found.precision) == (torch.device("cpu"), "bf16")
+        placement = placed(BF16, V100, device="cpu")
+        assert (placement.device, placement.precision) == (torch.device("cpu"), "bf16")
 
     def test_a_gpu_that_is_not_there(self, placed: Any) -> None:
         with pytest.raises(UserError, match="torch sees no CUDA device"):
@@ -181,13 +183,13 @@ def trained(engine: Any) -> torch.Tensor:
 
 
 def test_one_process_reduces_nothing_and_that_changes_no_bit(engine_of: Any) -> None:
-    found = []
+    weights = []
     for reduces in (False, True):
         engine = engine_of({"optimizer": {"type": "SGD", "params": {"lr": 0.1}}})
         assert not engine.enable_backward_allreduce
         engine.enable_backward_allreduce = reduces
-        found.append(trained(engine))
-    assert torch.equal(*found)
+        weights.append(trained(engine))
+    assert torch.equal(*weights)
 
 
 @pytest.mark.parametrize("stage", [0, 2])
@@ -207,7 +209,7 @@ def test_deepspeed_does_not_wait_for_the_device_to_count_samples(
 
 def test_zero_finds_infinities_by_the_norm_alone(engine_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSpeed's own search, gradient by gradient, is left out; a step is skipped all the same."""
-    found = {}
+    outcomes = {}
     for searches in (False, True):
         engine = engine_of({"bf16": {"enabled": True}, "zero_optimization": {"stage": 2}})
         if searches:
@@ -216,8 +218,8 @@ def test_zero_finds_infinities_by_the_norm_alone(engine_of: Any, monkeypatch: py
             scale = torch.inf if i == 1 else 1.0
             engine.backward((engine(x).square() * scale).sum())
             engine.step()
-        found[searches] = engine.module.weight.detach().clone(), engine.skipped_steps
+        outcomes[searches] = engine.module.weight.detach().clone(), engine.skipped_steps
         engine.destroy()
-    assert torch.equal(found[False][0], found[True][0])
-    assert torch.isfinite(found[False][0]).all()
-    assert found[False][1] == found[True][1] == 1
+    assert torch.equal(outcomes[False][0], outcomes[True][0])
+    assert torch.isfinite(outcomes[False][0]).all()
+    assert outcomes[False][1] == outcomes[True][1] == 1

@@ -17,7 +17,7 @@ from fastmmkd.engine import step, trainer
 from fastmmkd.engine.profile import profile_steps
 from fastmmkd.engine.teachers import identity
 from fastmmkd.errors import Interrupted
-from fastmmkd.methods.corrkd import CorrkdNetwork
+from fastmmkd.nn.embedding import TemporalEmbedding
 from tests.conftest import contained_process
 from tests.engine.fake_capture import FakeCapture
 
@@ -60,10 +60,10 @@ def test_an_interrupted_run_continues_exactly(
 ) -> None:
     with pytest.raises(Interrupted):
         train_tiny(raw_of(method), tmp_path / "run", stop_after=7)
-    found = train_tiny(raw_of(method), tmp_path / "run", resume=True)
+    resumed = train_tiny(raw_of(method), tmp_path / "run", resume=True)
     for phase in ("",) if method == "umdf" else ("teacher", ""):
-        assert_same(parameters(found, 1, phase), parameters(run_of(method), 1, phase))
-        assert without_timings(records(found, 1, phase)) == without_timings(records(run_of(method), 1, phase))
+        assert_same(parameters(resumed, 1, phase), parameters(run_of(method), 1, phase))
+        assert without_timings(records(resumed, 1, phase)) == without_timings(records(run_of(method), 1, phase))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -85,11 +85,11 @@ def test_seeds_at_once_are_those_of_separate_runs(
 ) -> None:
     raw = raw_of(method)
     raw["train"] |= {"seeds": [2, 1], "together": True}
-    found = train_tiny(raw, tmp_path / "together")
+    together = train_tiny(raw, tmp_path / "together")
     for phase in ("",) if method == "umdf" else ("teacher", ""):
-        for a, b in zip(records(found, 1, phase), records(run_of(method), 1, phase), strict=True):
+        for a, b in zip(records(together, 1, phase), records(run_of(method), 1, phase), strict=True):
             assert a["train"] == pytest.approx(b["train"], rel=1e-5, abs=1e-7)
-        ours, theirs = parameters(found, 1, phase), parameters(run_of(method), 1, phase)
+        ours, theirs = parameters(together, 1, phase), parameters(run_of(method), 1, phase)
         for name in theirs:
             torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
 
@@ -106,25 +106,26 @@ def test_a_replayed_run_is_the_eager_one(
     made: list[FakeCapture] = []
     monkeypatch.setattr(step._Replayed, "capture", lambda *_: made.append(FakeCapture()) or made[-1])
     monkeypatch.setattr(trainer, "graph_mode", lambda *_: (mode, None))
-    found = train_tiny(copy.deepcopy(raw), tmp_path / "replayed")
+    replayed = train_tiny(copy.deepcopy(raw), tmp_path / "replayed")
     assert [capture.replayed for capture in made] == [10 * made[0].captured]
-    torch.testing.assert_close(parameters(found), parameters(expected))
+    torch.testing.assert_close(parameters(replayed), parameters(expected))
 
 
 def test_what_is_trained_has_keys_and_what_is_frozen_or_evaluated_has_none(
     train_tiny: Train, raw_of: Callable[[str], dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    represent, seen = CorrkdNetwork.represent, Counter()
+    embed, seen = TemporalEmbedding.forward, Counter()
 
-    def recording(self, features, masks, draw=None):
+    def recording(self, features, layouts, draw=None):
         frozen = not next(self.parameters()).requires_grad
         seen["frozen" if frozen else "training" if self.training else "evaluation", draw is not None] += 1
-        return represent(self, features, masks, draw)
+        return embed(self, features, layouts, draw)
 
-    monkeypatch.setattr(CorrkdNetwork, "represent", recording)
+    monkeypatch.setattr(TemporalEmbedding, "forward", recording)
     train_tiny(raw_of("corrkd"), tmp_path / "run")
     assert set(seen) == {("training", True), ("frozen", False), ("evaluation", False)}
-    assert seen["training", True] == 2 * seen["frozen", False], "the teacher learned for as many steps as it taught"
+    assert seen["training", True] == 2 * 10, "teacher and student"
+    assert seen["frozen", False] == 1, "it is asked once"
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -31,74 +31,75 @@ def parameters(models: int, seed: int = 0) -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.randn(models, *shape, generator=generator)) for shape in SHAPES]
 
 
-def give_gradients(found: list[torch.nn.Parameter], step: int, scale: float = 1.0) -> None:
+def give_gradients(params: list[torch.nn.Parameter], step: int, scale: float = 1.0) -> None:
     """Gradients in the parameters' precision; some lie in memory as a product leaves them."""
     generator = torch.Generator().manual_seed(100 + step)
-    for p in found:
+    for p in params:
         gradient = (scale * torch.randn(p.shape, generator=generator)).to(p.dtype)
         p.grad = gradient.transpose(-1, -2).contiguous().transpose(-1, -2) if p.dim() > 2 else gradient
 
 
-def copies(found: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in found]
+def copies(params: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in params]
 
 
 @pytest.mark.parametrize("models", [1, 3])
 @pytest.mark.parametrize(("kind", "decay"), [("Adam", 0.0), ("Adam", 0.1), ("AdamW", 0.1)])
 def test_in_fp32_every_model_is_torchs_adam_with_clipping(models: int, kind: str, decay: float) -> None:
-    found = parameters(models)
-    each = [[torch.nn.Parameter(p[model].detach().clone()) for p in found] for model in range(models)]
+    params = parameters(models)
+    each = [[torch.nn.Parameter(p[model].detach().clone()) for p in params] for model in range(models)]
     settings: dict[str, Any] = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": decay}
-    ours = FlatAdam(found, torch.float32, 2.0, kind == "AdamW", **settings)
+    ours = FlatAdam(params, torch.float32, 2.0, kind == "AdamW", **settings)
     theirs = [getattr(torch.optim, kind)(own, **settings) for own in each]
     for step in range(STEPS):
-        give_gradients(found, step, scale=0.01 if step % 2 else 1.0)  # below the limit, and above
+        give_gradients(params, step, scale=0.01 if step % 2 else 1.0)  # below the limit, and above
         for model, (own, optimizer) in enumerate(zip(each, theirs, strict=True)):
-            for p, whole in zip(own, found, strict=True):
+            for p, whole in zip(own, params, strict=True):
                 p.grad = whole.grad[model].clone()
             torch.nn.utils.clip_grad_norm_(own, 2.0)
             optimizer.step()
         ours.step()
     for model, own in enumerate(each):
-        torch.testing.assert_close([p[model] for p in found], own, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close([p[model] for p in params], own, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("models", [1, 3])
 def test_parameters_are_aligned_views_that_hold_the_master_weights(models: int, dtype: torch.dtype) -> None:
-    found = parameters(models)
-    before = copies(found)
-    update = FlatAdam(found, dtype, 1.0, False, lr=0.5)
-    for p, value in zip(found, before, strict=True):
+    params = parameters(models)
+    before = copies(params)
+    update = FlatAdam(params, dtype, 1.0, False, lr=0.5)
+    for p, value in zip(params, before, strict=True):
         assert p.dtype == dtype
         assert p.is_contiguous()
         assert p.data_ptr() % 16 == 0
         assert torch.equal(p, value.to(dtype))
     assert float(update.weights.double().sum()) == pytest.approx(float(sum(x.double().sum() for x in before)))
-    give_gradients(found, 0)
+    give_gradients(params, 0)
     update.step()
-    assert not any(torch.equal(p, value.to(dtype)) for p, value in zip(found, before, strict=True))
+    assert not any(torch.equal(p, value.to(dtype)) for p, value in zip(params, before, strict=True))
 
 
 def test_small_steps_add_up_in_the_master_weights() -> None:
     """bf16 alone would lose every one of them."""
-    (found,) = made = [torch.nn.Parameter(torch.full((1, 8), 100.0))]
+    (param,) = made = [torch.nn.Parameter(torch.full((1, 8), 100.0))]
     update = FlatAdam(made, torch.bfloat16, 0.0, False, lr=0.01)
     for _ in range(100):
-        found.grad = torch.ones_like(found)
+        param.grad = torch.ones_like(param)
         update.step()
-    assert found[0, 0].item() == pytest.approx(99.0, abs=0.5)
+    assert param[0, 0].item() == pytest.approx(99.0, abs=0.5)
     assert torch.allclose(update.weights[0, :8], torch.tensor(99.0))
 
 
 def test_a_parameter_without_a_gradient_stays_and_the_others_do_not() -> None:
-    found = parameters(2)
-    before = copies(found)
-    update = FlatAdam(found, torch.float32, 1.0, False)
-    give_gradients(found, 0)
-    found[2].grad = None
+    params = parameters(2)
+    before = copies(params)
+    update = FlatAdam(params, torch.float32, 1.0, False)
+    give_gradients(params, 0)
+    params[2].grad = None
     update.step()
-    assert [torch.equal(p, value) for p, value in zip(found, before, strict=True)] == [False, False, True, False, False]
+    unchanged = [torch.equal(p, value) for p, value in zip(params, before, strict=True)]
+    assert unchanged == [False, False, True, False, False]
 
 
 def test_parameters_of_different_numbers_of_models_are_refused() -> None:
@@ -110,78 +111,78 @@ class TestGradientsThatAreNotFinite:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("value", [float("inf"), float("nan")])
     def test_only_that_model_skips_that_step(self, value: float, dtype: torch.dtype) -> None:
-        found, expected = parameters(3), parameters(3)
-        ours, other = (FlatAdam(p, dtype, 1.0, False) for p in (found, expected))
+        params, expected = parameters(3), parameters(3)
+        ours, other = (FlatAdam(p, dtype, 1.0, False) for p in (params, expected))
         for step in range(4):
-            give_gradients(found, step)
+            give_gradients(params, step)
             give_gradients(expected, step)
             if step == 2:
-                before, state = copies(found), copy.deepcopy(ours.state_dict()["state"])
-                found[0].grad[1, 2, 0] = value
+                before, state = copies(params), copy.deepcopy(ours.state_dict()["state"])
+                params[0].grad[1, 2, 0] = value
             with NoHostSync():
                 ours.step()
             other.step()
             if step == 2:
-                assert all(torch.equal(p[1], kept[1]) for p, kept in zip(found, before, strict=True))
+                assert all(torch.equal(p[1], kept[1]) for p, kept in zip(params, before, strict=True))
                 for name, kept in state.items():
                     assert torch.equal(ours.state_dict()["state"][name][1], kept[1]), name
-        for p, q in zip(found, expected, strict=True):
+        for p, q in zip(params, expected, strict=True):
             assert torch.equal(p[[0, 2]], q[[0, 2]])
             assert torch.isfinite(p).all()
         assert ours.skipped(4) == [0, 1, 0]
         assert other.skipped(4) == [0, 0, 0]
 
     def test_a_model_that_skips_goes_on_as_if_the_step_had_not_been(self) -> None:
-        found, expected = parameters(1), parameters(1)
-        ours, other = (FlatAdam(p, torch.float32, 1.0, False) for p in (found, expected))
+        params, expected = parameters(1), parameters(1)
+        ours, other = (FlatAdam(p, torch.float32, 1.0, False) for p in (params, expected))
         for step in range(5):
-            give_gradients(found, step)
+            give_gradients(params, step)
             if step in (0, 3):
-                found[2].grad[0, 0, 0] = float("nan")
+                params[2].grad[0, 0, 0] = float("nan")
             else:
                 give_gradients(expected, step)
                 other.step()
             ours.step()
-        assert all(torch.equal(p, q) for p, q in zip(found, expected, strict=True))
+        assert all(torch.equal(p, q) for p, q in zip(params, expected, strict=True))
         assert ours.skipped(5) == [2]
 
     def test_it_is_so_without_clipping(self) -> None:
-        found = parameters(2)
-        update, before = FlatAdam(found, torch.float32, 0.0, False), copies(found)
-        give_gradients(found, 0)
-        found[4].grad[0, 3] = float("inf")
+        params = parameters(2)
+        update, before = FlatAdam(params, torch.float32, 0.0, False), copies(params)
+        give_gradients(params, 0)
+        params[4].grad[0, 3] = float("inf")
         update.step()
-        assert all(torch.equal(p[0], value[0]) for p, value in zip(found, before, strict=True))
-        assert not any(torch.equal(p[1], value[1]) for p, value in zip(found, before, strict=True))
+        assert all(torch.equal(p[0], value[0]) for p, value in zip(params, before, strict=True))
+        assert not any(torch.equal(p[1], value[1]) for p, value in zip(params, before, strict=True))
 
 
 def test_a_model_that_has_stopped_stays_as_it_is_whatever_its_gradient() -> None:
-    found, expected = parameters(3), parameters(3)
-    ours, other = (FlatAdam(p, torch.float32, 1.0, False) for p in (found, expected))
+    params, expected = parameters(3), parameters(3)
+    ours, other = (FlatAdam(p, torch.float32, 1.0, False) for p in (params, expected))
     for step in range(3):
-        for own, update in ((found, ours), (expected, other)):
+        for own, update in ((params, ours), (expected, other)):
             give_gradients(own, step)
             update.step()
         if step == 0:
             ours.stop([1])
-            before = copies(found)
-    for p, q, value in zip(found, expected, before, strict=True):
+            before = copies(params)
+    for p, q, value in zip(params, expected, before, strict=True):
         assert torch.equal(p[1], value[1])
         assert torch.equal(p[[0, 2]], q[[0, 2]])
     ours.stop([])
-    give_gradients(found, 3)
+    give_gradients(params, 3)
     ours.step()
-    assert not any(torch.equal(p[1], value[1]) for p, value in zip(found, before, strict=True))
+    assert not any(torch.equal(p[1], value[1]) for p, value in zip(params, before, strict=True))
 
 
 class TestState:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     @pytest.mark.parametrize("models", [1, 2])
     def test_it_goes_on_to_the_last_bit(self, models: int, dtype: torch.dtype, tmp_path: Path) -> None:
-        found = parameters(models)
-        update = FlatAdam(found, dtype, 1.0, False, lr=0.01)
+        params = parameters(models)
+        update = FlatAdam(params, dtype, 1.0, False, lr=0.01)
         for step in range(3):
-            give_gradients(found, step)
+            give_gradients(params, step)
             update.step()
         update.param_groups[0]["lr"] = 0.005
         torch.save(update.state_dict(), tmp_path / "state.pt")
@@ -190,10 +191,10 @@ class TestState:
         resumed.load_state_dict(torch.load(tmp_path / "state.pt"))
         for step in range(3):
             if step:
-                for own, optimizer in ((found, update), (others, resumed)):
+                for own, optimizer in ((params, update), (others, resumed)):
                     give_gradients(own, step)
                     optimizer.step()
-            assert all(torch.equal(p, q) for p, q in zip(found, others, strict=True))
+            assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
             assert torch.equal(update.weights, resumed.weights)
 
     def test_that_of_another_optimiser_is_refused(self) -> None:
@@ -378,8 +379,8 @@ def test_a_captured_step_is_the_eager_one_and_skips_as_it_does(dtype: torch.dtyp
         return GraphedStep(loss_of(module), update, lambda: None, [first], FakeCapture())
 
     expected, skipped = run(eager)
-    found, skipped_too = run(graphed)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    weights, skipped_too = run(graphed)
+    assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
     assert skipped == skipped_too == [0, 1, 2]  # the last has stopped two steps before the end
 
 

@@ -24,7 +24,7 @@ WORLD, MODELS, BATCH, WIDTH, ROUNDS = 2, 3, 8, 6, 5
 INFINITE = 3
 """The step in which a gradient of model 1 is not finite in the last process alone."""
 DATA = torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(1))
-CASES: dict[str, tuple[int, str]] = {
+WAYS: dict[str, tuple[int, str]] = {
     "eager": (0, "off"),
     "forward and backward": (0, "fwdbwd"),
     "whole step": (0, "step"),
@@ -55,11 +55,11 @@ class Refusing(FakeCapture):
     """Fails in the last process, when all that belongs to the capture has run."""
 
     def __call__(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        found = super().__call__(run)
-        whole = isinstance(found[1], torch.Tensor)  # the parts; a loss is captured in two
+        captured = super().__call__(run)
+        whole = isinstance(captured[1], torch.Tensor)  # the parts; a loss is captured in two
         if rank() == WORLD - 1 and (whole or self.captured == 2):
             raise RuntimeError("operation not permitted")
-        return found
+        return captured
 
 
 class ToyObjective(Objective):
@@ -77,13 +77,13 @@ class ToyObjective(Objective):
         return forward(*batch)
 
 
-def trained(deepspeed: Any, block: dict[str, Any], log: Path, case: str) -> dict[str, Any]:
+def trained(deepspeed: Any, block: dict[str, Any], log: Path, way: str) -> dict[str, Any]:
     """The models after a few steps, who skipped how many, what was said, and what each step's loss was."""
-    stage, mode = CASES[case]
+    stage, mode = WAYS[way]
     engine = wrap(deepspeed, Toy(), block | {"zero_optimization": {"stage": stage}}, log)
     said: list[str] = []
     step: EagerSteps = STEPS[mode](engine, ToyObjective(engine.module), None, said.append)
-    step.capture = Refusing if "refused" in case else FakeCapture  # type: ignore[attr-defined]
+    step.capture = Refusing if "refused" in way else FakeCapture  # type: ignore[attr-defined]
     half = BATCH // world_size()
     losses = []
     for at in range(ROUNDS):
@@ -91,7 +91,7 @@ def trained(deepspeed: Any, block: dict[str, Any], log: Path, case: str) -> dict
         rows = torch.stack([torch.randperm(40, generator=generator)[:BATCH] for _ in range(MODELS)])
         mine = rows[:, rank() * half : (rank() + 1) * half]
         losses.append(step(mine, torch.tensor(at if stage == 0 else 0), []).clone())
-    found = {
+    outcome = {
         "weights": [p.detach().clone() for p in engine.module.parameters()],
         "skipped": step.skipped(MODELS),
         "said": said,
@@ -99,7 +99,7 @@ def trained(deepspeed: Any, block: dict[str, Any], log: Path, case: str) -> dict
         "replays": getattr(step, "graphed", None) is not None,
     }
     engine.destroy()
-    return found
+    return outcome
 
 
 def work(index: int, world: int, port: int, folder: Path) -> None:
@@ -118,14 +118,14 @@ def work(index: int, world: int, port: int, folder: Path) -> None:
     prepare_process(config)
     placement, log = place(config), folder / f"deepspeed_{world}_{index}.log"
     deepspeed = start_deepspeed(placement, log)
-    found = {case: trained(deepspeed, placement.deepspeed, log, case) for case in CASES if world > 1 or case == "eager"}
-    torch.save(found, folder / f"{world}_{index}.pt")
+    outcomes = {way: trained(deepspeed, placement.deepspeed, log, way) for way in WAYS if world > 1 or way == "eager"}
+    torch.save(outcomes, folder / f"{world}_{index}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def of(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    """What every process of one, and of two, found in each case."""
+    """What every process of one, and of two, found each way."""
     folder = tmp_path_factory.mktemp("graph_ranks")
     for world in (1, WORLD):
         with socket.socket() as probe:
@@ -137,9 +137,9 @@ def of(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any
 
 def test_two_processes_take_the_steps_of_one_and_skip_the_same(of: dict[int, list[dict[str, Any]]]) -> None:
     (expected,) = of[1]
-    for found in of[WORLD]:
-        torch.testing.assert_close(found["eager"]["weights"], expected["eager"]["weights"], rtol=1e-5, atol=1e-6)
-        assert found["eager"]["skipped"] == expected["eager"]["skipped"] == [0, 1, 0]
+    for outcomes in of[WORLD]:
+        torch.testing.assert_close(outcomes["eager"]["weights"], expected["eager"]["weights"], rtol=1e-5, atol=1e-6)
+        assert outcomes["eager"]["skipped"] == expected["eager"]["skipped"] == [0, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -151,20 +151,20 @@ def test_two_processes_take_the_steps_of_one_and_skip_the_same(of: dict[int, lis
     ],
 )
 def test_replayed_steps_are_the_eager_ones(of: dict[int, list[dict[str, Any]]], replayed: str, eager: str) -> None:
-    for found in of[WORLD]:
-        assert found[replayed]["replays"]
-        assert found[replayed]["said"] == []
-        assert torch.equal(found[replayed]["losses"].nan_to_num(), found[eager]["losses"].nan_to_num())
-        for a, b in zip(found[replayed]["weights"], found[eager]["weights"], strict=True):
+    for outcomes in of[WORLD]:
+        assert outcomes[replayed]["replays"]
+        assert outcomes[replayed]["said"] == []
+        assert torch.equal(outcomes[replayed]["losses"].nan_to_num(), outcomes[eager]["losses"].nan_to_num())
+        for a, b in zip(outcomes[replayed]["weights"], outcomes[eager]["weights"], strict=True):
             assert torch.equal(a, b)
-        assert found[replayed]["skipped"] == found[eager]["skipped"]
+        assert outcomes[replayed]["skipped"] == outcomes[eager]["skipped"]
 
 
-@pytest.mark.parametrize("case", ["whole step, refused", "forward and backward, refused"])
-def test_where_one_process_cannot_capture_none_replays(of: dict[int, list[dict[str, Any]]], case: str) -> None:
+@pytest.mark.parametrize("way", ["whole step, refused", "forward and backward, refused"])
+def test_where_one_process_cannot_capture_none_replays(of: dict[int, list[dict[str, Any]]], way: str) -> None:
     reasons = ("another process could not", "operation not permitted")
-    for found, reason in zip(of[WORLD], reasons, strict=True):
-        assert not found[case]["replays"]
-        assert found[case]["said"] == [f"train.graph: the step cannot be captured ({reason}); steps are eager"]
-        for a, b in zip(found[case]["weights"], found["eager"]["weights"], strict=True):
+    for outcomes, reason in zip(of[WORLD], reasons, strict=True):
+        assert not outcomes[way]["replays"]
+        assert outcomes[way]["said"] == [f"train.graph: the step cannot be captured ({reason}); steps are eager"]
+        for a, b in zip(outcomes[way]["weights"], outcomes["eager"]["weights"], strict=True):
             assert torch.equal(a, b)

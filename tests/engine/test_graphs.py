@@ -35,13 +35,13 @@ def test_a_graphed_loss_has_the_gradients_of_the_eager_one() -> None:
     assert capture.captured == 2
     for rows, scale in zip(BATCHES, (1.0, 1024.0, 0.5, 3.0), strict=True):
         expected, expected_parts = loss_of(eager, DATA)(rows)
-        found, parts = graphed(rows)
-        assert torch.equal(found, expected)
+        loss, parts = graphed(rows)
+        assert torch.equal(loss, expected)
         assert torch.equal(parts, expected_parts)
         for x, y in zip(model.parameters(), eager.parameters(), strict=True):
             x.grad = y.grad = None
         (expected * scale).backward()
-        (found * scale).backward()
+        (loss * scale).backward()
         for x, y in zip(model.parameters(), eager.parameters(), strict=True):
             torch.testing.assert_close(x.grad, y.grad)
     assert capture.replayed == 8
@@ -53,11 +53,11 @@ def test_a_graphed_step_takes_the_eager_steps_under_a_schedule() -> None:
     def run(model, step_of):
         optimizer = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)  # without it a CPU reads the step count
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.1)
-        step, found = step_of(optimizer), []
+        step, losses = step_of(optimizer), []
         for rows in BATCHES:
-            found.append(step(rows).clone())
+            losses.append(step(rows).clone())
             schedule.step()
-        return found
+        return losses
 
     def eager_step(optimizer):
         def step(rows):
@@ -74,8 +74,8 @@ def test_a_graphed_step_takes_the_eager_steps_under_a_schedule() -> None:
         clip = lambda: torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)  # noqa: E731
         return GraphedStep(loss_of(model, DATA), optimizer, clip, BATCHES[:1], FakeCapture())
 
-    expected, found = run(eager, eager_step), run(model, graphed_step)
-    torch.testing.assert_close(found, expected)
+    expected, losses = run(eager, eager_step), run(model, graphed_step)
+    torch.testing.assert_close(losses, expected)
     torch.testing.assert_close(list(model.parameters()), list(eager.parameters()))
 
 
@@ -119,8 +119,8 @@ def test_a_graphed_loss_lets_autograds_nodes_go() -> None:
     gc.collect()
     assert Marked.nodes
     assert all(node() is None for node in Marked.nodes)
-    found, _ = graphed(BATCHES[1])
-    found.backward()
+    graphed_loss, _ = graphed(BATCHES[1])
+    graphed_loss.backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -182,5 +182,5 @@ def test_what_a_capture_allows() -> None:
     x = torch.tensor([1.0, -1.0, 2.0])
     rows, mask = torch.tensor([0, 2]), torch.tensor([True, False, True, False])
     with NoHostSync():
-        found = x[rows].repeat_interleave(2).masked_fill(mask, 0)
-    assert found.tolist() == [0, 1, 0, 2]
+        chosen = x[rows].repeat_interleave(2).masked_fill(mask, 0)
+    assert chosen.tolist() == [0, 1, 0, 2]

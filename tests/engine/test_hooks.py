@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from torch import nn
 
 import fastmmkd
 from fastmmkd.blocks import Block, Config, ModelBlock
-from fastmmkd.data.batches import Batch, ResidentSplit, View
+from fastmmkd.data.batches import Batch, Inputs, ResidentSplit, View
 from fastmmkd.engine import step, trainer
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.methods import METHODS
@@ -21,6 +22,7 @@ from fastmmkd.methods.method import FeatureDims, Method, Network, PhaseSpec
 from fastmmkd.methods.objective import Losses
 from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.nn.models import Alone, Bank
+from fastmmkd.ops.layout import pack, take, unpack
 from fastmmkd.ops.precision import accumulation
 from tests.engine.fake_capture import FakeCapture
 
@@ -37,17 +39,18 @@ class Small(Network):
         self.embed = nn.ModuleList(GroupedLinear((1,), d, config.model.width) for d in dims)
         self.head = GroupedLinear((1,), config.model.width, 1)
 
-    def represent(self, features: list[torch.Tensor]) -> torch.Tensor:
+    def represent(self, inputs: Inputs) -> torch.Tensor:
         """`[S, B, d]`."""
-        return sum(layer(x[:, :, -1]) for layer, x in zip(self.embed, features, strict=True))
+        of_modalities = zip(self.embed, inputs.features, inputs.layouts, strict=True)
+        return sum(layer(take(x, layout.last)) for layer, x, layout in of_modalities)
 
     def losses(self, batch: Batch) -> Losses:
-        joint = self.represent(batch.inputs.features)
+        joint = self.represent(batch.inputs)
         task = self.task.loss(self.head(joint), batch.targets)
         return Losses(task, {"task": task}, joint)
 
-    def predict(self, features: list[torch.Tensor], masks: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        joint = self.represent(features)
+    def predict(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        joint = self.represent(inputs)
         return self.head(joint), joint
 
 
@@ -107,9 +110,10 @@ class Recurrent(Small):
         super().__init__(config, dims)
         self.gru = Alone(nn.GRU(config.model.width, config.model.width, batch_first=True))
 
-    def represent(self, features: list[torch.Tensor]) -> torch.Tensor:
-        frames = sum(layer(x) for layer, x in zip(self.embed, features, strict=True))
-        return self.gru(frames[0])[0][:, -1].unsqueeze(0)
+    def represent(self, inputs: Inputs) -> torch.Tensor:
+        rows, layout = sum(layer(x) for layer, x in zip(self.embed, inputs.features, strict=True)), inputs.layouts[0]
+        states, _ = self.gru(unpack(rows, layout)[0])
+        return take(pack(states[None], layout), layout.last)
 
 
 class Pretrained(Small):
@@ -121,8 +125,8 @@ class Pretrained(Small):
         if earlier.head.weight.shape[0] == 1:  # one model is built at a time
             self.embed.load_state_dict(earlier.embed.state_dict())
 
-    def teach(self, batch: Batch) -> torch.Tensor:
-        return self.frozen[0].predict(*batch.complete)[0]
+    def teach(self, complete: Inputs) -> torch.Tensor:
+        return self.frozen[0].predict(complete)[0]
 
     def losses(self, batch: Batch) -> Losses:
         total, parts, joint = super().losses(batch)
@@ -157,15 +161,15 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What runs train from now on."""
-    found: list[Any] = []
+    modules: list[Any] = []
     initialize = trainer.Trainer._initialize
 
     def noting(self: Any, module: Any) -> Any:
-        found.append(module)
+        modules.append(module)
         return initialize(self, module)
 
     monkeypatch.setattr(trainer.Trainer, "_initialize", noting)
-    return found
+    return modules
 
 
 @pytest.mark.parametrize("mode", ["off", "fwdbwd", "step"])
@@ -178,28 +182,28 @@ def test_a_bank_is_filled_resumed_replayed_and_not_exported(
     monkeypatch.setattr(trainer, "graph_mode", lambda *_: (mode, None))
     with pytest.raises(Interrupted):
         train_tiny(raw, tmp_path / "run", stop_after=7)
-    found = train_tiny(raw, tmp_path / "run", resume=True)
+    resumed = train_tiny(raw, tmp_path / "run", resume=True)
     if mode == "off":
-        assert_same_phase(found, expected)
-    for name, value in parameters(found).items():
+        assert_same_phase(resumed, expected)
+    for name, value in parameters(resumed).items():
         torch.testing.assert_close(value, parameters(expected)[name], rtol=1e-4, atol=1e-5)
-    assert not any("bank" in name or "seen" in name for name in parameters(found))
-    assert fastmmkd.load(found).module.bank.values.shape == (1, SAMPLES)
-    states = [next(s["module"] for s in engine_state(run).values() if "module" in s) for run in (found, expected)]
+    assert not any("bank" in name or "seen" in name for name in parameters(resumed))
+    assert fastmmkd.load(resumed).module.bank.values.shape == (1, SAMPLES)
+    states = [next(s["module"] for s in engine_state(run).values() if "module" in s) for run in (resumed, expected)]
     for name in ("bank.values", "seen.values"):
         torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-4, atol=1e-5)
     assert states[0]["seen.values"].sum() == 2 * SAMPLES
-    assert records(found)[-1]["train"].keys() == {"loss", "task", "drawn"}
+    assert records(resumed)[-1]["train"].keys() == {"loss", "task", "drawn"}
 
 
 def test_banks_of_several_models(use: Any, raw: dict, train_tiny: Train, tmp_path: Path) -> None:
     use(WithBank)
     raw["train"] |= {"seeds": [1, 2], "together": True}
-    found = train_tiny(raw, tmp_path / "together")
+    together = train_tiny(raw, tmp_path / "together")
     for seed in (1, 2):
         alone = raw | {"train": raw["train"] | {"seeds": [seed], "together": False}}
         expected = train_tiny(alone, tmp_path / f"alone_{seed}")
-        for name, value in parameters(found, seed).items():
+        for name, value in parameters(together, seed).items():
             torch.testing.assert_close(value, parameters(expected, seed)[name], rtol=1e-4, atol=1e-5)
 
 
@@ -229,11 +233,11 @@ def test_what_is_alone_trains_resumes_and_predicts(use: Any, raw: dict, train_ti
     expected = train_tiny(raw, tmp_path / "expected")
     with pytest.raises(Interrupted):
         train_tiny(raw, tmp_path / "run", stop_after=7)
-    found = train_tiny(raw, tmp_path / "run", resume=True)
-    assert_same_phase(found, expected)
-    assert parameters(found)["gru.module.weight_hh_l0"].shape == (24, 8)
-    assert fastmmkd.load(found).module.gru.module.weight_hh_l0.shape == (24, 8)
-    assert records(found)[-1]["train"]["loss"] < records(found)[0]["train"]["loss"]
+    resumed = train_tiny(raw, tmp_path / "run", resume=True)
+    assert_same_phase(resumed, expected)
+    assert parameters(resumed)["gru.module.weight_hh_l0"].shape == (24, 8)
+    assert fastmmkd.load(resumed).module.gru.module.weight_hh_l0.shape == (24, 8)
+    assert records(resumed)[-1]["train"]["loss"] < records(resumed)[0]["train"]["loss"]
 
 
 def test_what_is_alone_is_not_trained_together(use: Any, raw: dict, train_tiny: Train, tmp_path: Path) -> None:
@@ -262,9 +266,24 @@ def test_three_phases_each_built_with_those_before(use: Any, raw: dict, train_ti
     for stop_after in (3, 8, 17):  # within each
         with pytest.raises(Interrupted):
             train_tiny(raw, tmp_path / f"run_{stop_after}", stop_after=stop_after)
-        found = train_tiny(raw, tmp_path / f"run_{stop_after}", resume=True)
+        resumed = train_tiny(raw, tmp_path / f"run_{stop_after}", resume=True)
         for phase in ("pretraining", "middle", ""):
-            assert_same_phase(found, expected, 1, phase)
+            assert_same_phase(resumed, expected, 1, phase)
     reused = train_tiny(raw, tmp_path / "reused", teacher=expected)
     assert not (reused / "seed_1" / "middle" / "metrics.jsonl").exists()
     assert_same_phase(reused, expected)
+
+
+def test_a_phase_at_the_floor_is_built_on_where_it_says_so(
+    use: Any, raw: dict, train_tiny: Train, tmp_path: Path
+) -> None:
+    """A method without a `teacher` block has no key that accepts it, and is not told of one."""
+    pretraining = PhaseSpec("pretraining", lambda c, d, e: Small(c, d), (View.COMPLETE,), epochs=lambda config: 1)
+    student = PhaseSpec("student", lambda c, d, e: Pretrained(c, d, e["pretraining"]), (View.MISSING, View.COMPLETE))
+    raw["deepspeed"]["optimizer"]["params"]["lr"] = 1e-9
+    use(Pretrained, (pretraining, student))
+    with pytest.raises(UserError, match=r"not trained from this pretraining: .*learning rate, or --teacher\)$"):
+        train_tiny(raw, tmp_path / "run")
+    use(Pretrained, (replace(pretraining, accept_floor=lambda config: True), student))
+    train_tiny(raw, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "seed_1" / "evaluation.json").exists()

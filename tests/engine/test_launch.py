@@ -28,6 +28,7 @@ from run_records import (
 
 from fastmmkd.cli import train_main
 from fastmmkd.engine import session
+from fastmmkd.errors import UserError
 from fastmmkd.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -116,6 +117,7 @@ def assert_quiet(launch: Launch, run: Path) -> None:
         r"  [\d,]+ samples/s"
         r"|(corrkd|hrlf) seed 1 (teacher|student) epoch \d+/\d+(  [a-z]+ [\d.]+)+  valid mae [\d.]+( \*)?"
         r"  [\d,]+ samples/s"
+        r"|(corrkd|hrlf) seed 1 student: what it learns from was asked once \(40 samples, [\d.]+ MB\)"
         r"|AT THE FLOOR: \w+ seed 1( teacher| student)? has learnt nothing: .*"
         r"|seed 1: (evaluating the epoch \d+ model|finished before|its teacher is finished|takes the teacher of .*)"
         r"| *F1 non0 \(%\) on tiny test data, regression *"
@@ -142,7 +144,7 @@ def raw_of_two(tiny_store: Path, tiny_config_of: Callable[[Path], dict]) -> dict
 def run_of_two(raw_of_two: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of two processes, in fp32 under ZeRO 2."""
     folder = tmp_path_factory.mktemp("two")
-    launch = Launch(2, "--config", written(folder, raw_of_two), "--output", folder / "whole").finish()
+    launch = Launch(2, "--config", written(folder, raw_of_two), "--out", folder / "whole").finish()
     assert_quiet(launch, folder / "whole")
     assert (folder / "whole" / "results.json").exists()
     return folder / "whole"
@@ -161,9 +163,9 @@ def assert_close(two: Path, one: Path, phase: str = "", seed: int = 1) -> None:
     for a, b in zip(records(one, seed, phase), records(two, seed, phase), strict=True):
         assert b["train"] == pytest.approx(a["train"], rel=1e-5)
         assert b["valid"] == pytest.approx(a["valid"], rel=1e-4)
-    found = parameters(two, seed, phase)
+    weights = parameters(two, seed, phase)
     for name, expected in parameters(one, seed, phase).items():
-        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(weights[name], expected, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("method", ["corrkd", pytest.param("hrlf", marks=pytest.mark.slow)])
@@ -177,10 +179,32 @@ def test_two_processes_train_the_teacher_and_the_student_that_one_trains(
     raw = distilled_config_of(method, tiny_store)
     raw["deepspeed"] |= PLAIN_STEPS
     two = tmp_path / "two"
-    assert_quiet(Launch(2, "--config", written(tmp_path, raw), "--output", two).finish(), two)
+    assert_quiet(Launch(2, "--config", written(tmp_path, raw), "--out", two).finish(), two)
     one = train_tiny(raw, tmp_path / "one")
     assert_close(two, one, "teacher")
     assert_close(two, one)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_one_process_goes_on_where_two_ended(
+    tiny_config: dict, train_tiny: Callable[..., Path], tmp_path: Path, stage: int
+) -> None:
+    """Where each of them holds the whole state; else it says how to go on."""
+    tiny_config["train"] |= {"epochs": 2, "select": "mae"}
+    tiny_config["deepspeed"] |= PLAIN_STEPS | {"zero_optimization": {"stage": stage}}
+    run = tmp_path / "run"
+    Launch(2, "--config", written(tmp_path, tiny_config), "--output", run).finish()
+    tiny_config["train"]["epochs"] = 4
+    if stage:
+        with pytest.raises(UserError) as caught:
+            train_tiny(tiny_config, run, resume=True)
+        assert str(caught.value) == (
+            f"{run / 'seed_1' / 'checkpoints'}: ZeRO 1 and 2 divide the optimiser among processes: 2 wrote this, not "
+            "1; resume with deepspeed --num_gpus 2 train.py --config ... --resume"
+        )
+    else:
+        assert_close(train_tiny(tiny_config, run, resume=True), train_tiny(tiny_config, tmp_path / "one"))
+        assert progress(run)["world_size"] == 1
 
 
 def test_two_processes_train_several_seeds_at_once(
@@ -193,7 +217,7 @@ def test_two_processes_train_several_seeds_at_once(
     raw["train"]["seeds"] = [1, 2]
     raw["deepspeed"] |= PLAIN_STEPS
     two = tmp_path / "two"
-    Launch(2, "--config", written(tmp_path, raw), "--output", two, "--together").finish()
+    Launch(2, "--config", written(tmp_path, raw), "--out", two, "--together").finish()
     one = train_tiny(raw, tmp_path / "one")
     for seed in (1, 2):
         assert_close(two, one, "teacher", seed)
@@ -209,15 +233,15 @@ def test_ctrl_c_in_either_phase_and_reused_teachers_lead_to_the_same_run(
     raw = distilled_config_of(method, tiny_store)
     raw["teacher"]["epochs"] = 12
     config, whole, parts, reused = written(tmp_path, raw, epochs=12), *(tmp_path / name for name in "wpr")
-    Launch(2, "--config", config, "--output", whole).finish()
-    interrupted = Launch(2, "--config", config, "--output", parts)
+    Launch(2, "--config", config, "--out", whole).finish()
+    interrupted = Launch(2, "--config", config, "--out", parts)
     interrupted.interrupt(signal.SIGINT, parts, phase)
     assert interrupted.stderr.splitlines().count(SAVED) == 1
     assert not progress(parts, phase=phase)["finished"]
-    Launch(2, "--config", config, "--output", parts, "--resume").finish()
+    Launch(2, "--config", config, "--out", parts, "--resume").finish()
     assert_same_phase(parts, whole, phase="teacher")
     assert_same_run(parts, whole)
-    assert_quiet(Launch(2, "--config", config, "--output", reused, "--teacher", whole).finish(), reused)
+    assert_quiet(Launch(2, "--config", config, "--out", reused, "--teacher", whole).finish(), reused)
     assert_same_run(reused, whole)
 
 
@@ -225,12 +249,12 @@ def test_ctrl_c_at_the_launcher_saves_and_resume_continues_exactly(
     raw_of_two: dict, run_of_two: Path, tmp_path: Path
 ) -> None:
     config, parts = written(tmp_path, raw_of_two), tmp_path / "parts"
-    interrupted = Launch(2, "--config", config, "--output", parts)
+    interrupted = Launch(2, "--config", config, "--out", parts)
     interrupted.interrupt(signal.SIGINT, parts)
     assert interrupted.stderr.splitlines().count(SAVED) == 1
     assert "train.py" not in interrupted.stderr, "no traceback of ours; the launcher's own is what it is"
     assert not progress(parts)["finished"]
-    Launch(2, "--config", config, "--output", parts, "--resume").finish()
+    Launch(2, "--config", config, "--out", parts, "--resume").finish()
     assert_same_run(parts, run_of_two)
 
 
@@ -239,7 +263,7 @@ def test_a_signal_to_a_plain_run_saves_and_resume_continues_exactly(
     long_config: Path, train_tiny: Callable[..., Path], tmp_path: Path, number: int
 ) -> None:
     parts = tmp_path / "parts"
-    launch = Launch(0, "--config", long_config, "--output", parts)
+    launch = Launch(0, "--config", long_config, "--out", parts)
     assert launch.interrupt(number, parts) == 130
     assert launch.stderr == f"{SAVED}\n"
     assert not progress(parts)["finished"]
@@ -250,7 +274,7 @@ def test_a_signal_to_a_plain_run_saves_and_resume_continues_exactly(
 
 def test_a_mistake_under_the_launcher_is_one_line(tiny_config: dict, tmp_path: Path) -> None:
     config = written(tmp_path, tiny_config)
-    launch = Launch(2, "--config", config, "--output", tmp_path / "run", "--set", "modle.width=8")
+    launch = Launch(2, "--config", config, "--out", tmp_path / "run", "--set", "modle.width=8")
     assert launch.wait() == 2
     lines = (launch.stdout + launch.stderr).splitlines()
     ours = [line for line in lines if "exits with return code" not in line]  # the launcher's
@@ -264,7 +288,7 @@ class TestUserErrors:
     def complain(self, tiny_config: dict, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
         def run(*arguments: str, said: str = "") -> str:
             config = written(tmp_path, tiny_config)
-            assert train_main(["--config", str(config), "--output", str(tmp_path / "run"), *arguments]) == 2
+            assert train_main(["--config", str(config), "--out", str(tmp_path / "run"), *arguments]) == 2
             out, err = capfd.readouterr()
             assert out.startswith(said)
             assert out.count("\n") == bool(said)
@@ -284,7 +308,9 @@ class TestUserErrors:
     def test_a_batch_larger_than_the_data(self, complain: Callable[..., str]) -> None:
         message = complain("--set", "train.batch_size=64")
         assert re.fullmatch(
-            r"error: train\.batch_size: 64, but .*tiny\.h5 has 40 training samples; expected at most that", message
+            r"error: train\.batch_size: 64, but .*tiny\.h5 has 40 training samples; expected at most that, "
+            r"--set train\.batch_size=40",
+            message,
         )
 
     def test_a_batch_that_processes_cannot_share(
@@ -338,10 +364,10 @@ def test_every_combination_trains_and_repeats_itself(
         raw["deepspeed"]["bf16"] = {"enabled": True}
     config, first, second = written(tmp_path, raw, epochs=10), tmp_path / "first", tmp_path / "second"
     for run in (first, second):
-        assert_quiet(Launch(processes, "--config", config, "--output", run).finish(), run)
+        assert_quiet(Launch(processes, "--config", config, "--out", run).finish(), run)
     for phase in ("",) if method == "umdf" else ("teacher", ""):
         assert_same(parameters(first, phase=phase), parameters(second, phase=phase))
-        found = records(first, phase=phase)
-        assert without_timings(found) == without_timings(records(second, phase=phase))
-        assert found[-1]["train"]["loss"] < found[0]["train"]["loss"]
+        lines = records(first, phase=phase)
+        assert without_timings(lines) == without_timings(records(second, phase=phase))
+        assert lines[-1]["train"]["loss"] < lines[0]["train"]["loss"]
     assert json.loads((first / "run.json").read_text())["precision"] == precision

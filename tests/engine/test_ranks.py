@@ -16,10 +16,10 @@ from fastmmkd.distributed import gather_rows
 from fastmmkd.methods.corrkd import CorrkdConfig
 from fastmmkd.methods.hrlf import HrlfConfig
 from fastmmkd.ops.philox import DrawKeys
-from tests.handmade import batch_of, network_of, student_of
+from tests.handmade import batch_of, inputs_of, network_of, student_of
 
 WORLD, BATCH, DIMS, STEPS = 2, 8, (5, 4, 3), (6, 5, 4)
-CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+SETTINGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "corrkd": ("corrkd", "classification-3", {}),
     "corrkd, sum": ("corrkd", "classification-2", {"reduction": "sum", "lambda_scd": 0.1}),
     "corrkd, kl": ("corrkd", "classification-3", {"rcd": "kl"}),
@@ -36,17 +36,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 OF_THE_BATCH = {"corrkd": {"scd", "cpd", "rcd"}, "hrlf": {"hmi"}}
 """Parts that are not means over samples."""
 
-Found = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
+PartsAndGradients = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
-def losses_and_gradients(case: str, global_batch: bool, rows: slice) -> Found:
+def losses_and_gradients(setting: str, global_batch: bool, rows: slice) -> PartsAndGradients:
     """The parts and every parameter's gradient on some rows of a batch, averaged over processes as the engine does."""
-    method, task, loss = CASES[case]
+    method, task, loss = SETTINGS[setting]
     margin = {"eta": 2.0} if method == "corrkd" else {}  # so that different samples are within it
     raw = {
         "method": method,
         "data": {"path": "none.h5"},
-        "model": {"width": 4, "heads": 2, "encoder_layers": 1, "dropout": 0.3 if "dropout" in case else 0.0},
+        "model": {"width": 4, "heads": 2, "encoder_layers": 1, "dropout": 0.3 if "dropout" in setting else 0.0},
         "teacher": {"epochs": 1},
         "loss": {"statistics_width": 8, "global_batch": global_batch} | margin | loss,
         "train": {"task": task, "batch_size": BATCH, "epochs": 1},
@@ -55,7 +55,7 @@ def losses_and_gradients(case: str, global_batch: bool, rows: slice) -> Found:
     config = parse_config(raw)
     assert isinstance(config, (CorrkdConfig, HrlfConfig))
     teacher = network_of(config, DIMS, seed=2).double().eval()
-    student = student_of(config, DIMS, seed=1).double()
+    student = student_of(config, DIMS, seed=1, teacher=teacher).double()
     generator = torch.Generator().manual_seed(3)
     features = [
         torch.randn(1, BATCH, t, d, dtype=torch.float64, generator=generator) for t, d in zip(STEPS, DIMS, strict=True)
@@ -67,7 +67,7 @@ def losses_and_gradients(case: str, global_batch: bool, rows: slice) -> Found:
     if config.task.is_regression:
         targets = torch.randn(1, BATCH, dtype=torch.float64, generator=generator)
     with torch.no_grad():
-        taught = teacher.represent([x[:, rows] for x in features], [mask[:, rows] for mask in whole])
+        taught = student.teach(inputs_of([x[:, rows] for x in features], [mask[:, rows] for mask in whole]))
     missing = [(x * mask.unsqueeze(-1))[:, rows] for x, mask in zip(features, kept, strict=True)]
     draw = DrawKeys(torch.arange(10, 10 + BATCH)[None, rows], torch.tensor([5]), torch.tensor(1))
     total, parts = student(batch_of(missing, [mask[:, rows] for mask in kept], targets[:, rows], taught, draw))
@@ -76,12 +76,12 @@ def losses_and_gradients(case: str, global_batch: bool, rows: slice) -> Found:
     return averaged(parts), averaged(gradients)
 
 
-def averaged(found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def averaged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if dist.is_initialized():
-        for value in found.values():
+        for value in tensors.values():
             dist.all_reduce(value)
             value /= dist.get_world_size()
-    return found
+    return tensors
 
 
 def gathered(shape: tuple[int, ...], rank: int | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,13 +101,13 @@ def work(rank: int, port: int, folder: Path) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORLD)
     half = BATCH // WORLD
     rows = slice(rank * half, (rank + 1) * half)
-    found: dict[Any, Any] = {
-        (case, global_batch): losses_and_gradients(case, global_batch, rows)
-        for case in CASES
+    outcome: dict[Any, Any] = {
+        (setting, global_batch): losses_and_gradients(setting, global_batch, rows)
+        for setting in SETTINGS
         for global_batch in (True, False)
     }
-    found["gathered"] = gathered((2, 3, 6), rank)
-    torch.save(found, folder / f"{rank}.pt")
+    outcome["gathered"] = gathered((2, 3, 6), rank)
+    torch.save(outcome, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -127,31 +127,31 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
     return {name: float((a[name] - b[name]).abs().max()) for name in a}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_part_and_gradient_is_that_of_the_whole_batch(of_two: list[dict[Any, Any]], case: str) -> None:
-    parts, gradients = losses_and_gradients(case, True, slice(None))
-    assert OF_THE_BATCH[CASES[case][0]] <= parts.keys()
-    for found_parts, found_gradients in (found[case, True] for found in of_two):
-        assert max(largest_difference(found_parts, parts).values()) < 1e-10
-        assert max(largest_difference(found_gradients, gradients).values()) < 1e-10
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_part_and_gradient_is_that_of_the_whole_batch(of_two: list[dict[Any, Any]], setting: str) -> None:
+    parts, gradients = losses_and_gradients(setting, True, slice(None))
+    assert OF_THE_BATCH[SETTINGS[setting][0]] <= parts.keys()
+    for averaged_parts, averaged_gradients in (outcome[setting, True] for outcome in of_two):
+        assert max(largest_difference(averaged_parts, parts).values()) < 1e-10
+        assert max(largest_difference(averaged_gradients, gradients).values()) < 1e-10
     assert all(value.abs().max() > 0 for name, value in gradients.items() if not name.endswith("bias"))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_parts_of_the_own_rows_alone_are_others(of_two: list[dict[Any, Any]], case: str) -> None:
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_parts_of_the_own_rows_alone_are_others(of_two: list[dict[Any, Any]], setting: str) -> None:
     """What is a mean over samples does not change, what the batch as a whole decides does."""
-    method, _, loss = CASES[case]
-    parts, gradients = losses_and_gradients(case, False, slice(None))
-    found_parts, found_gradients = of_two[0][case, False]
+    method, _, loss = SETTINGS[setting]
+    parts, gradients = losses_and_gradients(setting, False, slice(None))
+    averaged_parts, averaged_gradients = of_two[0][setting, False]
     of_the_batch = OF_THE_BATCH[method] - ({"rcd"} if loss.get("rcd") == "kl" else set())
-    for name, difference in largest_difference(found_parts, parts).items():
+    for name, difference in largest_difference(averaged_parts, parts).items():
         assert (difference > 1e-8) == (name in of_the_batch or name == "loss"), name
-    assert max(largest_difference(found_gradients, gradients).values()) > 1e-6
+    assert max(largest_difference(averaged_gradients, gradients).values()) > 1e-6
 
 
 def test_rows_come_in_rank_order_however_they_lie_in_memory(of_two: list[dict[Any, Any]]) -> None:
     joined, gradient = gathered((2, 3, 6), rank=None)
-    for rank, found in enumerate(of_two):
-        own_joined, own_gradient = found["gathered"]
+    for rank, outcome in enumerate(of_two):
+        own_joined, own_gradient = outcome["gathered"]
         assert torch.equal(own_joined, joined)
         torch.testing.assert_close(own_gradient / WORLD, gradient.chunk(WORLD, dim=1)[rank])

@@ -37,15 +37,15 @@ def clip(module):
 
 
 def eager(module, loss, device) -> torch.Tensor:
-    optimizer, found = adam(module, device), []
+    optimizer, losses = adam(module, device), []
     for inputs in batches(device):
         optimizer.zero_grad()
         total, parts = loss(*inputs)
         total.backward()
         clip(module)
         optimizer.step()
-        found.append(parts.clone())
-    return torch.stack(found)
+        losses.append(parts.clone())
+    return torch.stack(losses)
 
 
 def forward_and_backward(module, loss, device) -> torch.Tensor:
@@ -67,8 +67,8 @@ def test_replay_equals_eager_step_for_step(method, replayed, device, tmp_path) -
     start = copy.deepcopy(module.state_dict())
     expected, weights = eager(module, loss, device), copy.deepcopy(module.state_dict())
     module.load_state_dict(start)
-    found = replayed(module, loss, device)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    losses = replayed(module, loss, device)
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(module.state_dict(), weights, rtol=1e-6, atol=1e-7)
     assert not torch.allclose(expected[0], expected[-1])
 
@@ -83,11 +83,11 @@ def test_a_replayed_flat_update_equals_the_eager_one(method, dtype, device, tmp_
     def run(step_of) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
         module, loss = build(method, task, tmp_path, device=device, dtype=dtype)
         update = FlatAdam(module.parameters(), dtype, 1.0, False, lr=RATE)
-        step, found = step_of(update, loss), []
+        step, losses = step_of(update, loss), []
         for i, inputs in enumerate(batches(device)):
             update.stop([1] if i >= STEPS // 2 else [])
-            found.append(step(*inputs).clone())
-        return torch.stack(found), update.weights, update.skipped(STEPS)
+            losses.append(step(*inputs).clone())
+        return torch.stack(losses), update.weights, update.skipped(STEPS)
 
     def eagerly(update, loss):
         def step(*inputs):
@@ -102,9 +102,9 @@ def test_a_replayed_flat_update_equals_the_eager_one(method, dtype, device, tmp_
     def replayed(update, loss):
         return GraphedStep(loss, update, lambda: None, batches(device)[0], capture(device))
 
-    (expected, weights, skipped), (found, own, skipped_too) = run(eagerly), run(replayed)
+    (expected, weights, skipped), (losses, own, skipped_too) = run(eagerly), run(replayed)
     limit = 1e-6 if dtype == torch.float32 else 1e-2
-    torch.testing.assert_close(found, expected, rtol=limit, atol=limit)
+    torch.testing.assert_close(losses, expected, rtol=limit, atol=limit)
     torch.testing.assert_close(own, weights, rtol=limit, atol=limit)
     assert skipped == skipped_too == [0, STEPS // 2]
     assert not torch.allclose(expected[0], expected[-1])

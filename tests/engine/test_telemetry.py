@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from operator import mul
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_the_bar_shows_losses_rate_and_time_left(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(telemetry, "time", Clock)
     monkeypatch.setattr(Clock, "now", 100.0)
     terminal, screen = console(terminal=True, columns=columns)
-    shown = Telemetry("umdf seed 1", 3000, 1000, terminal, silent=False)
+    shown = Telemetry("umdf seed 1", 3000, 1000, lambda steps, seconds: steps * seconds + 60, terminal, silent=False)
     shown._progress.get_time = lambda: Clock.now
     with shown:
         for step in (1100, 1200):
@@ -53,7 +54,7 @@ def test_the_bar_shows_losses_rate_and_time_left(monkeypatch: pytest.MonkeyPatch
     bar = next(line for line in reversed(lines) if "1200/3000" in line)
     assert bar.startswith("umdf seed 1 ")
     assert bar.endswith("320 samples/s")  # 200 steps of 32 in 20 seconds
-    assert "0:03:00" in bar  # 1800 steps at 10 a second
+    assert "0:04:00 left" in bar  # 1800 steps at 10 a second, and a minute for the rest of the run
     assert "  loss 4.592  task 4.002  fea 0.543  logits 0.047" in lines
     assert max(map(len, lines)) <= columns
 
@@ -61,7 +62,7 @@ def test_the_bar_shows_losses_rate_and_time_left(monkeypatch: pytest.MonkeyPatch
 def test_a_log_file_gets_one_whole_line_an_epoch_and_no_bar(tmp_path: Path) -> None:
     kept, screen = journal(tmp_path)
     line = "epoch 1/3  " + "x" * 100
-    with kept, Telemetry("umdf seed 1", 3000, 0, kept.console, silent=False) as shown:
+    with kept, Telemetry("umdf seed 1", 3000, 0, mul, kept.console, silent=False) as shown:
         shown.step(5, 8, PARTS)
         kept.epoch({"epoch": 1} | RECORD, line)
     assert screen.getvalue() == f"umdf seed 1 {line}\n"
@@ -92,7 +93,10 @@ def test_rewinding_forgets_later_epochs_and_a_line_that_was_cut_off(tmp_path: Pa
 
 def test_a_silent_one_writes_nothing(tmp_path: Path) -> None:
     terminal, screen = console(terminal=True)
-    with Telemetry("", 10, 0, terminal, silent=True) as shown, Journal(tmp_path, "", 0, terminal, silent=True) as kept:
+    with (
+        Telemetry("", 10, 0, mul, terminal, silent=True) as shown,
+        Journal(tmp_path, "", 0, terminal, silent=True) as kept,
+    ):
         kept.rewind(0)
         shown.step(1, 8, PARTS)
         kept.epoch({"epoch": 1} | RECORD, "x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,21 +29,18 @@ from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine import device
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.methods.method import Trainable
+from tests.engine.conftest import stored
+from tests.handmade import lacking
 
 Train = Callable[..., Path]
 STEPS_PER_EPOCH, EPOCHS = 5, 3
 
 
-def stored(dataset: Dataset, path: Path) -> str:
-    store.write(dataset, path)
-    return str(path)
-
-
 def test_the_loss_falls(train_tiny: Train, tiny_config: dict, tmp_path: Path) -> None:
     tiny_config["train"]["epochs"] = 12
-    found = records(train_tiny(tiny_config, tmp_path / "run"))
-    assert found[-1]["train"]["task"] < 0.5 * found[0]["train"]["task"]
-    assert found[-1]["valid"]["mae"] < 0.8 * found[0]["valid"]["mae"]
+    lines = records(train_tiny(tiny_config, tmp_path / "run"))
+    assert lines[-1]["train"]["task"] < 0.5 * lines[0]["train"]["task"]
+    assert lines[-1]["valid"]["mae"] < 0.8 * lines[0]["valid"]["mae"]
 
 
 def test_a_run_writes_down_what_it_did(trained: Path, tiny_store: Path) -> None:
@@ -53,14 +51,19 @@ def test_a_run_writes_down_what_it_did(trained: Path, tiny_store: Path) -> None:
     assert record["world_size"] == 1
     assert {"torch", "deepspeed", "fastmmkd"} <= set(record["versions"])
     for seed in (1, 2):
-        found = records(trained, seed)
-        assert [r["epoch"] for r in found] == [1, 2, 3]
-        assert [r["step"] for r in found] == [5, 10, 15]
-        assert set(found[0]["train"]) == {"loss", "task", "fea", "logits"}
-        train = found[0]["train"]
+        lines = records(trained, seed)
+        assert [r["epoch"] for r in lines] == [1, 2, 3]
+        assert [r["step"] for r in lines] == [5, 10, 15]
+        assert set(lines[0]["train"]) == {"loss", "task", "fea", "logits"}
+        train = lines[0]["train"]
         assert train["loss"] == pytest.approx(train["task"] + train["fea"] + train["logits"], rel=1e-6)
         assert progress(trained, seed)["finished"]
-        assert len([p for p in (trained / f"seed_{seed}" / "checkpoints").iterdir() if p.is_dir()]) == 1
+        assert {p.name for p in (trained / f"seed_{seed}" / "checkpoints").iterdir()} == {
+            "latest.json",
+            "previous.json",
+            "epoch_3_step_0",
+            "epoch_3_step_0_end",
+        }
     assert not list(trained.rglob("*.tmp"))
 
 
@@ -156,11 +159,11 @@ class TestRepetition:
     def test_null_is_no_clipping(self, train_tiny: Train, tiny_config: dict, trained: Path, tmp_path: Path) -> None:
         free, clipped = (copy.deepcopy(tiny_config) for _ in range(2))
         free["deepspeed"]["gradient_clipping"], clipped["deepspeed"]["gradient_clipping"] = None, 1e6
-        found, expected = train_tiny(free, tmp_path / "free"), train_tiny(clipped, tmp_path / "clipped")
+        unclipped, expected = train_tiny(free, tmp_path / "free"), train_tiny(clipped, tmp_path / "clipped")
         for name, value in parameters(expected, 1).items():
-            torch.testing.assert_close(parameters(found, 1)[name], value)
+            torch.testing.assert_close(parameters(unclipped, 1)[name], value)
         name = "head.weight"
-        assert not torch.equal(parameters(found, 1)[name], parameters(trained, 1)[name])
+        assert not torch.equal(parameters(unclipped, 1)[name], parameters(trained, 1)[name])
 
     def test_a_run_interrupted_at_every_few_steps_is_still_the_same_run(
         self, train_tiny: Train, tiny_config: dict, trained: Path, tmp_path: Path
@@ -250,13 +253,68 @@ class TestResumption:
         with pytest.raises(UserError) as caught:
             train_tiny(tiny_config, trained)
         assert str(caught.value) == (
-            f"{trained}: already holds a run; expected --resume to continue it, or another --output"
+            f"{trained}: already holds a run; expected --resume to continue it, or another --out"
         )
+
+    def test_a_finished_run_may_go_on_for_more_epochs(
+        self, train_tiny: Train, tiny_config: dict, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """It ends as the longer one would have from the start; so does one that was stopped in its first seed."""
+        tiny_config["train"] |= {"seeds": [1, 2], "epochs": 5}
+        whole = train_tiny(tiny_config, tmp_path / "whole")
+        run = tmp_path / "run"
+        shutil.copytree(trained, run)
+        tiny_config["train"]["epochs"] = 4
+        with pytest.raises(Interrupted):
+            train_tiny(tiny_config, run, resume=True, stop_after=3)
+        assert progress(run)["tag"] == "epoch_3_step_3"
+        tiny_config["train"]["epochs"] = 5
+        train_tiny(tiny_config, run, resume=True)
+        for seed in (1, 2):
+            assert_same_run(run, whole, seed)
+        assert json.loads((run / "run.json").read_text())["config"]["train"]["epochs"] == 5
+        before = {path: path.stat().st_mtime_ns for path in (run / "seed_1").rglob("*")}
+        train_tiny(tiny_config, run, resume=True)
+        assert {path: path.stat().st_mtime_ns for path in (run / "seed_1").rglob("*")} == before
+
+    def test_without_its_checkpoints_it_may_not(
+        self, train_tiny: Train, tiny_config: dict, trained: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(trained, run)
+        shutil.rmtree(run / "seed_2" / "checkpoints")
+        tiny_config["train"] |= {"seeds": [1, 2], "epochs": 5}
+        with pytest.raises(UserError, match=r"seed_2: no checkpoints to go on from; expected no more train\.epochs$"):
+            train_tiny(tiny_config, run, resume=True)
+        assert (run / "seed_1" / "evaluation.json").exists()
+
+    def test_patience_that_is_over_stays_so(self, train_tiny: Train, tiny_config: dict, tmp_path: Path) -> None:
+        tiny_config["train"] |= {"patience": 1, "epochs": 4}
+        tiny_config["deepspeed"]["optimizer"]["params"]["lr"] = 0.0
+        run = train_tiny(tiny_config, tmp_path / "run")
+        tiny_config["train"]["epochs"] = 9
+        train_tiny(tiny_config, run, resume=True)
+        assert [record["epoch"] for record in records(run)] == [1, 2]
+
+    def test_it_is_said_where_the_schedule_ends_before_the_training(
+        self, train_tiny: Train, tiny_config: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        params = {"total_num_steps": 15, "warmup_num_steps": 2, "warmup_max_lr": 0.003}
+        tiny_config["deepspeed"]["scheduler"] = {"type": "WarmupDecayLR", "params": params}
+        run, said = (
+            tmp_path / "run",
+            "deepspeed.scheduler.params.total_num_steps: the learning rate's schedule ends at ",
+        )
+        train_tiny(tiny_config, run)
+        assert said not in capsys.readouterr().out
+        tiny_config["train"]["epochs"] = 4
+        train_tiny(tiny_config, run, resume=True)
+        assert f"{said}step 15 of 20\n" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("block", "key", "value", "message"),
         [
-            ("train", "epochs", 4, "train.epochs was 3, is 4"),
+            ("train", "epochs", 2, "train.epochs was 3, is 2"),
             ("train", "seeds", [1, 3], "train.seeds was [1, 2], is [1, 3]"),
             ("loss", "lambda_fea", 0.5, "loss.lambda_fea was 1.0, is 0.5"),
             ("deepspeed", "gradient_clipping", 2.0, "deepspeed.gradient_clipping was 1.0, is 2.0"),
@@ -337,7 +395,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("key", "value", "message"),
         [
-            ("batch_size", 41, r"train\.batch_size: 41, but .*tiny\.h5 has 40 training samples; expected at most that"),
+            (
+                "batch_size",
+                41,
+                r"train\.batch_size: 41, but .*tiny\.h5 has 40 training samples; .*, --set train\.batch_size=40$",
+            ),
             ("select", "acc9", r"train\.select: 'acc9' is no metric of regression; expected one of f1_non0, mae"),
             (
                 "task",
@@ -371,7 +433,7 @@ class TestRefusals:
     def test_a_loss_that_is_not_finite(
         self, train_tiny: Train, tiny_config: dict, tmp_path: Path, log_every: int
     ) -> None:
-        tiny_config["deepspeed"]["optimizer"]["params"]["lr"] = 1e30
+        tiny_config["deepspeed"] |= {"optimizer": {"type": "SGD", "params": {"lr": 10.0}}, "gradient_clipping": None}
         tiny_config["train"]["log_every"] = log_every
         with pytest.raises(UserError) as caught:
             train_tiny(tiny_config, tmp_path / "run")
@@ -380,6 +442,41 @@ class TestRefusals:
             "deepspeed.optimizer.params.lr, or deepspeed.gradient_clipping"
         )
         assert not (tmp_path / "run" / "seed_1" / "checkpoints").exists()
+
+    @pytest.mark.parametrize(
+        ("key", "value", "message"),
+        [
+            (
+                "optimizer",
+                {"type": "SGD", "params": {"lr": 0.1, "torch_adam": True}},
+                "deepspeed: .*'torch_adam'.*, see ",
+            ),
+            ("scheduler", {"type": "Nope"}, "deepspeed: .*Nope.*, see "),
+            ("zero_optimization", {"stage": 2, "reduce_bucket_size": -1}, "deepspeed: .*reduce_bucket_size.*, see "),
+            ("communication_data_type", "x", "deepspeed: .*, see "),
+            ("optimizer", {"type": "SGD", "params": {"lr": 10.0}}, "the loss is not finite in epoch 1"),
+        ],
+    )
+    def test_what_only_deepspeed_or_the_first_epoch_refuses_leaves_the_folder_free(
+        self, train_tiny: Train, tiny_config: dict, trained: Path, tmp_path: Path, key: str, value: Any, message: str
+    ) -> None:
+        odd = copy.deepcopy(tiny_config)
+        odd["deepspeed"] |= {key: value, "gradient_clipping": None}
+        odd["train"]["log_every"] = 100
+        with pytest.raises(UserError, match=message) as caught:
+            train_tiny(odd, tmp_path / "run")
+        assert "\n" not in str(caught.value)
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {"deepspeed.log", "run.lock"}
+        assert_same_run(train_tiny(tiny_config, tmp_path / "run"), trained)
+
+    def test_a_refused_resumption_forgets_nothing(self, train_tiny: Train, tiny_config: dict, tmp_path: Path) -> None:
+        with pytest.raises(Interrupted):
+            train_tiny(tiny_config, tmp_path / "run", stop_after=2)
+        before = {path for path in (tmp_path / "run").rglob("*") if "tensorboard" not in path.parts}
+        tiny_config["loss"] = {"lambda_fea": 0.5}
+        with pytest.raises(UserError, match="--resume with another config"):
+            train_tiny(tiny_config, tmp_path / "run", resume=True)
+        assert {path for path in (tmp_path / "run").rglob("*") if "tensorboard" not in path.parts} == before
 
 
 class TestSelection:
@@ -420,8 +517,8 @@ class TestOtherData:
         self, train_tiny: Train, tiny_config: dict, tiny_dataset: Callable[..., Dataset], tmp_path: Path
     ) -> None:
         tiny_config["data"]["path"] = stored(tiny_dataset(steps=(4, 7, 5)), tmp_path / "unaligned.h5")
-        found = records(train_tiny(tiny_config, tmp_path / "run"))
-        assert found[-1]["train"]["loss"] < found[0]["train"]["loss"]
+        lines = records(train_tiny(tiny_config, tmp_path / "run"))
+        assert lines[-1]["train"]["loss"] < lines[0]["train"]["loss"]
 
     def test_without_missingness_nothing_depends_on_the_draws(
         self, train_tiny: Train, tiny_config: dict, tmp_path: Path
@@ -467,19 +564,17 @@ class TestOtherData:
     ) -> None:
         dataset = tiny_dataset()
         dataset.label_kind = "emotions"
-        for split in dataset.splits.values():
+        for name, split in dataset.splits.items():
             split.labels = np.eye(4, dtype=np.float32)[np.digitize(split.labels, [-1.5, 0, 1.5])]
-            split.present[:4, 0] = False  # no language
-            split.lengths[:4, 0] = 0
-            split.features["language"][:4] = 0
+            dataset.splits[name] = lacking(split, "language", slice(4))
         tiny_config["data"]["path"] = stored(dataset, tmp_path / "emotions.h5")
         tiny_config["train"] |= {"task": task, "epochs": 4, "select": None}
         run = train_tiny(tiny_config, tmp_path / "run", results=True)
         results = json.loads((run / "results.json").read_text())
-        samples = {name: found["samples"] for name, found in results["conditions"].items()}
+        samples = {name: outcome["samples"] for name, outcome in results["conditions"].items()}
         assert samples == {"l": 10, "a": 14, "v": 14, "la": 10, "lv": 10, "av": 14, "lav": 10}
-        found = records(run)
-        assert found[-1]["train"]["task"] < found[0]["train"]["task"]
+        lines = records(run)
+        assert lines[-1]["train"]["task"] < lines[0]["train"]["task"]
 
 
 class TestOrder:

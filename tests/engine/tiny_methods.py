@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastmmkd.config import parse_config
@@ -49,6 +50,7 @@ def build(
     config, at = parse_config(raw), torch.device(device)
     objective = untrained_objective(config, store.read(path), range(1, MODELS + 1), at, dtype)
     objective.module.float()
+    objective.split.room = [int(np.sort(rows)[-BATCH:].sum()) for rows in objective.split.rows.T]
 
     def loss(rows: torch.Tensor, epoch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         total, parts = objective.loss(objective.draw(rows, epoch))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastmmkd.evaluation import floors, metrics
-from fastmmkd.evaluation.results import Outcome, SeedEvaluation, assemble
+from fastmmkd.evaluation.results import Outcome, SeedEvaluation, combine
 from fastmmkd.evaluation.schema import Results
 from fastmmkd.modalities import CONDITIONS
 from fastmmkd.tasks import Task
@@ -96,7 +96,7 @@ def simulate(make_world: Callable[..., World]) -> Callable[..., Results]:
         samples: int = 120,
     ) -> Results:
         world = make_world(Task(task), samples)
-        return assemble(
+        return combine(
             method,
             "simulated MOSI (seed 0)",
             data_hash,

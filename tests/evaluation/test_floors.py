@@ -27,13 +27,13 @@ def test_always_negative_on_a_test_split_like_mosi():
 def test_the_floor_takes_the_best_of_each_metric():
     test = np.array([-2.0, -1.0, 0.5, 2.5])
     train = np.array([0.4, 0.4, 0.4, 2.8])
-    found = floors.floor(REGRESSION, test, train)
+    floor = floors.floor(REGRESSION, test, train)
     # The mean is 1.0, the median 0.4: absolute errors 3 2 0.5 1.5 and 2.4 1.4 0.1 2.1.
-    assert found["mae"] == pytest.approx(6 / 4)
-    assert found["corr"] == 0.0
+    assert floor["mae"] == pytest.approx(6 / 4)
+    assert floor["corr"] == 0.0
     # The most frequent bin in training is 0, as is the third label's (0.5 rounds to even).
-    assert found["acc7"] == 25.0
-    assert found["acc2_has0"] == 50.0
+    assert floor["acc7"] == 25.0
+    assert floor["acc2_has0"] == 50.0
 
 
 def test_majority_is_taken_per_metric_from_training_labels():
@@ -47,9 +47,9 @@ def test_majority_is_taken_per_metric_from_training_labels():
 def test_constants_are_fitted_to_the_labels_by_hand():
     """Median -1, mean 0.5, the more frequent sign negative; a quarter of one class, three of the other."""
     scores = np.array([-1.0, -1.0, -1.0, 5.0])
-    found = floors.constant(REGRESSION, scores)
-    assert (found["mae"], found["corr"], found["acc2_non0"]) == (1.5, 0.0, 75.0)
-    assert found["loss"] == pytest.approx((3 * 1.5**2 + 4.5**2) / 4)
+    best = floors.constant(REGRESSION, scores)
+    assert (best["mae"], best["corr"], best["acc2_non0"]) == (1.5, 0.0, 75.0)
+    assert best["loss"] == pytest.approx((3 * 1.5**2 + 4.5**2) / 4)
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     for classes in (2, 3, 7):
         assert floors.constant(Task(f"classification-{classes}"), scores)["loss"] == pytest.approx(entropy)
@@ -63,7 +63,7 @@ def test_no_constant_prediction_gets_past_them(name):
     task, rng = Task(name), np.random.default_rng(0)
     scores = np.round(rng.normal(0.3, 1.2, 60) * 3) / 3
     labels = scores if task.label_kind == "score" else np.eye(4)[rng.choice(4, 60, p=[0.5, 0.2, 0.2, 0.1])]
-    found = floors.constant(task, labels)
+    best = floors.constant(task, labels)
     for _ in range(30):
         constant = rng.uniform(-3, 3) if task.is_regression else rng.dirichlet(np.ones(task.outputs))
         if name == "emotions-binary":
@@ -71,7 +71,7 @@ def test_no_constant_prediction_gets_past_them(name):
         predictions = np.repeat(np.asarray(constant)[None], 60, axis=0)
         reached = metrics.compute(task, labels, predictions) | {"loss": metrics.loss(task, labels, predictions)}
         for key, value in reached.items():
-            assert not metrics.better(key, value, found[key] + (-1e-9 if key in ("mae", "loss") else 1e-9)), key
+            assert not metrics.better(key, value, best[key] + (-1e-9 if key in ("mae", "loss") else 1e-9)), key
 
 
 def test_emotion_floor():
@@ -88,9 +88,9 @@ def test_emotion_floor():
 def test_floors_have_the_keys_of_the_task_and_cope_with_no_samples(name, make_world):
     task = Task(name)
     world = make_world(task, 50)
-    found = floors.floor(task, world.labels, world.train_labels)
-    assert tuple(found) == metrics.keys(task)
-    assert not any(math.isnan(v) for v in found.values())
+    floor = floors.floor(task, world.labels, world.train_labels)
+    assert tuple(floor) == metrics.keys(task)
+    assert not any(math.isnan(v) for v in floor.values())
     assert all(math.isnan(v) for v in floors.floor(task, world.labels[:0], world.train_labels).values())
 
 
@@ -103,13 +103,13 @@ def test_ideal_decisions_by_hand():
     support = np.array([2.0, -1.0, 0.0, 1.6])  # in any order
     posterior = np.array([[0.3, 0.35, 0.05, 0.3], [0.1, 0.45, 0.3, 0.15]])
     labels = np.array([1.6, -1.0])
-    found = floors.ideal(REGRESSION, labels, posterior, support)
+    ideal = floors.ideal(REGRESSION, labels, posterior, support)
     # Medians 1.6 and 0; means 0.73 and -0.01; 2.0 and 1.6 share the bin 2.
-    assert found["mae"] == pytest.approx((0.0 + 1.0) / 2)
-    assert found["corr"] == pytest.approx(1.0)
-    assert found["acc7"] == 100.0
-    assert found["acc2_non0"] == 100.0  # P(> 0) = 0.25 < P(< 0) = 0.45
-    assert found["acc2_has0"] == 50.0  # P(>= 0) = 0.55 > P(< 0) = 0.45
+    assert ideal["mae"] == pytest.approx((0.0 + 1.0) / 2)
+    assert ideal["corr"] == pytest.approx(1.0)
+    assert ideal["acc7"] == 100.0
+    assert ideal["acc2_non0"] == 100.0  # P(> 0) = 0.25 < P(< 0) = 0.45
+    assert ideal["acc2_has0"] == 50.0  # P(>= 0) = 0.55 > P(< 0) = 0.45
 
 
 def test_ideal_emotions_by_hand():

@@ -17,37 +17,37 @@ REGRESSION = Task("regression")
 def test_regression_by_hand():
     y = np.array([-3.0, -1.0, 0.0, 0.5, 2.0, 2.5])
     p = np.array([-2.5, 0.5, 0.2, -0.5, 1.0, 4.0])
-    found = metrics.compute(REGRESSION, y, p)
+    scores = metrics.compute(REGRESSION, y, p)
 
-    assert found["mae"] == pytest.approx((0.5 + 1.5 + 0.2 + 1.0 + 1.0 + 1.5) / 6)
-    assert found["corr"] == pytest.approx(np.corrcoef(y, p)[0, 1])
+    assert scores["mae"] == pytest.approx((0.5 + 1.5 + 0.2 + 1.0 + 1.0 + 1.5) / 6)
+    assert scores["corr"] == pytest.approx(np.corrcoef(y, p)[0, 1])
     # Rounded half to even: labels -3 -1 0 0 2 2 (2.5 -> 2), predictions -2 0 0 0 1 3 (4 is clipped).
-    assert found["acc7"] == pytest.approx(100 * 2 / 6)
+    assert scores["acc7"] == pytest.approx(100 * 2 / 6)
     # Clipped to +-2: labels -2 -1 0 0 2 2, predictions -2 0 0 0 1 2.
-    assert found["acc5"] == pytest.approx(100 * 4 / 6)
+    assert scores["acc5"] == pytest.approx(100 * 4 / 6)
     # y >= 0: labels F F T T T T, predictions F T T F T T.
-    assert found["acc2_has0"] == pytest.approx(100 * 4 / 6)
+    assert scores["acc2_has0"] == pytest.approx(100 * 4 / 6)
     # Negative: tp 1, fp 1, fn 1 -> 1/2, weight 2; non-negative: tp 3, fp 1, fn 1 -> 3/4, weight 4.
-    assert found["f1_has0"] == pytest.approx(100 * (2 * 0.5 + 4 * 0.75) / 6)
+    assert scores["f1_has0"] == pytest.approx(100 * (2 * 0.5 + 4 * 0.75) / 6)
     # Without the zero: labels F F T T T, predictions F T F T T.
-    assert found["acc2_non0"] == pytest.approx(100 * 3 / 5)
+    assert scores["acc2_non0"] == pytest.approx(100 * 3 / 5)
     # Negative: tp 1, fp 1, fn 1 -> 1/2, weight 2; positive: tp 2, fp 1, fn 1 -> 2/3, weight 3.
-    assert found["f1_non0"] == pytest.approx(100 * (2 * 0.5 + 3 * 2 / 3) / 5)
+    assert scores["f1_non0"] == pytest.approx(100 * (2 * 0.5 + 3 * 2 / 3) / 5)
 
 
 def test_f1_weighs_by_the_true_classes():
     """Three of four are positive, all are called negative. Weighted by the *predicted* classes it would be 40."""
-    found = metrics.compute(REGRESSION, np.array([1.0, 1, 1, -1]), np.array([-1.0, -1, -1, -1]))
+    scores = metrics.compute(REGRESSION, np.array([1.0, 1, 1, -1]), np.array([-1.0, -1, -1, -1]))
     # Negative: tp 1, fp 3 -> 2/5, weight 1; positive: 0, weight 3.
-    assert found["f1_non0"] == pytest.approx(10.0)
-    assert found["f1_has0"] == pytest.approx(10.0)
+    assert scores["f1_non0"] == pytest.approx(10.0)
+    assert scores["f1_has0"] == pytest.approx(10.0)
 
 
 def test_a_predicted_zero_is_negative_without_zeros_and_nonnegative_with():
-    found = metrics.compute(REGRESSION, np.array([1.0, -1.0]), np.zeros(2))
-    assert found["acc2_non0"] == 50.0
-    found = metrics.compute(REGRESSION, np.array([1.0, 2.0]), np.zeros(2))
-    assert (found["acc2_non0"], found["acc2_has0"]) == (0.0, 100.0)
+    scores = metrics.compute(REGRESSION, np.array([1.0, -1.0]), np.zeros(2))
+    assert scores["acc2_non0"] == 50.0
+    scores = metrics.compute(REGRESSION, np.array([1.0, 2.0]), np.zeros(2))
+    assert (scores["acc2_non0"], scores["acc2_has0"]) == (0.0, 100.0)
 
 
 @pytest.mark.parametrize(("score", "bin7"), [(0.5, 0), (1.5, 2), (2.5, 2), (-0.5, 0), (-1.5, -2), (3.4, 3), (-7, -3)])
@@ -66,25 +66,25 @@ def test_no_samples_give_nan_for_every_metric(name):
     task = Task(name)
     labels = np.zeros((0,) if task.label_kind == "score" else (0, 4))
     width = {"regression": (0,), "emotions-binary": (0, 4)}.get(name, (0, task.outputs))
-    found = metrics.compute(task, labels, np.zeros(width))
-    assert tuple(found) == metrics.keys(task)
-    assert all(math.isnan(v) for v in found.values())
+    scores = metrics.compute(task, labels, np.zeros(width))
+    assert tuple(scores) == metrics.keys(task)
+    assert all(math.isnan(v) for v in scores.values())
 
 
 def test_only_neutral_labels_leave_nothing_for_non0():
-    found = metrics.compute(REGRESSION, np.zeros(3), np.array([0.1, -0.1, 0.3]))
-    assert math.isnan(found["f1_non0"])
-    assert math.isnan(found["acc2_non0"])
-    assert found["acc2_has0"] == pytest.approx(200 / 3)
+    scores = metrics.compute(REGRESSION, np.zeros(3), np.array([0.1, -0.1, 0.3]))
+    assert math.isnan(scores["f1_non0"])
+    assert math.isnan(scores["acc2_non0"])
+    assert scores["acc2_has0"] == pytest.approx(200 / 3)
 
 
 def test_two_classes_are_read_as_signs():
     y = np.array([-1.0, 0.0, 2.0, 2.0])
     p = np.array([[0.7, 0.3], [0.2, 0.8], [0.6, 0.4], [0.1, 0.9]])
-    found = metrics.compute(Task("classification-2"), y, p)
-    assert set(found) == {"f1_non0", "acc2_non0", "f1_has0", "acc2_has0"}
-    assert found["acc2_has0"] == pytest.approx(75.0)
-    assert found["acc2_non0"] == pytest.approx(100 * 2 / 3)
+    scores = metrics.compute(Task("classification-2"), y, p)
+    assert set(scores) == {"f1_non0", "acc2_non0", "f1_has0", "acc2_has0"}
+    assert scores["acc2_has0"] == pytest.approx(75.0)
+    assert scores["acc2_non0"] == pytest.approx(100 * 2 / 3)
 
 
 @pytest.mark.parametrize("name", ["classification-2", "classification-3", "classification-7"])
@@ -92,8 +92,8 @@ def test_a_tie_is_nonnegative_but_not_positive(name):
     task = Task(name)
     p = np.zeros((2, task.outputs))
     p[:, [0, -1]] = 0.5
-    found = metrics.compute(task, np.array([1.0, -1.0]), p)
-    assert found["f1_has0"] == found["f1_non0"] == pytest.approx(100 / 3)
+    scores = metrics.compute(task, np.array([1.0, -1.0]), p)
+    assert scores["f1_has0"] == scores["f1_non0"] == pytest.approx(100 / 3)
     assert metrics.compute(task, np.array([1.0, 2.0]), p)["acc2_has0"] == 100.0
     assert metrics.compute(task, np.array([1.0, 2.0]), p)["acc2_non0"] == 0.0
 
@@ -101,12 +101,12 @@ def test_a_tie_is_nonnegative_but_not_positive(name):
 def test_three_classes_take_the_sign_from_the_larger_mass_not_from_the_argmax():
     y = np.array([1.0, -1.0, 0.0])
     p = np.array([[0.2, 0.45, 0.35], [0.45, 0.2, 0.35], [0.3, 0.4, 0.3]])
-    found = metrics.compute(Task("classification-3"), y, p)
-    assert found["acc2_non0"] == 100.0
+    scores = metrics.compute(Task("classification-3"), y, p)
+    assert scores["acc2_non0"] == 100.0
     # The second has P(>= 0) = 0.55 > P(< 0) = 0.45.
-    assert found["acc2_has0"] == pytest.approx(100 * 2 / 3)
+    assert scores["acc2_has0"] == pytest.approx(100 * 2 / 3)
     # Its own classes by argmax: zero, negative, zero.
-    assert found["acc3"] == pytest.approx(100 * 2 / 3)
+    assert scores["acc3"] == pytest.approx(100 * 2 / 3)
 
 
 def test_seven_classes():
@@ -115,34 +115,34 @@ def test_seven_classes():
     p[0, 6] = 1.0
     p[1, [2, 3, 4]] = [0.3, 0.5, 0.2]
     p[2, [0, 5, 6]] = [0.4, 0.3, 0.3]
-    found = metrics.compute(Task("classification-7"), y, p)
-    assert found["acc7"] == 100.0
-    assert found["acc2_non0"] == pytest.approx(100 * 2 / 3)
-    assert found["acc2_has0"] == pytest.approx(100 * 1 / 3)
+    scores = metrics.compute(Task("classification-7"), y, p)
+    assert scores["acc7"] == 100.0
+    assert scores["acc2_non0"] == pytest.approx(100 * 2 / 3)
+    assert scores["acc2_has0"] == pytest.approx(100 * 1 / 3)
 
 
 def test_four_binary_emotions_by_hand():
     y = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=np.float32)
     p = np.array([[0.9, 0.1, 0.2, 0.0], [0.4, 0.6, 0.5, 0.1], [0.1, 0.2, 0.8, 0.3], [0.2, 0.9, 0.1, 0.7]])
-    found = metrics.compute(Task("emotions-binary"), y, p)
-    assert [found[f"acc_{e}"] for e in ("happy", "sad", "angry", "neutral")] == [75.0, 75.0, 100.0, 100.0]
+    scores = metrics.compute(Task("emotions-binary"), y, p)
+    assert [scores[f"acc_{e}"] for e in ("happy", "sad", "angry", "neutral")] == [75.0, 75.0, 100.0, 100.0]
     # Happy: holds tp 1, fn 1 -> 2/3, weight 2; not tp 2, fp 1 -> 4/5, weight 2.
-    assert found["f1_happy"] == pytest.approx(100 * (2 / 3 + 4 / 5) / 2)
+    assert scores["f1_happy"] == pytest.approx(100 * (2 / 3 + 4 / 5) / 2)
     # Sad: holds tp 1, fp 1 -> 2/3, weight 1; not tp 2, fn 1 -> 4/5, weight 3.
-    assert found["f1_sad"] == pytest.approx(100 * (2 / 3 + 3 * 4 / 5) / 4)
-    assert found["f1"] == pytest.approx((found["f1_happy"] + found["f1_sad"] + 200) / 4)
-    assert found["acc"] == pytest.approx(350 / 4)
+    assert scores["f1_sad"] == pytest.approx(100 * (2 / 3 + 3 * 4 / 5) / 4)
+    assert scores["f1"] == pytest.approx((scores["f1_happy"] + scores["f1_sad"] + 200) / 4)
+    assert scores["acc"] == pytest.approx(350 / 4)
 
 
 def test_single_label_emotions_by_hand():
     y = np.eye(4)[[0, 0, 1, 3]]
     p = np.array([[0.4, 0.3, 0.2, 0.1], [0.2, 0.5, 0.2, 0.1], [0.1, 0.9, 0.0, 0.0], [0.3, 0.3, 0.3, 0.1]])
-    found = metrics.compute(Task("emotions-4way"), y, p)
+    scores = metrics.compute(Task("emotions-4way"), y, p)
     # Predicted 0, 1, 1, 0: class 0 F1 1/2 (weight 2), class 1 2/3 (1), class 3 0 (1).
-    assert found["acc_4way"] == 50.0
-    assert found["f1_4way"] == pytest.approx(100 * (2 * 0.5 + 2 / 3) / 4)
-    assert found["acc_sad_ovr"] == 75.0
-    assert found["f1_angry_ovr"] == 100.0
+    assert scores["acc_4way"] == 50.0
+    assert scores["f1_4way"] == pytest.approx(100 * (2 * 0.5 + 2 / 3) / 4)
+    assert scores["acc_sad_ovr"] == 75.0
+    assert scores["f1_angry_ovr"] == 100.0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -212,10 +212,10 @@ def test_mirrored_scores_have_the_same_non0_metrics(case):
 @given(scores)
 def test_hard_class_probabilities_give_the_same_signs_as_scores(case):
     y, p, _ = case
-    found = metrics.compute(Task("classification-3"), y, np.eye(3)[np.sign(p).astype(int) + 1])
+    from_classes = metrics.compute(Task("classification-3"), y, np.eye(3)[np.sign(p).astype(int) + 1])
     from_scores = metrics.compute(REGRESSION, y, p)
     for key in ("f1_non0", "acc2_non0", "f1_has0", "acc2_has0"):
-        assert found[key] == pytest.approx(from_scores[key], nan_ok=True)
+        assert from_classes[key] == pytest.approx(from_scores[key], nan_ok=True)
 
 
 class TestLoss:
@@ -246,8 +246,8 @@ class TestLoss:
         assert metrics.loss(task, labels, task.predictions(logits)) == pytest.approx(expected)
 
     def test_certain_and_wrong_is_finite_and_nothing_is_nan(self) -> None:
-        found = metrics.loss(Task("classification-2"), np.array([1.0]), np.array([[1.0, 0.0]]))
-        assert 100 < found < math.inf
+        loss = metrics.loss(Task("classification-2"), np.array([1.0]), np.array([[1.0, 0.0]]))
+        assert 100 < loss < math.inf
         assert math.isnan(metrics.loss(REGRESSION, np.zeros(0), np.zeros(0)))
 
     def test_it_can_be_selected_by_and_is_better_when_lower(self) -> None:
@@ -258,12 +258,12 @@ class TestLoss:
 
 class TestAMetricIsOneEntry:
     def test_keys_and_titles_are_its_own(self) -> None:
-        entries = {metric.key: metric for found in metrics.METRICS.values() for metric in found}
+        entries = {metric.key: metric for of_task in metrics.METRICS.values() for metric in of_task}
         assert len({metric.title for metric in entries.values()}) == len(entries)
-        for found in metrics.METRICS.values():
-            keys = [metric.key for metric in found]
+        for of_task in metrics.METRICS.values():
+            keys = [metric.key for metric in of_task]
             assert len(set(keys)) == len(keys)
-            assert all(entries[metric.key] is metric for metric in found)  # tasks share it, none has a variant
+            assert all(entries[metric.key] is metric for metric in of_task)  # tasks share it, none has a variant
 
     @pytest.mark.parametrize("name", TASKS)
     def test_what_is_true_of_the_labels_is_the_best_decision(self, name: str) -> None:

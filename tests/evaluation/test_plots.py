@@ -92,10 +92,10 @@ def test_curves_show_the_mean_over_seeds_the_floor_and_every_run(tmp_path, simul
     runs = [("cost in $ of a_b", simulate(known_posterior=False)), ("b", simulate(noise=0.6))]
     plots.curves(tmp_path / "c.png", runs)
     first, second, floor, ideal = figures[0].axes[0].get_lines()
-    for line, (name, found) in zip((first, second), runs, strict=True):
+    for line, (name, run) in zip((first, second), runs, strict=True):
         assert line.get_label() == name
         np.testing.assert_allclose(line.get_xdata(), [0.0, 0.5, 1.0])
-        np.testing.assert_allclose(line.get_ydata(), [s.metrics["f1_non0"].mean for s in found.sweep])
+        np.testing.assert_allclose(line.get_ydata(), [s.metrics["f1_non0"].mean for s in run.sweep])
     assert set(floor.get_ydata()) == {runs[0][1].conditions["lav"].floor["f1_non0"]}
     assert list(ideal.get_ydata()) == [runs[1][1].conditions["lav"].ideal["f1_non0"]]  # the second run knows it
 

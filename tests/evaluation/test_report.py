@@ -160,7 +160,7 @@ def test_references_that_disagree_name_their_runs(simulate):
     table = tables.metric_table("f1_non0", runs)
     assert [row.name for row in table.references] == ["floor of a, c, d", "floor of b", "ideal"]
     assert [row.cells[1].mean for row in table.references[:2]] == [
-        found.conditions["a"].floor["f1_non0"] for found in (simulate(), other)
+        run.conditions["a"].floor["f1_non0"] for run in (simulate(), other)
     ]
 
 
@@ -226,10 +226,10 @@ def test_errors_name_the_file(tmp_path, make_run):
 
 
 def test_equal_printed_values_are_all_bold(simulate):
-    found = simulate(seeds=(1,))
-    table = tables.metric_table("f1_non0", [("a", found), ("b", found)])
+    run = simulate(seeds=(1,))
+    table = tables.metric_table("f1_non0", [("a", run), ("b", run)])
     assert all(cell.best for row in table.runs for cell in row.cells)
-    assert not any(cell.best for cell in tables.metric_table("f1_non0", [("a", found)]).runs[0].cells)
+    assert not any(cell.best for cell in tables.metric_table("f1_non0", [("a", run)]).runs[0].cells)
 
 
 def test_markdown_cells_cannot_break_the_table(tmp_path, make_run):

@@ -8,7 +8,7 @@ import pytest
 
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics, results
-from fastmmkd.evaluation.results import Outcome, SeedEvaluation, assemble
+from fastmmkd.evaluation.results import Outcome, SeedEvaluation, combine
 from fastmmkd.evaluation.schema import Results, Statistic
 from fastmmkd.modalities import CONDITIONS
 from fastmmkd.tasks import TASKS, Task
@@ -30,28 +30,28 @@ def floors(value: float = 40.0) -> dict[str, dict[str, float]]:
 
 
 def test_mean_and_deviation_over_seeds():
-    found = assemble("m", "d", "h", TASK, [evaluation(7, [60.0] * 7), evaluation(8, [64.0] * 7)], floors(), None)
-    assert found.seeds == [7, 8]
-    statistic = found.conditions["la"].metrics["f1_non0"]
+    summary = combine("m", "d", "h", TASK, [evaluation(7, [60.0] * 7), evaluation(8, [64.0] * 7)], floors(), None)
+    assert summary.seeds == [7, 8]
+    statistic = summary.conditions["la"].metrics["f1_non0"]
     assert (statistic.mean, statistic.std, statistic.per_seed) == (62.0, pytest.approx(math.sqrt(8)), [60.0, 64.0])
-    assert found.conditions["la"].floor["f1_non0"] == 40.0
-    assert found.conditions["la"].ideal is None
-    assert found.average.ideal is None
+    assert summary.conditions["la"].floor["f1_non0"] == 40.0
+    assert summary.conditions["la"].ideal is None
+    assert summary.average.ideal is None
 
 
 def test_average_is_taken_per_seed_and_leaves_out_the_complete_condition():
     up, down = [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 99.0], [60.0, 50.0, 40.0, 30.0, 20.0, 10.0, 1.0]
-    found = assemble("m", "d", "h", TASK, [evaluation(1, up), evaluation(2, down)], floors(), floors(90.0))
-    assert found.average.metrics["f1_non0"] == Statistic(mean=35.0, std=0.0, per_seed=[35.0, 35.0])
-    assert found.average.samples == 60
-    assert found.average.floor["f1_non0"] == 40.0
-    assert found.average.ideal["f1_non0"] == 90.0
+    summary = combine("m", "d", "h", TASK, [evaluation(1, up), evaluation(2, down)], floors(), floors(90.0))
+    assert summary.average.metrics["f1_non0"] == Statistic(mean=35.0, std=0.0, per_seed=[35.0, 35.0])
+    assert summary.average.samples == 60
+    assert summary.average.floor["f1_non0"] == 40.0
+    assert summary.average.ideal["f1_non0"] == 90.0
 
 
 def test_one_seed_has_no_deviation():
-    found = assemble("m", "d", "h", TASK, [evaluation(1, [60.0] * 7)], floors(), None)
-    assert found.conditions["l"].metrics["f1_non0"].std is None
-    assert found.average.metrics["f1_non0"].std is None
+    summary = combine("m", "d", "h", TASK, [evaluation(1, [60.0] * 7)], floors(), None)
+    assert summary.conditions["l"].metrics["f1_non0"].std is None
+    assert summary.average.metrics["f1_non0"].std is None
 
 
 def test_a_condition_without_samples_is_null_and_not_averaged(tmp_path):
@@ -59,64 +59,64 @@ def test_a_condition_without_samples_is_null_and_not_averaged(tmp_path):
     del one.conditions["l"]
     one.conditions["la"] = Outcome(0, dict.fromkeys(metrics.keys(TASK), math.nan))
     known = {c: f for c, f in floors().items() if c not in ("l", "la")}
-    found = assemble("m", "d", "h", TASK, [one], known, None)
+    summary = combine("m", "d", "h", TASK, [one], known, None)
     for condition in ("l", "la"):
-        assert found.conditions[condition].samples == 0
-        assert found.conditions[condition].metrics["f1_non0"] == Statistic(mean=None, std=None, per_seed=[None])
-    assert found.average.metrics["f1_non0"].mean == 60.0
-    assert found.average.samples == 40
-    results.write(tmp_path, found)
+        assert summary.conditions[condition].samples == 0
+        assert summary.conditions[condition].metrics["f1_non0"] == Statistic(mean=None, std=None, per_seed=[None])
+    assert summary.average.metrics["f1_non0"].mean == 60.0
+    assert summary.average.samples == 40
+    results.write(tmp_path, summary)
     assert "here without {l}, {l,a}" in (tmp_path / "results.md").read_text()
-    assert results.read(tmp_path) == found
+    assert results.read(tmp_path) == summary
 
 
 def test_evaluations_must_match():
     first = evaluation(1, [60.0] * 7)
     with pytest.raises(ValueError, match="a seed occurs twice"):
-        assemble("m", "d", "h", TASK, [first, first], floors(), None)
+        combine("m", "d", "h", TASK, [first, first], floors(), None)
     with pytest.raises(ValueError, match="seeds 1 and 2 differ"):
-        assemble("m", "d", "h", TASK, [first, evaluation(2, [60.0] * 7, sweep=(0.0, 0.5))], floors(), None)
+        combine("m", "d", "h", TASK, [first, evaluation(2, [60.0] * 7, sweep=(0.0, 0.5))], floors(), None)
     with pytest.raises(ValueError, match="no evaluations"):
-        assemble("m", "d", "h", TASK, [], floors(), None)
+        combine("m", "d", "h", TASK, [], floors(), None)
 
 
 def test_phases_at_the_floor_are_named_and_may_be_unknown(tmp_path):
     said = [{"teacher": True, "student": False}, {"teacher": None, "student": True}, {"teacher": True, "student": True}]
-    evaluations = [replace(evaluation(i, [60.0] * 7), at_floor=found) for i, found in enumerate(said)]
-    found = assemble("m", "d", "h", TASK, evaluations, floors(), None)
-    assert found.at_floor == {"teacher": [True, None, True], "student": [False, True, True]}
-    results.write(tmp_path, found)
-    assert results.read(tmp_path) == found
+    evaluations = [replace(evaluation(i, [60.0] * 7), at_floor=phases) for i, phases in enumerate(said)]
+    summary = combine("m", "d", "h", TASK, evaluations, floors(), None)
+    assert summary.at_floor == {"teacher": [True, None, True], "student": [False, True, True]}
+    results.write(tmp_path, summary)
+    assert results.read(tmp_path) == summary
     assert "teacher of seeds 0, 2; student of seeds 1, 2." in (tmp_path / "results.md").read_text()
 
-    saved = found.model_dump()
+    saved = summary.model_dump()
     del saved["at_floor"]  # as earlier versions wrote them
     (tmp_path / "results.json").write_text(json.dumps(saved))
-    found = results.read(tmp_path)
-    assert found.at_floor == {}
-    results.write(tmp_path, found)
+    summary = results.read(tmp_path)
+    assert summary.at_floor == {}
+    results.write(tmp_path, summary)
     assert "At the floor" not in (tmp_path / "results.md").read_text()
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_write_and_read_round_trip(tmp_path, simulate, name):
     run = tmp_path / "nested" / "run"
-    found = simulate(task=name)
-    results.write(run, found)
-    assert results.read(run) == found
-    assert results.read(run / "results.json") == found
+    summary = simulate(task=name)
+    results.write(run, summary)
+    assert results.read(run) == summary
+    assert results.read(run / "results.json") == summary
     assert sorted(p.name for p in run.iterdir()) == ["curves.png", "results.csv", "results.json", "results.md"]
     assert "NaN" not in (run / "results.json").read_text()
 
 
 def test_markdown_shows_ours_floor_and_ideal_in_the_papers_columns(tmp_path, simulate):
-    found = simulate(seeds=(1, 2, 3))
-    results.write(tmp_path, found)
+    summary = simulate(seeds=(1, 2, 3))
+    results.write(tmp_path, summary)
     text = (tmp_path / "results.md").read_text()
     table = text.split("## F1 non0 (%)\n\n")[1].split("\n\n")[0].splitlines()
     rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in table}
     assert rows[""] == ["{l}", "{a}", "{v}", "{l,a}", "{l,v}", "{a,v}", "Avg.", "{l,a,v}"]
-    lav, average = found.conditions["lav"], found.average
+    lav, average = summary.conditions["lav"], summary.average
     ours = lav.metrics["f1_non0"]
     assert rows["umdf"][-1] == f"{ours.mean:.2f} ± {ours.std:.2f}"
     assert rows["floor"][-1] == f"{lav.floor['f1_non0']:.2f}"
@@ -136,14 +136,14 @@ def test_markdown_for_real_data_has_no_ideal(tmp_path, simulate):
 
 
 def test_csv_has_every_number(tmp_path, simulate):
-    found = simulate(seeds=(1, 2), steps=3)
-    results.write(tmp_path, found)
+    summary = simulate(seeds=(1, 2), steps=3)
+    results.write(tmp_path, summary)
     with (tmp_path / "results.csv").open() as f:
         lines = list(csv.DictReader(f))
     assert len(lines) == (7 + 1 + 3) * len(metrics.keys(Task("regression")))
     by_key = {(r["part"], r["condition"], r["p"], r["metric"]): r for r in lines}
     line = by_key["condition", "av", "0.0", "mae"]
-    expected = found.conditions["av"].metrics["mae"]
+    expected = summary.conditions["av"].metrics["mae"]
     assert [float(line[k]) for k in ("mean", "std", "seed_1", "seed_2")] == [
         expected.mean,
         expected.std,
@@ -192,16 +192,16 @@ def test_a_newer_version_says_to_update(tmp_path, simulate):
 
 def edited(results: Results, path: str, value: object = None) -> dict:
     """What the file would hold, with the key at `path` set, or removed if no value is given."""
-    found = results.model_dump()
+    content = results.model_dump()
     *parents, last = path.split("/")
-    target = found
+    target = content
     for key in parents:
         target = target[key]
     if value is None:
         del target[last]
     else:
         target[last] = value
-    return found
+    return content
 
 
 @pytest.mark.parametrize(
@@ -226,15 +226,15 @@ def test_damaged_results_name_the_key(tmp_path, simulate, path, value, message):
 
 
 def test_keys_that_a_later_version_adds_are_kept(tmp_path, simulate):
-    found = {**simulate(seeds=(1,)).model_dump(), "notes": "added later"}
-    (tmp_path / "results.json").write_text(json.dumps(found))
+    content = {**simulate(seeds=(1,)).model_dump(), "notes": "added later"}
+    (tmp_path / "results.json").write_text(json.dumps(content))
     results.write(tmp_path, results.read(tmp_path))
-    assert json.loads((tmp_path / "results.json").read_text()) == found
+    assert json.loads((tmp_path / "results.json").read_text()) == content
 
 
 def test_the_file_holds_the_keys_in_the_order_of_the_documentation(tmp_path, simulate):
     results.write(tmp_path, simulate(seeds=(1,)))
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert list(found) == list(Results.model_fields)
-    assert list(found["average"]) == ["samples", "metrics", "floor", "ideal"]
-    assert tuple(found["average"]["metrics"]) == metrics.keys(Task("regression"))
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert list(content) == list(Results.model_fields)
+    assert list(content["average"]) == ["samples", "metrics", "floor", "ideal"]
+    assert tuple(content["average"]["metrics"]) == metrics.keys(Task("regression"))

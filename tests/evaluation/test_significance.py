@@ -7,11 +7,11 @@ from fastmmkd.evaluation.significance import paired_test
 
 def test_t_test_by_hand():
     """Differences 1, 2, 3: mean 2, standard error 1/sqrt(3), t = 2 sqrt(3) with 2 degrees of freedom."""
-    found = paired_test([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
+    outcome = paired_test([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
     t = 2 * math.sqrt(3)
-    assert found.t_p == pytest.approx(1 - t / math.sqrt(2 + t * t))  # the closed form for two degrees of freedom
-    assert found.wilcoxon_p is None
-    assert (found.mean_difference, found.n) == (pytest.approx(2.0), 3)
+    assert outcome.t_p == pytest.approx(1 - t / math.sqrt(2 + t * t))  # the closed form for two degrees of freedom
+    assert outcome.wilcoxon_p is None
+    assert (outcome.mean_difference, outcome.n) == (pytest.approx(2.0), 3)
 
 
 def test_six_pairs_on_one_side_are_what_wilcoxon_needs():
