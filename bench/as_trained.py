@@ -42,6 +42,8 @@ class AsTrained(Contender):
         self.engine = wrap(start_deepspeed(placement, log_file), objective.module, placement.deepspeed, log_file)
         self.engine.train()
         mode, _ = graph_mode(config, placement, len(objective.module.parameter_groups()))
+        if device.type == "cuda" or mode != "off":
+            self.make_room()
         said: list[str] = []  # what the step class tells people, such as that a capture failed
         self.take = STEPS[mode](self.engine, objective, placement.clip_each, said.append)
         self.replays = mode != "off"
@@ -61,9 +63,9 @@ class AsTrained(Contender):
         keys = self.keys(0)
         total, _ = self.objective.loss(self.objective.draw(keys.rows, keys.epoch))
         named = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-        found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
-        gradients = {name: g for name, g in zip(named, found, strict=True) if g is not None}
-        del total, found  # a capture must not meet another graph of the same parameters
+        autograd_gradients = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+        gradients = {name: g for name, g in zip(named, autograd_gradients, strict=True) if g is not None}
+        del total, autograd_gradients  # a capture must not meet another graph of the same parameters
         parts = self.take(keys.rows, keys.epoch, [])
         scale = getattr(self.engine.optimizer, "loss_scale", 1.0)
         gradients |= {name: g / scale for name, g in self.left.items()}

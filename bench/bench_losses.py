@@ -23,7 +23,7 @@ CHECKED = 256
 """Rows that parity is asserted on."""
 
 
-class Case(NamedTuple):
+class BenchCase(NamedTuple):
     """Inputs, of which a method differentiates the first `learned`, and constants."""
 
     op: str
@@ -37,33 +37,33 @@ def pair(groups: int, n: int, width: int) -> list[torch.Tensor]:
     return [normal(groups, n, width, seed=seed) for seed in (0, 1)]
 
 
-def cases() -> list[Case]:
+def cases() -> list[BenchCase]:
     """CorrKD's teacher does not learn. 16 is a method's batch, 6 groups are six seeds in one process."""
-    found = [
-        Case("pairwise_contrastive", f"N={n}", pair(1, n, WIDTH), (1.4 * WIDTH**0.5, 0, "mean"), 1)
+    listed = [
+        BenchCase("pairwise_contrastive", f"N={n}", pair(1, n, WIDTH), (1.4 * WIDTH**0.5, 0, "mean"), 1)
         for n in (64, 1024, 8192)
     ]
     for groups, n in ((1, 16), (6, 16), (1, 512)):
         size = f"G={groups},N={n}"
         network = [normal(groups, HIDDEN, seed=2, scale=HIDDEN**-0.5), normal(groups, seed=3)]
         classes = torch.arange(n).remainder(2).expand(groups, n)
-        found += [
-            Case("jsd_mutual_information", size, pair(groups, n, HIDDEN) + network, (), 4),
-            Case("gaussian_mmd", size, pair(groups, n, WIDTH)),
-            Case("prototype_similarity", size, pair(groups, n, WIDTH), (classes, 2), 1),
-            Case("js_divergence", size, pair(groups, n, 7)),
+        listed += [
+            BenchCase("jsd_mutual_information", size, pair(groups, n, HIDDEN) + network, (), 4),
+            BenchCase("gaussian_mmd", size, pair(groups, n, WIDTH)),
+            BenchCase("prototype_similarity", size, pair(groups, n, WIDTH), (classes, 2), 1),
+            BenchCase("js_divergence", size, pair(groups, n, 7)),
         ]
-    return found
+    return listed
 
 
-def differentiate(module: Any, case: Case) -> list[torch.Tensor]:
+def differentiate(module: Any, case: BenchCase) -> list[torch.Tensor]:
     """The loss and the gradients of what learns."""
     fixed = (*case.inputs[case.learned :], *case.constants)
     grad = torch.ones(case.inputs[0].shape[0])
     return value_and_gradients(lambda *x: getattr(module, case.op)(*x, *fixed), case.inputs[: case.learned], grad)
 
 
-def with_distances(case: Case) -> list[torch.Tensor]:
+def with_distances(case: BenchCase) -> list[torch.Tensor]:
     """`pairwise_contrastive` as one writes it in plain PyTorch where N^2 d numbers do not fit: `torch.cdist`."""
     (student, teacher), (eta, _, _) = case.inputs, case.constants
     student = student.detach().requires_grad_()
@@ -82,7 +82,7 @@ CONTENDERS = {
 }
 
 
-def contenders(case: Case) -> list[str]:
+def contenders(case: BenchCase) -> list[str]:
     """Those that can run a case: the reference of the pairwise loss holds N^2 d numbers."""
     if case.op != "pairwise_contrastive":
         return ["plain PyTorch", "ours"]
@@ -92,9 +92,9 @@ def contenders(case: Case) -> list[str]:
 @pytest.mark.parametrize(
     ("case", "contender"),
     [(case, contender) for case in cases() for contender in contenders(case)],
-    ids=lambda x: f"{x.op}-{x.size}" if isinstance(x, Case) else x,
+    ids=lambda x: f"{x.op}-{x.size}" if isinstance(x, BenchCase) else x,
 )
-def test_loss(case: Case, contender: str, benchmark: BenchmarkFixture) -> None:
+def test_loss(case: BenchCase, contender: str, benchmark: BenchmarkFixture) -> None:
     assert ops.explain(case.op, *case.inputs).provider == "cpp"
     part = [x[:, :CHECKED] if x.dim() == 3 else x for x in case.inputs]
     constants = [x[:, :CHECKED] if isinstance(x, torch.Tensor) else x for x in case.constants]

@@ -1,6 +1,6 @@
 """A training step done in several ways, from the same weights on the same batches.
 
-Shape legend: S seeds (independent models), B rows of a batch, T frames, d width.
+Shape legend: S models, B samples of a batch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from unittest import mock
 
 import torch
 
-from bench.attention import scaled_dot_product
 from bench.rounds import Clock
 from bench.workload import Keys, keys_of
 from fastmmkd.blocks import Config
@@ -33,9 +32,9 @@ Forward = Callable[[Batch], torch.Tensor]
 
 
 @contextmanager
-def reference_with_sdpa() -> Iterator[None]:
-    """The reference operations, attention but for one: PyTorch's fused kernel."""
-    with use_provider("reference"), mock.patch.object(reference, "cross_attention", scaled_dot_product):
+def reference_with(attention: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """The reference operations, but for another `cross_attention`."""
+    with use_provider("reference"), mock.patch.object(reference, "cross_attention", attention):
         yield
 
 
@@ -45,7 +44,7 @@ class Contender:
     Args:
         config: the run.
         objective: the loss of the models on the next batch.
-        seeds: S.
+        models: S.
         using: in which context the step runs.
         forward: the loss, where it is not the step's own.
         module: what is trained, where it is not the step's own.
@@ -55,19 +54,19 @@ class Contender:
         self,
         config: Config,
         objective: Objective,
-        seeds: int = 1,
+        models: int = 1,
         using: Context = nullcontext,
         forward: Forward | None = None,
         module: torch.nn.Module | None = None,
     ) -> None:
-        self.config, self.objective, self.seeds, self.using = config, objective, seeds, using
+        self.config, self.objective, self.models, self.using = config, objective, models, using
         self.own_forward = forward is not None
         self.forward = forward or (lambda batch: objective.loss(batch)[0])
         self.module = module or objective.module
         self.device = objective.split.present.device
         self.clip = config.deepspeed.get("gradient_clipping", 1.0)
         batch, samples = config.train.batch_size, objective.split.size
-        self.prepared = [keys_of(i, seeds, batch, samples, self.device) for i in range(ROUNDS)]
+        self.prepared = [keys_of(i, models, batch, samples, self.device) for i in range(ROUNDS)]
         self.replays = False
         """Whether its operations are those of a graph, which the dispatcher does not see."""
         self.about: dict[str, Any] = {}
@@ -77,7 +76,7 @@ class Contender:
     @property
     def samples(self) -> int:
         """That a step trains on."""
-        return self.config.train.batch_size * self.seeds
+        return self.config.train.batch_size * self.models
 
     @cached_property
     def optimizer(self) -> torch.optim.Adam:
@@ -98,7 +97,13 @@ class Contender:
             self.clip_gradients()
             self.optimizer.step()
             self.optimizer.zero_grad()
+            with torch.no_grad():
+                self.objective.module.after_step(batch)
             clock.mark("update")
+
+    def make_room(self) -> None:
+        """Have every batch hold as many rows, as training has it on CUDA, where nobody waits to hear how many."""
+        self.objective.split.make_room(keys.rows.cpu().numpy() for keys in self.prepared)
 
     def keys(self, i: int) -> Keys:
         """What round `i` draws its batch with; on the device beforehand, as in training."""
@@ -107,8 +112,8 @@ class Contender:
     def clip_gradients(self) -> None:
         """As DeepSpeed does, each model by itself."""
         parameters = self.module.parameters()
-        if self.seeds > 1:
-            clip_models(parameters, self.clip, self.seeds)
+        if self.models > 1:
+            clip_models(parameters, self.clip, self.models)
         elif self.clip:
             torch.nn.utils.clip_grad_norm_(parameters, self.clip)
 
@@ -116,14 +121,14 @@ class Contender:
         """The loss of the first round and its gradients by parameter; of the first model, where there are several."""
         with self.using():
             batch = self.objective.draw(self.keys(0).rows, self.keys(0).epoch)
-            if self.seeds > 1:
+            if self.models > 1:
                 total, parts = self.objective.loss(batch)
                 loss = parts["loss"][0]
             else:
                 loss = total = self.forward(batch)
             total.backward()
         gradients = {
-            name: (p.grad[:1] if self.seeds > 1 else p.grad).clone()
+            name: (p.grad[:1] if self.models > 1 else p.grad).clone()
             for name, p in self.module.named_parameters()
             if p.grad is not None
         }
@@ -148,6 +153,7 @@ class Graphed(Contender):
         forward: Forward | None = None,
     ) -> None:
         super().__init__(config, objective, 1, using, forward)
+        self.make_room()
         self.optimizer = adam(config, self.module, fused=True, captured=True)
         self.capture, self.replays = capture, True
         self.graph: GraphedStep | None = None

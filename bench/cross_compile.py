@@ -42,15 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--write-budgets", action="store_true", help=f"raise or lower what {BUDGETS.name} allows")
     args = parser.parse_args(argv)
-    found: list[Resources] = []
+    compiled: list[Resources] = []
     if "triton" in args.provider:
         chosen = [specimen for specimen in specimens() if specimen.op in args.op]
-        found += compile_triton(chosen, args.arch, args.dtype, args.workers)
+        compiled += compile_triton(chosen, args.arch, args.dtype, args.workers)
     if "cuda" in args.provider:
-        found += _cuda(args.arch)
-    print(render(found))
+        compiled += _cuda(args.arch)
+    print(render(compiled))
     if args.write_budgets:
-        write_json(BUDGETS, merged(read_budgets(), budgets(found)))
+        write_json(BUDGETS, merged(read_budgets(), budgets(compiled)))
     return 0
 
 
@@ -61,7 +61,7 @@ def _cuda(archs: Iterable[int]) -> list[Resources]:
     return [resources for arch in archs for resources in compile_cuda(arch)]
 
 
-def render(found: Iterable[Resources]) -> str:
+def render(resources: Iterable[Resources]) -> str:
     """A Markdown table, a row per kernel, architecture, dtype and shape."""
     header = ["kernel", "provider", "arch", "dtype", "shape", "registers", "spills", "shared", "threads", "occupancy"]
     rows = [
@@ -70,15 +70,15 @@ def render(found: Iterable[Resources]) -> str:
             *map(str, (r.registers, r.spill_bytes, r.shared_bytes, r.threads)),
             f"{r.occupancy():.0%}",
         ]
-        for r in found
+        for r in resources
     ]
     return tables.markdown_table(header, rows)
 
 
-def budgets(found: Iterable[Resources]) -> Budgets:
+def budgets(compiled: Iterable[Resources]) -> Budgets:
     """The largest values of each kernel and architecture."""
     most: Budgets = {}
-    for resources in found:
+    for resources in compiled:
         of_arch = most.setdefault(resources.kernel, {}).setdefault(f"sm_{resources.arch}", dict.fromkeys(LIMITED, 0))
         for name in LIMITED:
             of_arch[name] = max(of_arch[name], asdict(resources)[name])
@@ -91,11 +91,11 @@ def merged(old: Budgets, new: Budgets) -> Budgets:
     return {name: dict(sorted((old.get(name, {}) | new.get(name, {})).items())) for name in names}
 
 
-def excesses(found: Iterable[Resources], allowed: Budgets) -> list[str]:
+def excesses(resources: Iterable[Resources], allowed: Budgets) -> list[str]:
     """In words, each value above its budget; a kernel without one has a budget of nothing."""
     return [
         f"{r.kernel}, sm_{r.arch}, {r.dtype}, {r.shape}: {value} {name}, allowed {limit}"
-        for r in found
+        for r in resources
         for name in LIMITED
         for value, limit in [(asdict(r)[name], allowed.get(r.kernel, {}).get(f"sm_{r.arch}", {}).get(name, 0))]
         if value > limit

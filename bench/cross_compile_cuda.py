@@ -87,7 +87,7 @@ def compile_cuda(arch: int, only: Sequence[str] = ()) -> list[Resources]:
     for kernel in kernels():
         if (not only or kernel.header in only) and (arch >= BF16_FROM or "bf16" not in kernel.dtype):
             of_header.setdefault(kernel.header, []).append(kernel)
-    return [found for header, members in of_header.items() for found in _compile(header, members, arch)]
+    return [resources for header, members in of_header.items() for resources in _compile(header, members, arch)]
 
 
 def _compile(header: str, members: Sequence[Kernel], arch: int) -> Iterator[Resources]:
@@ -139,8 +139,8 @@ def _nvrtc(source: str, names: Sequence[str], arch: int) -> tuple[list[str], str
 
 
 def _folder(package: str) -> Path | None:
-    found = importlib.util.find_spec(package)
-    return Path(next(iter(found.submodule_search_locations))) if found and found.submodule_search_locations else None
+    spec = importlib.util.find_spec(package)
+    return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
 
 
 def _required(package: str) -> Path:

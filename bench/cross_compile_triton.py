@@ -86,10 +86,10 @@ def compile_triton(
     jobs = list(dict.fromkeys(one for one, _, _ in wanted))
     if workers > 1:
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            found = dict(zip(jobs, pool.map(compiled, jobs), strict=True))
+            resources = dict(zip(jobs, pool.map(compiled, jobs), strict=True))
     else:
-        found = {one: compiled(one) for one in jobs}
-    return [replace(found[one], dtype=dtype, shape=shape) for one, dtype, shape in wanted]
+        resources = {one: compiled(one) for one in jobs}
+    return [replace(resources[one], dtype=dtype, shape=shape) for one, dtype, shape in wanted]
 
 
 def job(launch: Launch, arch: int) -> Job:
@@ -153,12 +153,12 @@ def compiled(job: Job) -> Resources:
         {at: [["tt.divisibility", ALIGNMENT]] for at in job.aligned},
     )
     try:
-        found = triton.compile(source, target=GPUTarget("cuda", job.arch, WARP), options=dict(job.options))
+        binary = triton.compile(source, target=GPUTarget("cuda", job.arch, WARP), options=dict(job.options))
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__)
         raise UserError(f"{job.name} does not compile for sm_{job.arch}: {reason}") from error
-    registers, spills, static = _ptxas(found.asm["ptx"])
-    threads, shared = WARP * found.metadata.num_warps, static + found.metadata.shared
+    registers, spills, static = _ptxas(binary.asm["ptx"])
+    threads, shared = WARP * binary.metadata.num_warps, static + binary.metadata.shared
     return Resources(job.name, "triton", job.arch, "", "", threads, registers, spills, shared)
 
 
@@ -170,6 +170,6 @@ def _ptxas(ptx: str) -> tuple[int, int, int]:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
         command = [binary, "-v", f"--gpu-name={target.rstrip(',')}", "-o", Path(folder, "kernel.cubin"), source]
-        found = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    (usage,) = ptxas_usage(found.stderr).values()
+        assembled = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    (usage,) = ptxas_usage(assembled.stderr).values()
     return usage

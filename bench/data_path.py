@@ -29,17 +29,17 @@ BATCH, VIEWS = 16, (View.MISSING, View.MISSING_2)
 Result = TypeVar("Result")
 
 
-class Stages:
-    """Runs stages one after the other, and notes seconds and the process's peak memory after each."""
+class Measurements:
+    """Runs functions one after the other, and notes seconds and the process's peak memory after each."""
 
     def __init__(self) -> None:
-        self.found: list[dict[str, Any]] = []
+        self.listed: list[dict[str, Any]] = []
 
     def __call__(self, name: str, run: Callable[[], Result]) -> Result:
         started = time.perf_counter()
         result = run()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.found.append({"stage": name, "seconds": time.perf_counter() - started, "peak bytes so far": peak})
+        self.listed.append({"stage": name, "seconds": time.perf_counter() - started, "peak bytes so far": peak})
         return result
 
 
@@ -60,26 +60,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(like: str, fraction: float, path: Path, device: torch.device) -> dict[str, Any]:
-    """Every stage once."""
-    stage = Stages()
-    made = stage("synthesise", lambda: synthesize(like, fraction, seed=1))
-    stage("write", lambda: store.write(made, path))
-    read = stage("read, hash checked", lambda: store.read(path, verify=True))
+    """Every part of the path once."""
+    measured = Measurements()
+    made = measured("synthesise", lambda: synthesize(like, fraction, seed=1))
+    measured("write", lambda: store.write(made, path))
+    read = measured("read, hash checked", lambda: store.read(path))
     config = load_config(next(CONFIGS.glob(f"*_{like}.json")))
-    resident = stage(
+    resident = measured(
         "standardise onto the device",
-        lambda: ResidentSplit(read.splits["train"], read.normalisation, config, device, torch.float32),
+        lambda: ResidentSplit(
+            read.splits["train"], read.normalisation, config=config, device=device, dtype=torch.float32
+        ),
     )
-    stage(f"one epoch of draws, {len(VIEWS)} versions, batch {BATCH}", lambda: draw_epoch(resident, device))
+    measured(f"one epoch of draws, {len(VIEWS)} versions, batch {BATCH}", lambda: draw_epoch(resident, device))
     train = read.splits["train"]
     return {
         "like": like,
         "samples": sum(len(split) for split in read.splits.values()),
         "training samples": len(train),
-        "frames": next(iter(train.features.values())).shape[1],
+        "frames": max(read.longest),
         "dims": list(read.feature_dims),
         "file bytes": path.stat().st_size,
-        "stages": stage.found,
+        "stages": measured.listed,
     }
 
 
@@ -93,7 +95,7 @@ def draw_epoch(resident: ResidentSplit, device: torch.device) -> None:
 
 
 def render(body: dict[str, Any]) -> str:
-    """Markdown: a line on the data, and a row per stage."""
+    """Markdown: a line on the data, and a row per part of the path."""
     dims = " + ".join(map(str, body["dims"]))
     text = f"Like {body['like']}: {body['samples']:,} samples of {body['frames']} frames of {dims} features"
     rows = [[s["stage"], f"{s['seconds']:.2f}", f"{s['peak bytes so far'] / 1e9:.2f}"] for s in body["stages"]]

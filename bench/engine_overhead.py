@@ -13,10 +13,10 @@ import torch
 
 from bench.contenders import Contender
 from bench.rounds import WHOLE, Clock, quantiles, time_all
-from bench.workload import BATCHES, Shape, random_dataset
 from fastmmkd.blocks import Config
+from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.device import place, start_deepspeed, wrap
-from fastmmkd.engine.step import Objective, unmarked, untrained_objective
+from fastmmkd.engine.step import EagerSteps, Objective, untrained_objective
 
 BARE = "bare loop"
 AS_CONFIGURED = "as configured"
@@ -27,21 +27,18 @@ Block = dict[str, Any]
 
 
 class Engine(Contender):
-    """The step as the trainer takes it."""
+    """The step as the trainer takes it, operation by operation."""
 
     def __init__(self, config: Config, objective: Objective, block: Block, deepspeed: Any, log_file: Path) -> None:
         super().__init__(config, objective)
         self.engine = wrap(deepspeed, objective.module, block, log_file)
+        self.take = EagerSteps(self.engine, objective, None)
 
     def __call__(self, i: int, clock: Clock) -> None:
         """One step, stage by stage."""
-        keys, self.objective.stage = self.keys(i), clock.stage
-        loss, _ = self.objective.loss(self.objective.draw(keys.rows, keys.epoch), self.engine)
-        self.objective.stage = unmarked
-        self.engine.backward(loss)
-        clock.mark("backward")
-        self.engine.step()
-        clock.mark("update")
+        keys = self.keys(i)
+        self.take.stage = self.objective.stage = clock.stage
+        self.take(keys.rows, keys.epoch, [])
 
 
 def blocks(block: Block) -> dict[str, Block]:
@@ -54,19 +51,18 @@ def blocks(block: Block) -> dict[str, Block]:
 
     half = any(block.get(key, {}).get("enabled") for key in ("fp16", "bf16"))
     stages = (1, 2) if half else (0, 1, 2)
-    found = {AS_CONFIGURED: block}
-    found |= {f"ZeRO {n}": copy.deepcopy(block) | {"zero_optimization": {"stage": n}} for n in stages}
+    named = {AS_CONFIGURED: block}
+    named |= {f"ZeRO {n}": copy.deepcopy(block) | {"zero_optimization": {"stage": n}} for n in stages}
     if not half:
-        found[REDUCED] = found["ZeRO 0"]
-    found["no clipping"] = changed(lambda b: b.update(gradient_clipping=0.0))
-    found["no scheduler"] = changed(lambda b: b.pop("scheduler", None))
-    return found
+        named[REDUCED] = named["ZeRO 0"]
+    named["no clipping"] = changed(lambda b: b.update(gradient_clipping=0.0))
+    named["no scheduler"] = changed(lambda b: b.pop("scheduler", None))
+    return named
 
 
-def overhead(config: Config, shape: Shape, runs: int, device: torch.device) -> dict[str, Any]:
+def overhead(config: Config, dataset: Dataset, runs: int, device: torch.device) -> dict[str, Any]:
     """Engines with each configuration item, in turns with the bare loops that do the same; precision as configured."""
     placement = place(config)
-    dataset = random_dataset(config, shape, BATCHES * config.train.batch_size)
 
     def fresh() -> Objective:
         return untrained_objective(config, dataset, [1], device, placement.dtype)
@@ -82,22 +78,22 @@ def overhead(config: Config, shape: Shape, runs: int, device: torch.device) -> d
         }
         if REDUCED in engines:
             engines[REDUCED].engine.enable_backward_allreduce = True
-        found = time_all({BARE: bare, "bare loop, no clipping": unclipped, **engines}, runs, device)
+        seconds = time_all({BARE: bare, "bare loop, no clipping": unclipped, **engines}, runs, device)
         for engine in engines.values():
             engine.engine.destroy()
-    return {"runs": runs, "engines": _compared(found, list(engines))}
+    return {"runs": runs, "engines": _compared(seconds, list(engines))}
 
 
-def _compared(found: dict[str, dict[str, np.ndarray]], engines: list[str]) -> list[dict[str, Any]]:
+def _compared(seconds: dict[str, dict[str, np.ndarray]], engines: list[str]) -> list[dict[str, Any]]:
     """Against the bare loop of the same clipping; the difference is the median of those within a round."""
-    listed = [{"name": BARE, "step ms": quantiles(found[BARE][WHOLE]), "overhead ms": 0.0, "overhead %": 0.0}]
+    listed = [{"name": BARE, "step ms": quantiles(seconds[BARE][WHOLE]), "overhead ms": 0.0, "overhead %": 0.0}]
     for name in engines:
-        bare = found["bare loop, no clipping" if name == "no clipping" else BARE][WHOLE]
-        difference = float(np.median(found[name][WHOLE] - bare))
+        bare = seconds["bare loop, no clipping" if name == "no clipping" else BARE][WHOLE]
+        difference = float(np.median(seconds[name][WHOLE] - bare))
         listed.append(
             {
                 "name": name,
-                "step ms": quantiles(found[name][WHOLE]),
+                "step ms": quantiles(seconds[name][WHOLE]),
                 "overhead ms": 1e3 * difference,
                 "overhead %": 100 * difference / float(np.median(bare)),
             }

@@ -92,11 +92,11 @@ def torch_version() -> str:
 
 def sources() -> str:
     """A hash of what the extension is compiled from."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted([*(ROOT / "csrc").rglob("*"), ROOT / "setup.py"]):
         if path.suffix in (".cpp", ".h", ".cu", ".cuh", ".py"):
-            found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return found.hexdigest()[:16]
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def described(about: dict[str, str]) -> str:
@@ -140,8 +140,8 @@ def unpack(packages: Sequence[str], site: Path) -> None:
     """Fetch packages without what they need, and unpack them into `site`."""
     with tempfile.TemporaryDirectory() as wheels:
         run("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", wheels, *packages, DS_BUILD_OPS="0")
-        found = sorted(map(str, Path(wheels).glob("*.whl")))
-        run("-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--target", str(site), *found)
+        files = sorted(map(str, Path(wheels).glob("*.whl")))
+        run("-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--target", str(site), *files)
 
 
 def build(folder: Path, architectures: str) -> None:

@@ -262,20 +262,20 @@ def _require_device(rehearsed: bool) -> None:
 def device() -> dict[str, Any]:
     """What the check runs on; asked in another process, so that this one holds nothing of the device."""
     code = "import json; from bench.gpu_check import properties; print(json.dumps(properties()))"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return json.loads(found.stdout.splitlines()[-1])
+    asked = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(asked.stdout.splitlines()[-1])
 
 
 def properties() -> dict[str, Any]:
     """Of the first CUDA device."""
     import torch
 
-    found = torch.cuda.get_device_properties(0)
+    gpu = torch.cuda.get_device_properties(0)
     return {
-        "name": found.name,
-        "compute capability": f"{found.major}.{found.minor}",
-        "multiprocessors": found.multi_processor_count,
-        "memory": found.total_memory,
+        "name": gpu.name,
+        "compute capability": f"{gpu.major}.{gpu.minor}",
+        "multiprocessors": gpu.multi_processor_count,
+        "memory": gpu.total_memory,
         **_python(),
     }
 
@@ -311,9 +311,9 @@ def take(path: Path) -> list[Path]:
     make_directory(RESULTS)
     write_json(written[0], record)
     for section in record["sections"]:
-        found = section["found"]
-        if isinstance(found, dict) and found.get("schema") == records.SCHEMA and "kind" in found:
-            written.append(records.put(found))
+        speed = section["found"]
+        if isinstance(speed, dict) and speed.get("schema") == records.SCHEMA and "kind" in speed:
+            written.append(records.put(speed))
     return written
 
 

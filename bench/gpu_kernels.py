@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.part:
         with os.fdopen(int(args.part[1]), "w", buffering=1) as pipe:
-            return measure_part(Part(**json.loads(args.part[0])), lambda found: print(json.dumps(found), file=pipe))
+            return measure_part(Part(**json.loads(args.part[0])), lambda record: print(json.dumps(record), file=pipe))
     ops, dtypes, end = choices.operations(args), choices.precisions(args), choices.end(args)
     if not args.dry_run and not torch.cuda.is_available():
         raise UserError("bench.gpu_kernels: torch sees no CUDA device; --dry-run rehearses it on a CPU")
@@ -127,10 +127,10 @@ def of_part(part: Part, end: float) -> Generator[Record, None, int | None]:
             for line in lines:
                 if not line.endswith("\n"):
                     break  # it died while it wrote
-                found = json.loads(line)
-                begun = found.get("begun", begun)
-                if "begun" not in found:
-                    yield found
+                said = json.loads(line)
+                begun = said.get("begun", begun)
+                if "begun" not in said:
+                    yield said
             code = process.wait()
         if code == 0:
             return None
@@ -194,8 +194,8 @@ def measure_part(part: Part, say: Callable[[Record], object]) -> int:
         The exit code.
     """
     device = torch.device("cpu" if part.dry else "cuda")
-    found = cases(part.op, usable(part.op, part.dtypes, device), device, part.large, part.dry)
-    for i, case in enumerate(found):
+    listed = cases(part.op, usable(part.op, part.dtypes, device), device, part.large, part.dry)
+    for i, case in enumerate(listed):
         if i < part.first:
             continue
         say({"begun": i})

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu_preflight", description="Say whether the GPU check can run here."
     )
-    parser.add_argument("found", type=Path, metavar="FILE", help="write what was found to this JSON file")
+    parser.add_argument("file", type=Path, metavar="FILE", help="write what was found to this JSON file")
     parser.add_argument("--rehearse", action="store_true", help="no GPU is needed")
     args = parser.parse_args(argv)
     print(said_by("nvidia-smi", "--query-gpu=name,driver_version,memory.total,compute_mode", "--format=csv,noheader"))
@@ -53,17 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if problem:
             missing.append(f"{name}: {problem}")
         print(f"{name:16} {packages[name]}{'  MISSING: ' + problem if problem else ''}", flush=True)
-    found: dict[str, Any] = {"packages": packages, "missing": missing}
+    facts: dict[str, Any] = {"packages": packages, "missing": missing}
     if not missing:
-        found |= device(args.rehearse)
-    write_json(args.found, found)
+        facts |= device(args.rehearse)
+    write_json(args.file, facts)
     if missing:
         print(f"missing: {'; '.join(missing)} (python -m bench.gpu_bundle makes what can be brought along)")
-    elif not found["device works"]:
+    elif not facts["device works"]:
         print("the device does not compute")
     else:
-        print(f"extension: {found['extension'] or 'loaded'}; the GPU check can run")
-    return int(bool(missing) or not found["device works"])
+        print(f"extension: {facts['extension'] or 'loaded'}; the GPU check can run")
+    return int(bool(missing) or not facts["device works"])
 
 
 def imported(name: str, module: str) -> tuple[str, str]:

@@ -29,6 +29,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 SPEED = records.FOLDER
 REHEARSED_SPEED = Path(__file__).parents[1] / "build" / "gpu_check" / "speed"
 """What a rehearsal times stays away from the records."""
+LENGTHS = "mosei"
+"""Of the samples of whole steps."""
 COMPILATIONS = (OURS_COMPILED, COMPILED_GRAPHED, COMPILED, AUTOTUNED)
 """The last one only if time is left: it takes minutes."""
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-p", "bench.pytest_record", "--found", FOUND)
@@ -106,11 +108,10 @@ def a_whole_training(count: int) -> list[Section]:
 
 
 def step(config: str, arguments: tuple[str, ...], seconds: float, name: str = "") -> Section:
-    """A whole training step of a shipped config, in the precision that it trains in there."""
-    command = ("-m", "bench.train_step", "--config", f"configs/{config}.json", "--record", *arguments)
-    return Section(
-        name or f"step {config.split('_')[0]}", command, seconds, speed_record=f"train_step_{config}", least=20
-    )
+    """A whole training step of a shipped config, in the precision that it trains in there, at MOSEI's lengths."""
+    which = ("--config", f"configs/{config}.json", "--lengths", LENGTHS)
+    command, record = ("-m", "bench.train_step", *which, "--record", *arguments), f"train_step_{config}_{LENGTHS}"
+    return Section(name or f"step {config.split('_')[0]}", command, seconds, speed_record=record, least=20)
 
 
 def _rehearsal(section: Section) -> Section:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import entry, processes
-from bench.gpu_sections import PYTEST, smoke_tests, stand_in
+from bench.gpu_sections import FOUND, PYTEST, smoke_tests, stand_in
 from fastmmkd.files import write_json
 
 ROOT = Path(__file__).parents[1]
@@ -31,19 +31,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu_smoke", description="Run every kernel once at the configs' sizes."
     )
-    parser.add_argument("found", type=Path, metavar="FILE", help="write what was found to this JSON file")
+    parser.add_argument("file", type=Path, metavar="FILE", help="write what was found to this JSON file")
     parser.add_argument("--seconds", type=float, default=55, help="how long all of it may take (default 55)")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU")
     args = parser.parse_args(argv)
-    found: dict[str, Any] = {}
-    for name, outcome in outcomes(args.found.parent, args.seconds, args.rehearse):
-        found[name] = outcome
+    by_process: dict[str, Any] = {}
+    for name, outcome in outcomes(args.file.parent, args.seconds, args.rehearse):
+        by_process[name] = outcome
         print(f"{name:32} {outcome['verdict']}", flush=True)
         for failure in outcome["failures"].values():
             print(failure, flush=True)
-        write_json(args.found, found)
-    bad = [name for name, outcome in found.items() if outcome["verdict"].split()[0] != "right"]
-    print(f"{len(found) - len(bad)} of {len(found)} right" + (f"; not: {', '.join(bad)}" if bad else ""))
+        write_json(args.file, by_process)
+    bad = [name for name, outcome in by_process.items() if outcome["verdict"].split()[0] != "right"]
+    print(f"{len(by_process) - len(bad)} of {len(by_process)} right" + (f"; not: {', '.join(bad)}" if bad else ""))
     return int(bool(bad))
 
 
@@ -57,19 +57,19 @@ def outcomes(folder: Path, seconds: float, rehearsed: bool) -> Iterator[tuple[st
             while waiting and len(running) < (os.cpu_count() or 1):
                 provider, op = waiting.pop(0)
                 name = f"{provider} {op}"
-                log, found = (folder / f"smoke_{name.replace(' ', '_')}.{kind}" for kind in ("log", "json"))
-                found.unlink(missing_ok=True)
-                command = [str(found) if part == "{found}" else part for part in PYTEST]
+                log, record = (folder / f"smoke_{name.replace(' ', '_')}.{kind}" for kind in ("log", "json"))
+                record.unlink(missing_ok=True)
+                command = [str(record) if part == FOUND else part for part in PYTEST]
                 command = [sys.executable, *command, TESTS, "-k", f"{op} and not fp16"]
                 environment = stand_in() if rehearsed else {"FASTMMKD_PARITY": provider}
-                running[name] = processes.start(command, ROOT, environment, log), log, found
-            for name, (process, log, found) in list(running.items()):
+                running[name] = processes.start(command, ROOT, environment, log), log, record
+            for name, (process, log, record) in list(running.items()):
                 if process.poll() is not None or time.monotonic() > end:
                     in_time = process.poll() is not None
                     if not in_time:
                         processes.stop(process, grace=3)
                     del running[name]
-                    yield name, outcome(process.returncode if in_time else None, log, found)
+                    yield name, outcome(process.returncode if in_time else None, log, record)
             time.sleep(0.05)
     finally:
         for process, _, _ in running.values():
@@ -78,18 +78,18 @@ def outcomes(folder: Path, seconds: float, rehearsed: bool) -> Iterator[tuple[st
 
 def outcome(code: int | None, log: Path, path: Path) -> dict[str, Any]:
     """What a process found, and in words what became of it."""
-    found = {"passed": 0, "failed": 0, "failures": {}} | (json.loads(path.read_text()) if path.exists() else {})
+    result = {"passed": 0, "failed": 0, "failures": {}} | (json.loads(path.read_text()) if path.exists() else {})
     output = log.read_text(errors="replace")[-TAIL:]
-    if code == 0 and found["passed"]:
-        found["verdict"] = f"right ({found['passed']} cases)"
+    if code == 0 and result["passed"]:
+        result["verdict"] = f"right ({result['passed']} cases)"
     elif code is None:
-        found["verdict"] = f"out of time after {found['passed']} cases"
-    elif found["failed"]:
-        found["verdict"] = f"WRONG in {found['failed']} of {found['passed'] + found['failed']} cases"
+        result["verdict"] = f"out of time after {result['passed']} cases"
+    elif result["failed"]:
+        result["verdict"] = f"WRONG in {result['failed']} of {result['passed'] + result['failed']} cases"
     else:  # a crash, or nothing to run
-        found["verdict"] = f"FAILED with exit code {code}"
-        found["failures"] = {"output": output}
-    return found
+        result["verdict"] = f"FAILED with exit code {code}"
+        result["failures"] = {"output": output}
+    return result
 
 
 if __name__ == "__main__":

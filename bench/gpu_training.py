@@ -40,23 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.gpu_training", description="Train on a GPU with and without CUDA graphs."
     )
-    parser.add_argument("found", type=Path, metavar="FILE", help="write what was found to this JSON file")
+    parser.add_argument("file", type=Path, metavar="FILE", help="write what was found to this JSON file")
     parser.add_argument("--whole", action="store_true", help=f"{CONFIG} at full size, to its end")
     parser.add_argument("--rehearse", action="store_true", help="smaller, on a CPU")
     args = parser.parse_args(argv)
-    folder = make_directory(args.found.with_suffix(""))
+    folder = make_directory(args.file.with_suffix(""))
     fraction = "0.02" if args.rehearse else "1.0" if args.whole else "0.1"
     data, seconds = synthetic(folder, fraction)
-    found: dict[str, Any] = {"config": CONFIG, "fraction": float(fraction), "synthesis seconds": seconds, "runs": {}}
+    record: dict[str, Any] = {"config": CONFIG, "fraction": float(fraction), "synthesis seconds": seconds, "runs": {}}
     for name in ("replayed",) if args.whole else TRAIN:
-        found["runs"][name] = run = train(name, data, folder, args.whole, args.rehearse)
+        record["runs"][name] = run = train(name, data, folder, args.whole, args.rehearse)
         print(described(name, run), flush=True)
-        write_json(args.found, found)
-    failed = [name for name, run in found["runs"].items() if "failed" in run]
-    found["largest difference"] = largest = difference([run for run in found["runs"].values() if "losses" in run])
-    write_json(args.found, found)
+        write_json(args.file, record)
+    failed = [name for name, run in record["runs"].items() if "failed" in run]
+    record["largest difference"] = largest = difference([run for run in record["runs"].values() if "losses" in run])
+    write_json(args.file, record)
     print(
-        f"{len(found['runs']) - len(failed)} of {len(found['runs'])} runs trained; "
+        f"{len(record['runs']) - len(failed)} of {len(record['runs'])} runs trained; "
         f"losses differ by {largest:.1e}, allowed {ALLOWED:.0e}"
     )
     return int(bool(failed) or not largest <= ALLOWED)
@@ -80,7 +80,7 @@ def train(name: str, data: Path, folder: Path, whole: bool, rehearsed: bool) -> 
     if rehearsed:
         settings += ["model.mcim_layers=1", "model.encoder_layers=1"]
     sets = [part for setting in settings for part in ("--set", setting)]
-    arguments = ("--config", CONFIG, "--data", str(data), "--seeds", "1", "--output", str(output), *sets)
+    arguments = ("--config", CONFIG, "--data", str(data), "--seeds", "1", "--out", str(output), *sets)
     started = time.monotonic()
     program = TRAIN[name]
     at = program.index("train.py") + 1

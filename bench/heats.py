@@ -31,8 +31,10 @@ BETWEEN_WRITES = 2.0
 """Seconds of rounds after which what they found is written down."""
 FEWEST = 5
 """Rounds that are timed whatever the hour."""
+SECONDS_ALONE = 40.0
+"""After as many, what has a heat of its own takes no more turns than `FEWEST`."""
 
-Found = dict[str, Any]
+Facts = dict[str, Any]
 
 
 class Heats:
@@ -41,7 +43,7 @@ class Heats:
     Args:
         config: the run.
         dataset: what all train on.
-        seeds: models of "ours x seeds".
+        models: how many in "ours x seeds".
         runs: rounds that count.
         device, dtype: where and in which precision; "as trained" takes that of the config.
         end: when to stop, by `time.monotonic`.
@@ -52,20 +54,20 @@ class Heats:
         self,
         config: Config,
         dataset: Dataset,
-        seeds: int,
+        models: int,
         runs: int,
         device: torch.device,
         dtype: torch.dtype,
         end: float,
-        keep: Callable[[Found], None],
+        keep: Callable[[Facts], None],
     ) -> None:
-        self.config, self.dataset, self.seeds, self.runs = config, dataset, seeds, runs
+        self.config, self.dataset, self.models, self.runs = config, dataset, models, runs
         self.device, self.dtype, self.end, self._keep = device, dtype, end, keep
         self.agreements: dict[torch.dtype, Agreement] = {}
         self.errors: dict[str, float] = {}
         self.ours: Contender | None = None
-        self.variants: dict[str, Found] = {}
-        self.found: Found = {"seconds": 0.0, "excluded": {}, "tracebacks": {}, "skipped": {}, "variants": []}
+        self.variants: dict[str, Facts] = {}
+        self.facts: Facts = {"seconds": 0.0, "excluded": {}, "tracebacks": {}, "skipped": {}, "variants": []}
         self.started = time.monotonic()
 
     def run(self, chosen: Sequence[str]) -> None:
@@ -86,31 +88,32 @@ class Heats:
         if not ready:
             return
         beside = {OURS: self.ours} if self.ours is not None and OURS not in ready else {}
-        written = time.monotonic()
+        written = started = time.monotonic()
 
-        def enough(found: Seconds) -> bool:
+        def enough(timed: Seconds) -> bool:
             nonlocal written
             if time.monotonic() - written > BETWEEN_WRITES:
-                self.note(ready, found)
+                self.note(ready, timed)
                 written = time.monotonic()
-            return self.over and min(len(stages[WHOLE]) for stages in found.values()) >= FEWEST
+            slow = bool(beside) and time.monotonic() - started > SECONDS_ALONE
+            return (self.over or slow) and min(len(stages[WHOLE]) for stages in timed.values()) >= FEWEST
 
         self.note(ready, time_all({**beside, **ready}, self.runs, self.device, failed=self.exclude, enough=enough))
         for name, contender in ready.items():
-            if name in self.variants and name not in self.found["excluded"]:
+            if name in self.variants and name not in self.facts["excluded"]:
                 self.observe(name, contender)
-        if OURS in ready and OURS not in self.found["excluded"]:
+        if OURS in ready and OURS not in self.facts["excluded"]:
             self.ours = ready[OURS]
 
     def checked(self, name: str) -> Contender | None:
         """A contender that agrees with the exact step, or nothing."""
         if self.over:
-            self.found["skipped"][name] = "no time left"
+            self.facts["skipped"][name] = "no time left"
             print(f"{name}: skipped, no time left", flush=True)
             self.keep()
             return None
         try:
-            contender = lineup.build(name, self.config, self.dataset, self.seeds, self.device, self.dtype)
+            contender = lineup.build(name, self.config, self.dataset, self.models, self.device, self.dtype)
             dtype = DTYPES[place(self.config).precision] if name == AS_TRAINED else self.dtype
             self.errors[name] = self.agreement(dtype).check(contender)
         except Exception as error:
@@ -129,8 +132,8 @@ class Heats:
         """Leave a contender out, and say why."""
         lines = str(error).splitlines() or [""]
         reason = f"{type(error).__name__}: {lines[0]}".rstrip(": ")
-        self.found["excluded"][name] = reason
-        self.found["tracebacks"][name] = "".join(traceback.format_exception(error))
+        self.facts["excluded"][name] = reason
+        self.facts["tracebacks"][name] = "".join(traceback.format_exception(error))
         self.variants.pop(name, None)
         print(f"{name}: excluded, {reason}", flush=True)
         self.keep()
@@ -139,23 +142,23 @@ class Heats:
             with suppress(RuntimeError):  # after a bad access nothing works any more, and the others will say so
                 torch.cuda.empty_cache()
 
-    def note(self, contenders: dict[str, Contender], found: Seconds) -> None:
+    def note(self, contenders: dict[str, Contender], timed: Seconds) -> None:
         """Take over the times so far."""
         for name, contender in contenders.items():
-            if name not in found:
+            if name not in timed:
                 continue
-            whole = quantiles(found[name][WHOLE])
+            whole = quantiles(timed[name][WHOLE])
             self.variants[name] = {
                 "name": name,
-                "models": contender.seeds,
-                "runs": len(found[name][WHOLE]),
+                "models": contender.models,
+                "runs": len(timed[name][WHOLE]),
                 "step ms": whole,
                 "samples per second": 1e3 * contender.samples / whole["p50"],
                 "stages ms": {
-                    stage: quantiles(seconds)["p50"] for stage, seconds in found[name].items() if stage != WHOLE
+                    stage: quantiles(seconds)["p50"] for stage, seconds in timed[name].items() if stage != WHOLE
                 },
                 "gradient error": self.errors[name],
-                **({"ours ms": quantiles(found[OURS][WHOLE])["p50"]} if OURS in found else {}),
+                **({"ours ms": quantiles(timed[OURS][WHOLE])["p50"]} if OURS in timed else {}),
                 **contender.about,
             }
         self.keep()
@@ -175,12 +178,12 @@ class Heats:
 
     def keep(self) -> None:
         """Write down all that is known."""
-        self.found["seconds"] = time.monotonic() - self.started
-        self.found["variants"] = [self.variants[name] for name in lineup.SHOWN if name in self.variants]
-        self._keep(self.found)
+        self.facts["seconds"] = time.monotonic() - self.started
+        self.facts["variants"] = [self.variants[name] for name in lineup.SHOWN if name in self.variants]
+        self._keep(self.facts)
 
 
-def observed(name: str, contender: Contender) -> Found:
+def observed(name: str, contender: Contender) -> Facts:
     """Operator calls, launches and memory of one step; None where they cannot be told."""
 
     def run() -> None:
@@ -193,7 +196,7 @@ def observed(name: str, contender: Contender) -> Found:
     }
 
 
-def energy(contender: Contender, variant: Found) -> Found:
+def energy(contender: Contender, variant: Facts) -> Facts:
     """What a contender's steps draw from the GPU; `{"absent": reason}` on a CPU."""
     if contender.device.type != "cuda":
         return dict(power.ABSENT)

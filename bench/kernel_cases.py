@@ -1,6 +1,6 @@
 """Operations at sizes, with their inputs and PyTorch's own implementations: what `bench.gpu_kernels` times.
 
-Shape legend: G groups, B rows of a batch, T frames, N samples of a loss.
+Shape legend: G groups, B samples of a batch, T frames of the longest, R rows, N samples of a loss.
 """
 
 from __future__ import annotations
@@ -9,16 +9,22 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from bench.attention import scaled_dot_product
+from fastmmkd.data.synthetic import draw_clips
+from fastmmkd.data.synthetic_world import kind_named
+from fastmmkd.ops.layout import Layout
 
 RESIDENT, FEATURES = 1024, (300, 74, 35)
 """Samples of the data that a batch is drawn from, and the features of their modalities."""
+VERSIONS = 2
+"""Of each sample of a batch."""
 
 
-class Case(NamedTuple):
+class KernelCase(NamedTuple):
     """One operation at one size."""
 
     op: str
@@ -34,7 +40,7 @@ class Case(NamedTuple):
     """Those that `torch.compile` makes."""
 
 
-def cases(op: str, dtypes: Sequence[torch.dtype], device: torch.device, large: bool, dry: bool) -> Iterator[Case]:
+def cases(op: str, dtypes: Sequence[torch.dtype], device: torch.device, large: bool, dry: bool) -> Iterator[KernelCase]:
     """One operation, precision by precision.
 
     Args:
@@ -53,7 +59,13 @@ def normal(device: torch.device, dtype: torch.dtype, *shape: int, seed: int = 0)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
-def _attentions(op: str, dtype: torch.dtype, device: torch.device, large: bool, dry: bool) -> Iterator[Case]:
+def layout(samples: int, frames: int, device: torch.device) -> Layout:
+    """Of samples as long as MOSEI's, `frames` at most."""
+    lengths = draw_clips(kind_named("mosei"), samples, np.random.default_rng(0)).length.clip(max=frames)
+    return Layout.of(torch.tensor(lengths, dtype=torch.int64, device=device)[None], int(lengths.sum()), frames)
+
+
+def _attentions(op: str, dtype: torch.dtype, device: torch.device, large: bool, dry: bool) -> Iterator[KernelCase]:
     paper = {"G": 3, "B": 32, "T": 50, "segments": 3, "heads": 8, "width": 40}
     if dry:
         paper |= {"G": 1, "B": 2, "T": 5}
@@ -63,26 +75,42 @@ def _attentions(op: str, dtype: torch.dtype, device: torch.device, large: bool, 
     for size in sizes:
         for mix in (False, True):
             yield attention(device, dtype, size, mix)
+    if not large:
+        yield attention(device, dtype, paper, mix=True, ragged=True)
 
 
-def attention(device: torch.device, dtype: torch.dtype, sizes: dict[str, int], mix: bool) -> Case:
-    """Keys and values packed as the models project them; `mix`: modalities and frames missing as in training."""
+def attention(
+    device: torch.device, dtype: torch.dtype, sizes: dict[str, int], mix: bool, ragged: bool = False
+) -> KernelCase:
+    """Keys and values packed as the models project them.
+
+    Args:
+        device: of the inputs.
+        dtype: of the inputs.
+        sizes: G, B, T, segments, heads and width.
+        mix: modalities and frames are missing as in training.
+        ragged: samples are as long as MOSEI's, not as long as the longest.
+    """
     g, b, t, n, heads, width = (sizes[k] for k in ("G", "B", "T", "segments", "heads", "width"))
-    query = normal(device, dtype, g, b, t, width)
-    packed = [normal(device, dtype, g, b, t, 2 * width, seed=1 + i) for i in range(n)]
+    of_rows = layout(b, t, device) if ragged else None
+    rows = (b, t) if of_rows is None else (of_rows.rows,)
+    query = normal(device, dtype, g, *rows, width)
+    packed = [normal(device, dtype, g, *rows, 2 * width, seed=1 + i) for i in range(n)]
     generator = torch.Generator().manual_seed(9)
-    kept = torch.rand(n, 1, b, 1, generator=generator) < (0.57 if mix else 1.0)
-    masks = [(torch.rand(1, b, t, generator=generator) < (0.65 if mix else 1.0)) & kept[i] for i in range(n)]
-    masks = [mask.expand(g, -1, -1).to(device) for mask in masks]
+    kept = torch.rand(n, b, generator=generator) < (0.57 if mix else 1.0)
+    whose = torch.arange(b)[:, None].expand(b, t) if of_rows is None else of_rows.sample[0].cpu()
+    masks = [(torch.rand(rows, generator=generator) < (0.65 if mix else 1.0)) & kept[i][whose] for i in range(n)]
+    masks = [mask.to(device)[None] for mask in masks]
 
     def call(function: Callable[..., torch.Tensor], query: torch.Tensor, *packed: torch.Tensor) -> torch.Tensor:
         keys, values = zip(*(x.chunk(2, -1) for x in packed), strict=True)
-        return function(query, keys, values, masks, heads)
+        return function(query, keys, values, masks, heads, *([of_rows] if of_rows else []))
 
-    size = f"G={g}, B={b}, {t} x {n * t}, {heads} heads of {width // heads}" + (", training mix" if mix else "")
+    size = f"G={g}, B={b}, {t} x {n * t}, {heads} heads of {width // heads}"
+    size += ", training mix" * mix + ", MOSEI's lengths" * ragged
     compiled = {} if mix else {"flex_attention": flexible}
     others = {"scaled_dot_product": scaled_dot_product}
-    return Case("cross_attention", size, dtype, [query, *packed], call, others, compiled)
+    return KernelCase("cross_attention", size, dtype, [query, *packed], call, others, compiled)
 
 
 @cache
@@ -100,7 +128,7 @@ def flexible(
     heads: int,
 ) -> torch.Tensor:
     """FlexAttention, which wants head widths of a power of two from 16: heads are padded."""
-    mask = torch.cat(list(masks), 2).flatten(0, 1)
+    mask = torch.cat(list(masks), 2).expand(len(query), -1, -1).flatten(0, 1)
     width = query.shape[-1] // heads
     padded = [
         F.pad(
@@ -117,54 +145,67 @@ def flexible(
     return attended.unflatten(0, query.shape[:2]).transpose(2, 3).flatten(-2)
 
 
-def _norms(op: str, dtype: torch.dtype, device: torch.device, large: bool, dry: bool) -> Iterator[Case]:
+def _norms(op: str, dtype: torch.dtype, device: torch.device, large: bool, dry: bool) -> Iterator[KernelCase]:
     rows = 2 if dry else 32
     for shape in ((1, rows, 375, 40),) if large else ((3, rows, 50, 40), (1, rows, 50, 120)):
         x, residual = (normal(device, dtype, *shape, seed=i) for i in range(2))
         affine = [normal(device, dtype, shape[0], shape[-1], seed=i) for i in (2, 3)]
-        yield Case(op, " x ".join(map(str, shape)), dtype, [x, residual, *affine], lambda f, *args: f(*args))
+        yield KernelCase(op, " x ".join(map(str, shape)), dtype, [x, residual, *affine], lambda f, *args: f(*args))
 
 
-def _draws(op: str, dtype: torch.dtype, device: torch.device, large: bool, dry: bool) -> Iterator[Case]:
+def _draws(op: str, dtype: torch.dtype, device: torch.device, large: bool, dry: bool) -> Iterator[KernelCase]:
     """No gradients; the batch of a step."""
     samples, batch, frames = (64, 2, 5) if dry else (RESIDENT, 128 if large else 16, 50)
-    features = [normal(device, dtype, samples, frames, d, seed=i) for i, d in enumerate(FEATURES)]
-    real = torch.ones(samples, frames, dtype=torch.bool, device=device)
-    present = torch.ones(samples, len(FEATURES), dtype=torch.bool, device=device)
-    rows = torch.arange(batch, device=device)[None]
-    keys = rows, torch.ones(1, dtype=torch.int64, device=device), torch.zeros((), dtype=torch.int64, device=device)
+    for ragged in (False, True):
+        lengths = (
+            layout(samples, frames, device).lengths[0] if ragged else torch.full((samples,), frames, device=device)
+        )
+        starts = F.pad(lengths.cumsum(0), (1, 0))
+        stored = int(starts[-1])
+        features = [normal(device, dtype, stored, d, seed=i) for i, d in enumerate(FEATURES)]
+        real = torch.ones(stored, dtype=torch.bool, device=device)
+        present = torch.ones(samples, len(FEATURES), dtype=torch.bool, device=device)
+        sample = torch.arange(batch, device=device)[None]
+        drawn = lengths[:batch].repeat(VERSIONS)[None]
+        layouts = [Layout.of(drawn, int(drawn.sum()), frames)] * len(FEATURES)
+        keys = (
+            sample,
+            torch.ones(1, dtype=torch.int64, device=device),
+            torch.zeros((), dtype=torch.int64, device=device),
+        )
+        split = features, [real] * len(FEATURES), [starts] * len(FEATURES), present
 
-    def call(function: Callable[..., Any]) -> Any:
-        return function(features, [real] * len(FEATURES), present, *keys, 2, 0.7, False)
+        def call(function: Callable[..., Any], args: tuple[Any, ...] = (*split, *keys, layouts)) -> Any:
+            return function(*args, VERSIONS, 0.7, False)
 
-    yield Case(op, f"2 x {batch} x {frames}", dtype, [], call)
+        yield KernelCase(op, f"{VERSIONS} x {batch} x {frames}" + ", MOSEI's lengths" * ragged, dtype, [], call)
 
 
-def _losses(op: str, dtype: torch.dtype, device: torch.device, large: bool, dry: bool) -> Iterator[Case]:
+def _losses(op: str, dtype: torch.dtype, device: torch.device, large: bool, dry: bool) -> Iterator[KernelCase]:
     """At a method's batch; large, at a global batch, and pairwise at one that no N x N x d tensor fits."""
     for n in (128, 32 if dry else 1024) if large else (16,):
         yield _loss(op, n, dtype, device)
 
 
-def _loss(op: str, n: int, dtype: torch.dtype, device: torch.device) -> Case:
+def _loss(op: str, n: int, dtype: torch.dtype, device: torch.device) -> KernelCase:
     pair = [normal(device, dtype, 1, n, 120, seed=i) for i in range(2)]
     size, teacher = f"N={n}", pair[1]
     if op == "gaussian_mmd":
-        return Case(op, size, dtype, pair, lambda f, x, y: f(x, y))
+        return KernelCase(op, size, dtype, pair, lambda f, x, y: f(x, y))
     if op == "jsd_mutual_information":
         hidden = [normal(device, dtype, 1, n, 64, seed=i) for i in range(2)]
         network = [normal(device, dtype, 1, 64, seed=2), normal(device, dtype, 1, seed=3)]
-        return Case(op, size, dtype, hidden + network, lambda f, *args: f(*args))
+        return KernelCase(op, size, dtype, hidden + network, lambda f, *args: f(*args))
     if op == "js_divergence":
         logits = [normal(device, dtype, 1, n, 7, seed=i) for i in range(2)]
-        return Case(op, size, dtype, logits, lambda f, x, y: f(x, y))
+        return KernelCase(op, size, dtype, logits, lambda f, x, y: f(x, y))
     if op == "prototype_similarity":
         classes = torch.arange(n, device=device).remainder(2)[None]
-        return Case(op, size, dtype, pair[:1], lambda f, x: f(x, teacher, classes, 2))
-    return Case(op, size, dtype, pair[:1], lambda f, x: f(x, teacher, 15.0, 0, "mean"))
+        return KernelCase(op, size, dtype, pair[:1], lambda f, x: f(x, teacher, classes, 2))
+    return KernelCase(op, size, dtype, pair[:1], lambda f, x: f(x, teacher, 15.0, 0, "mean"))
 
 
-_OF: dict[str, Callable[[str, torch.dtype, torch.device, bool, bool], Iterator[Case]]] = {
+_OF: dict[str, Callable[[str, torch.dtype, torch.device, bool, bool], Iterator[KernelCase]]] = {
     "cross_attention": _attentions,
     "residual_layer_norm": _norms,
     "missing_draw": _draws,

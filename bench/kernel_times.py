@@ -13,7 +13,7 @@ import torch
 
 from bench.choices import PRECISIONS
 from bench.compilation import forget_compiled
-from bench.kernel_cases import Case, normal
+from bench.kernel_cases import KernelCase, normal
 from fastmmkd import ops
 from fastmmkd.ops import reference, use_provider
 from fastmmkd.ops.operation import operation
@@ -27,7 +27,7 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 Outputs = list[torch.Tensor]
 
 
-def measure(case: Case, device: torch.device, dry: bool, compiled: bool) -> Iterator[dict[str, Any]]:
+def measure(case: KernelCase, device: torch.device, dry: bool, compiled: bool) -> Iterator[dict[str, Any]]:
     """A record per contender; one that fails says so and does not stop the others."""
     leaves = [x.detach().requires_grad_() for x in case.leaves]
     with torch.no_grad():
@@ -52,7 +52,9 @@ def measure(case: Case, device: torch.device, dry: bool, compiled: bool) -> Iter
         yield record
 
 
-def differentiate(case: Case, function: Callable[..., Any], leaves: Outputs, grad: torch.Tensor | None) -> Outputs:
+def differentiate(
+    case: KernelCase, function: Callable[..., Any], leaves: Outputs, grad: torch.Tensor | None
+) -> Outputs:
     """The result and the gradients of all leaves; the results where nothing has a gradient."""
     out = case.call(function, *leaves)
     if not leaves:
@@ -61,29 +63,29 @@ def differentiate(case: Case, function: Callable[..., Any], leaves: Outputs, gra
 
 
 def contenders(
-    case: Case, device: torch.device, compiled: bool
+    case: KernelCase, device: torch.device, compiled: bool
 ) -> dict[str, tuple[str | None, Callable[..., torch.Tensor]]]:
     """Name -> the provider to force, and the function; `compiled`: those of `torch.compile` too."""
     public = getattr(ops, case.op)
-    found: dict[str, tuple[str | None, Callable[..., torch.Tensor]]] = {}
+    functions: dict[str, tuple[str | None, Callable[..., torch.Tensor]]] = {}
     for provider in OURS:
         if not obstacle(provider, operation(case.op), device, [case.dtype]):
-            found[provider] = provider, public
-    found["reference"] = None, getattr(reference, case.op)
+            functions[provider] = provider, public
+    functions["reference"] = None, getattr(reference, case.op)
     if device.type == "cuda":
-        found |= {name: (None, function) for name, function in case.others.items()}
+        functions |= {name: (None, function) for name, function in case.others.items()}
     if device.type == "cuda" and compiled:
         forget_compiled()
-        found["compiled reference"] = None, torch.compile(getattr(reference, case.op), dynamic=False)
-        found |= {name: (None, function) for name, function in case.compiled.items()}
-    return found
+        functions["compiled reference"] = None, torch.compile(getattr(reference, case.op), dynamic=False)
+        functions |= {name: (None, function) for name, function in case.compiled.items()}
+    return functions
 
 
-def worst(found: Outputs, expected: Outputs) -> float:
+def worst(outputs: Outputs, expected: Outputs) -> float:
     """The largest error, relative to the largest value of its tensor; infinite where something is not finite."""
     errors = [
         (a.float() - b.float()).abs().max() / b.float().abs().max().clamp_min(1e-20)
-        for a, b in zip(found, expected, strict=True)
+        for a, b in zip(outputs, expected, strict=True)
     ]
     error = torch.stack(errors).max().item()
     return error if error == error else float("inf")
@@ -96,15 +98,15 @@ def eager(step: Callable[[], Outputs], device: torch.device, dry: bool) -> float
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    found = []
+    times = []
     for i in range(5 if dry else RUNS + 5):
         synchronize()
         started = time.perf_counter()
         step()
         synchronize()
         if i >= (2 if dry else 5):
-            found.append(1e3 * (time.perf_counter() - started))
-    return median(found)
+            times.append(1e3 * (time.perf_counter() - started))
+    return median(times)
 
 
 def replayed(step: Callable[[], Outputs]) -> float:
@@ -119,12 +121,12 @@ def replayed(step: Callable[[], Outputs]) -> float:
     with torch.cuda.graph(graph, stream=stream):
         for _ in range(PER_GRAPH):
             step()
-    found = []
+    times = []
     for _ in range(RUNS + 3):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         graph.replay()
         end.record()
         end.synchronize()
-        found.append(begin.elapsed_time(end) / PER_GRAPH)
-    return median(found[3:])
+        times.append(begin.elapsed_time(end) / PER_GRAPH)
+    return median(times[3:])

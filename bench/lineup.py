@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,14 +13,18 @@ from typing import Any
 import torch
 
 from bench.as_trained import AsTrained
+from bench.attention import jagged, scaled_dot_product
 from bench.compilation import forget_compiled
-from bench.contenders import WITH_REFERENCE, Contender, Context, Forward, Graphed, nullcontext, reference_with_sdpa
+from bench.contenders import WITH_REFERENCE, Contender, Context, Forward, Graphed, reference_with
+from bench.padding import PADDED, CroppedSplit
 from bench.variants import (
     AS_TRAINED,
     AUTOTUNED,
     COMPILED,
     COMPILED_GRAPHED,
+    CROPPED,
     GRAPHED,
+    JAGGED,
     OURS,
     OURS_COMPILED,
     PLAIN,
@@ -28,24 +33,32 @@ from bench.variants import (
     SEEDS,
 )
 from fastmmkd.blocks import Config
-from fastmmkd.data.batches import Batch
+from fastmmkd.data.batches import Batch, ResidentSplit
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.graphs import CudaCapture
 from fastmmkd.engine.step import Objective, untrained_objective
 from fastmmkd.errors import UserError
+from fastmmkd.ops.layout import unpack
 
-TOGETHER = (OURS, AS_TRAINED, GRAPHED, REFERENCE, SDPA, PLAIN)
+TOGETHER = (OURS, AS_TRAINED, GRAPHED, REFERENCE, SDPA, CROPPED, PLAIN)
 """What takes a moment to set up, the most important first: they take turns."""
-LATER = (OURS_COMPILED, COMPILED_GRAPHED, COMPILED, SEEDS, AUTOTUNED)
-"""What takes long to set up: one after the other, each in turns with "ours"."""
-ALWAYS = (OURS, AS_TRAINED, GRAPHED, REFERENCE, SDPA)
+LATER = (OURS_COMPILED, COMPILED_GRAPHED, COMPILED, SEEDS, JAGGED, AUTOTUNED)
+"""What takes long, to set up or by itself: one after the other, each in turns with "ours"."""
+ALWAYS = (OURS, AS_TRAINED, GRAPHED, REFERENCE, SDPA, CROPPED)
 """What is measured unless others are asked for."""
 OF_OURS = frozenset({OURS, AS_TRAINED, GRAPHED, OURS_COMPILED, SEEDS})
 NEED_CUDA = frozenset({GRAPHED, COMPILED_GRAPHED, OURS_COMPILED, AUTOTUNED})
 OPAQUE = frozenset({COMPILED, AUTOTUNED})
 """The dispatcher does not see what they call, nor what replays."""
-SHOWN = (REFERENCE, SDPA, PLAIN, COMPILED, AUTOTUNED, COMPILED_GRAPHED, OURS, GRAPHED, OURS_COMPILED, AS_TRAINED, SEEDS)
+PLAIN_PYTORCH = (REFERENCE, SDPA, CROPPED, JAGGED, PLAIN, COMPILED, AUTOTUNED, COMPILED_GRAPHED)
+SHOWN = (*PLAIN_PYTORCH, OURS, GRAPHED, OURS_COMPILED, AS_TRAINED, SEEDS)
 """The order of tables."""
+RESIDENT = dict.fromkeys(PLAIN_PYTORCH, PADDED) | {CROPPED: CroppedSplit, JAGGED: ResidentSplit}
+"""How the data lie of those that do not train on rows as ours does."""
+CONTEXTS: dict[str, Context] = dict.fromkeys(PLAIN_PYTORCH, WITH_REFERENCE) | {
+    SDPA: partial(reference_with, scaled_dot_product),
+    JAGGED: partial(reference_with, jagged),
+}
 
 
 def names(config: Config, device: torch.device) -> list[str]:
@@ -69,41 +82,46 @@ def choose(text: str, allowed: Sequence[str]) -> list[str]:
     Raises:
         UserError: one is not allowed.
     """
-    words, found = [word.strip() for word in text.split(",")], []
+    words, named = [word.strip() for word in text.split(",")], []
     while words:
         lengths = [n for n in range(len(words), 0, -1) if ", ".join(words[:n]) in allowed]
         if not lengths:
             raise UserError(f"--variants {words[0]}: no such contender here; expected some of {'; '.join(allowed)}")
-        found.append(", ".join(words[: lengths[0]]))
+        named.append(", ".join(words[: lengths[0]]))
         words = words[lengths[0] :]
-    return [name for name in allowed if name in found]
+    return [name for name in allowed if name in named]
 
 
 def build(
-    name: str, config: Config, dataset: Dataset, seeds: int, device: torch.device, dtype: torch.dtype
+    name: str, config: Config, dataset: Dataset, models: int, device: torch.device, dtype: torch.dtype
 ) -> Contender:
     """A contender; each has its own models, of the weights of seed 1 (and 2, 3, ... where it trains several)."""
     if name == AS_TRAINED:
         return AsTrained(config, dataset, device)
-    models = seeds if name == SEEDS else 1
-    objective = untrained_objective(config, dataset, range(1, models + 1), device, dtype)
+    if name != SEEDS:
+        models = 1
+    using, resident = CONTEXTS.get(name, nullcontext), RESIDENT.get(name, ResidentSplit)
+    with using():  # a teacher is asked here
+        objective = untrained_objective(config, dataset, range(1, models + 1), device, dtype, resident=resident)
     if name == PLAIN:
         module = plain_of(config.method)
         assert module
         plain = module.Plain(objective.module, "sdpa").to(device, dtype)
-        return Contender(config, objective, 1, WITH_REFERENCE, partial(_plain_loss, plain), plain)
+        return Contender(config, objective, 1, using, partial(_plain_loss, plain), plain)
     if name in (COMPILED, AUTOTUNED):
         return Contender(
-            config, objective, 1, WITH_REFERENCE, compiled(objective, "max-autotune" if name == AUTOTUNED else None)
+            config, objective, 1, using, compiled(objective, "max-autotune" if name == AUTOTUNED else None)
         )
     if name == GRAPHED:
         return Graphed(config, objective, CudaCapture())
     if name == OURS_COMPILED:
         return Graphed(config, objective, CudaCapture(), forward=compiled(objective))
     if name == COMPILED_GRAPHED:
-        return Graphed(config, objective, CudaCapture(), WITH_REFERENCE, compiled(objective))
-    contexts: dict[str, Context] = {REFERENCE: WITH_REFERENCE, SDPA: reference_with_sdpa}
-    return Contender(config, objective, models, contexts.get(name, nullcontext))
+        return Graphed(config, objective, CudaCapture(), using, compiled(objective))
+    contender = Contender(config, objective, models, using)
+    if name in OF_OURS and device.type == "cuda":
+        contender.make_room()
+    return contender
 
 
 def compiled(objective: Objective, mode: str | None = None, **options: Any) -> Forward:
@@ -113,8 +131,11 @@ def compiled(objective: Objective, mode: str | None = None, **options: Any) -> F
 
 
 def _plain_loss(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    features, masks = batch.inputs
-    return module([x[0] for x in features], [m[0] for m in masks], batch.targets[0])
+    features, masks, (layout, *_), _ = batch.inputs
+    features, masks, (position,) = (
+        [unpack(x, layout)[0] for x in rows] for rows in (features, masks, [layout.position])
+    )
+    return module(features, masks, position, batch.targets[0])
 
 
 def _compiled_loss(module: Any, batch: Batch) -> torch.Tensor:

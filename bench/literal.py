@@ -17,21 +17,29 @@ MISSING = object()
 """The value of a key that is not there."""
 
 
+def names(configs: Path = CONFIGS) -> tuple[str, ...]:
+    """`literal_<method>` of the methods that have literal configs."""
+    return tuple(f"literal_{method}" for method in METHODS if literals(method, configs))
+
+
+def literals(method: str, configs: Path = CONFIGS) -> list[Path]:
+    """A method's literal configs."""
+    return sorted(configs.glob(f"{method}_*{SUFFIX}.json"))
+
+
 def parts(configs: Path = CONFIGS) -> dict[str, str]:
     """`literal_<method>` -> its table: a row per key and pair of values, with the data sets where they hold."""
-    return {f"literal_{method}": literal_table(method, configs) for method in METHODS}
+    return {name: literal_table(name.removeprefix("literal_"), configs) for name in names(configs)}
 
 
 def literal_table(method: str, configs: Path = CONFIGS) -> str:
     """Markdown: the keys in which a method's literal configs differ from the shipped ones."""
-    found: dict[tuple[str, str, str], list[str]] = {}
-    for literal in sorted(configs.glob(f"{method}_*{SUFFIX}.json")):
+    data_of: dict[tuple[str, str, str], list[str]] = {}
+    for literal in literals(method, configs):
         shipped = literal.with_name(literal.name.replace(SUFFIX, ""))
         for difference in differences(shipped, literal):
-            found.setdefault(difference, []).append(shipped.stem.removeprefix(f"{method}_"))
-    rows = [[f"`{key}`", ours, literal, ", ".join(data)] for (key, ours, literal), data in sorted(found.items())]
-    if not rows:
-        return "There are no literal configs yet.\n"
+            data_of.setdefault(difference, []).append(shipped.stem.removeprefix(f"{method}_"))
+    rows = [[f"`{key}`", ours, literal, ", ".join(data)] for (key, ours, literal), data in sorted(data_of.items())]
     return tables.markdown_table(["key", "shipped", "literal", "of"], rows)
 
 

@@ -20,14 +20,20 @@ from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables
 from fastmmkd.files import write_text
 from fastmmkd.ops import OPERATIONS, reference, use_provider
+from fastmmkd.ops.layout import Layout
 from fastmmkd.ops.providers import DTYPES, INTERPRETED, PROVIDERS, obstacle
-from fastmmkd.testing import attention, losses, norm
+from fastmmkd.testing import attention, layers, losses, norm
 from fastmmkd.testing.parity import value_and_gradients
 
 KIND = "parity"
 COMPILED = tuple(name for name in PROVIDERS if name != "reference")
 ATTENTION = [(1, 8, 50, (50, 50, 50), 8, 5), (6, 4, 50, (50, 50), 8, 5), (1, 2, 100, (100, 100, 100), 8, 5)]
 NORM = [(1, 32, 50, 120), (3, 32, 50, 40)]
+ENCODER = [(3, 8, 50, 8, 5), (1, 8, 50, 8, 15)]
+CROSSMODAL = [(1, 8, 50, 8, 5)]
+LINEAR = [(1, 512, 120), (3, 512, 40)]
+CONVOLUTION = [(8, 50, 300, 40)]
+OF_LINEAR = ("out", "grad x", "grad weight", "grad bias")
 LOSSES = [(1, 16, 120), (6, 16, 120), (1, 128, 120)]
 if INTERPRETED:  # every program takes milliseconds
     ATTENTION, NORM, LOSSES = [(1, 2, 20, (20, 20, 20), 8, 5)], [(1, 2, 5, 40)], [(2, 16, 40)]
@@ -35,7 +41,7 @@ if INTERPRETED:  # every program takes milliseconds
 Implementation = Callable[..., torch.Tensor]
 
 
-class Case(NamedTuple):
+class ParityCase(NamedTuple):
     """One call of an operation."""
 
     shape: str
@@ -90,27 +96,45 @@ def measure(provider: str, device: torch.device) -> list[dict[str, Any]]:
     return rows
 
 
-def cases(op: str) -> Iterator[Case]:
+def cases(op: str) -> Iterator[ParityCase]:
     """Of an operation, at the shapes that training has."""
     if op == "cross_attention":
         for shape in ATTENTION:
             drawn = attention.draw(*shape)
             label = f"G={shape[0]} B={shape[1]} T={shape[2]} keys={sum(shape[3])}"
-            yield Case(label, drawn.inputs, drawn.names(), partial(_attend, drawn), drawn.grad)
+            yield ParityCase(label, drawn.inputs, drawn.names(), partial(_attend, drawn), drawn.grad)
     elif op == "residual_layer_norm":
         for groups, batch, frames, width in NORM:
             inputs, grad = norm.draw((groups, batch, frames, width))
             label = f"G={groups} rows={batch * frames} d={width}"
-            yield Case(label, inputs, list(norm.NAMES), lambda implementation: implementation, grad)
+            yield ParityCase(label, inputs, list(norm.NAMES), lambda implementation: implementation, grad)
+    elif op == "encoder_layer":
+        for groups, batch, frames, heads, width in ENCODER:
+            layer = layers.draw_encoder((1, groups), [[frames] * batch], 1, heads, width, spare=0)
+            yield ParityCase(f"G={groups} B={batch} T={frames}", layer.inputs, layer.names(), layer.call, layer.grad)
+    elif op == "crossmodal_layer":
+        for models, batch, frames, heads, width in CROSSMODAL:
+            layer = layers.draw_crossmodal(models, [[frames] * batch] * models, heads, width, spare=0)
+            yield ParityCase(f"S={models} B={batch} T={frames}", layer.inputs, layer.names(), layer.call, layer.grad)
+    elif op == "grouped_linear":
+        for groups, rows, width in LINEAR:
+            inputs, grad = layers.draw_linear((groups,), (rows,), width, width)
+            label = f"G={groups} rows={rows} d={width}"
+            yield ParityCase(label, inputs, list(OF_LINEAR), lambda implementation: implementation, grad)
+    elif op == "temporal_convolution":
+        for batch, frames, features, width in CONVOLUTION:
+            inputs, layout, grad = layers.draw_convolution(1, [[frames] * batch], features, width, spare=0)
+            label = f"B={batch} T={frames} {features} to {width}"
+            yield ParityCase(label, inputs, list(OF_LINEAR), partial(_with_layout, layout), grad)
     elif op in losses.CASES:
         for groups, rows, width in LOSSES:
-            found = losses.CASES[op](groups, rows, width)
-            names = ["value", *(f"grad {i}" for i in range(len(found.inputs)))]
+            case = losses.CASES[op](groups, rows, width)
+            names = ["value", *(f"grad {i}" for i in range(len(case.inputs)))]
             label = f"G={groups} N={rows} d={width}"
-            yield Case(label, list(found.inputs), names, partial(_with_constants, found), losses.upstream(groups))
+            yield ParityCase(label, list(case.inputs), names, partial(_with_constants, case), losses.upstream(groups))
 
 
-def _attend(drawn: attention.Case, implementation: Implementation) -> Callable[..., torch.Tensor]:
+def _attend(drawn: attention.AttentionCase, implementation: Implementation) -> Callable[..., torch.Tensor]:
     def call(query: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         n, masks = len(drawn.masks), [mask.to(query.device) for mask in drawn.masks]
         return implementation(query, rest[:n], rest[n:], masks, drawn.heads)
@@ -118,7 +142,11 @@ def _attend(drawn: attention.Case, implementation: Implementation) -> Callable[.
     return call
 
 
-def _with_constants(case: losses.Case, implementation: Implementation) -> Callable[..., torch.Tensor]:
+def _with_layout(layout: Layout, implementation: Implementation) -> Callable[..., torch.Tensor]:
+    return lambda x, weight, bias: implementation(x, layout, weight, bias)
+
+
+def _with_constants(case: losses.LossCase, implementation: Implementation) -> Callable[..., torch.Tensor]:
     def call(*inputs: torch.Tensor) -> torch.Tensor:
         at = inputs[0].device
         return implementation(*inputs, *(c.to(at) if isinstance(c, torch.Tensor) else c for c in case.constants))
@@ -126,15 +154,17 @@ def _with_constants(case: losses.Case, implementation: Implementation) -> Callab
     return call
 
 
-def errors(op: str, case: Case, provider: str, device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+def errors(
+    op: str, case: ParityCase, provider: str, device: torch.device, dtype: torch.dtype
+) -> Iterator[dict[str, Any]]:
     """Of the value and of every gradient: the largest error, and it and plain PyTorch's by the largest value."""
     inputs, grad = [x.to(device, dtype) for x in case.inputs], case.grad.to(device)
     with use_provider(provider):
         fast = value_and_gradients(case.call(getattr(ops, op)), inputs, grad)
     plain, exact = (value_and_gradients(case.call(getattr(reference, op)), x, grad) for x in (inputs, _doubles(inputs)))
-    for name, *found, true in zip(case.names, fast, plain, exact, strict=True):
+    for name, *computed, true in zip(case.names, fast, plain, exact, strict=True):
         scale = true.abs().max().item() or 1.0
-        error, plain_error = ((x.double() - true).abs().max().item() for x in found)
+        error, plain_error = ((x.double() - true).abs().max().item() for x in computed)
         yield {
             "of": name,
             "largest error": error,

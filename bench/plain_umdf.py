@@ -163,13 +163,16 @@ class Plain(nn.Module):
         )
         self.hidden, self.head = of_grouped(source.hidden, 0), of_grouped(source.head, 0)
 
-    def forward(self, features: list[torch.Tensor], masks: list[torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-        """The loss of `[2 B, T, d_m]` features, `[2 B, T]` masks (as in `Batch`), `[B]` or `[B, problems]` targets."""
+    def forward(
+        self, features: list[torch.Tensor], masks: list[torch.Tensor], position: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss of `[2 B, T, d_m]` features, `[2 B, T]` masks (as in `Batch`), `[2 B, T]` int64 positions of frames,
+        `[B]` or `[B, problems]` targets."""
         z = [
             convolution(x.transpose(1, 2)).transpose(1, 2)
             for convolution, x in zip(self.convolutions, features, strict=True)
         ]
-        z = [x + sinusoidal_positions(x.shape[1], x.shape[2], x.device, x.dtype) for x in z]
+        z = [x + sinusoidal_positions(x.shape[1], x.shape[2], x.device, x.dtype)[position] for x in z]
         first, later = by_layer(masks)
         for i, layer in enumerate(self.mcim):
             z = layer(z, later if i else first)

@@ -86,12 +86,12 @@ class Recorder:
 
     def write(self) -> None:
         self.written = time.monotonic()
-        found = {
+        known = {
             **self.counts,
             "finished": self.finished,
             "slowest": [[round(seconds, 1), test] for seconds, test in self.slowest],
             "failures": self.failures,
         }
         temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text(json.dumps(found, indent=1))
+        temporary.write_text(json.dumps(known, indent=1))
         os.replace(temporary, self.path)

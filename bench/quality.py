@@ -23,7 +23,7 @@ FULL = {method: next(iter(rows)) for method, rows in ABLATIONS.items()}
 """Method -> its name for people, which is the first row of its ablation table."""
 FRESH = "fresh"
 """Folder of the comparisons that were repeated on another draw of the data."""
-ALONE, COMPLETE = "without distillation", "complete training"
+ALONE, COMPLETE_TRAINING = "without distillation", "complete training"
 NOT_YET = "Not yet run.\n"
 REAL = ("ict_mmmo", "cmu_mosi")
 """Real data, as configs and records name them."""
@@ -34,8 +34,8 @@ def take_study(folder: Path) -> None:
     for method, runs in _present({method: folder / method for method in ABLATIONS}).items():
         for name in ABLATIONS[method]:
             take(runs / slug(name), _study_record(method, name))
-    for found in sorted((folder / FRESH).glob(f"*/*/{RESULTS_FILE}")):
-        run = found.parent
+    for file in sorted((folder / FRESH).glob(f"*/*/{RESULTS_FILE}")):
+        run = file.parent
         take(run, RECORDS / FRESH / run.parent.name / run.name)
 
 
@@ -52,11 +52,11 @@ def _present(wanted: dict[Key, Path]) -> dict[Key, Path]:
     Raises:
         UserError: none is.
     """
-    found = {key: path for key, path in wanted.items() if path.is_dir()}
-    if not found:
+    present = {key: path for key, path in wanted.items() if path.is_dir()}
+    if not present:
         folder = next(iter(wanted.values())).parent
         raise UserError(f"{folder}: expected one of the folders {', '.join(path.name for path in wanted.values())}")
-    return found
+    return present
 
 
 def take(run: Path, record: Path) -> None:
@@ -91,7 +91,7 @@ def methods_table(study: str) -> str:
     folders = {
         (method, row): RECORDS / study / method / slug(row)
         for method, rows in ABLATIONS.items()
-        for row in (FULL[method], COMPLETE, ALONE)
+        for row in (FULL[method], COMPLETE_TRAINING, ALONE)
         if row in rows
     }
     names = {key: key[1] if key[1] == FULL[key[0]] else f"{FULL[key[0]]} {key[1]}" for key in folders}
@@ -155,16 +155,16 @@ def _p(value: float | None) -> str:
 def _table(records: dict[str, Path], key: str) -> str:
     """A caption that says what was run on what, and one metric of all records, which must be on the same data."""
     runs = _runs(records)
-    if len(report.group(runs)) != 1:
+    if len(report.comparable(runs)) != 1:
         raise ValueError(f"{', '.join(records)} were not evaluated on the same data; they cannot share a table")
     table = tables.metric_table(key, runs)
     made = {name: read_json(folder / RUN_FILE, "a run.json") for name, folder in records.items()}
-    seeds = {name: ", ".join(map(str, found.seeds)) for name, found in runs}
+    seeds = {name: ", ".join(map(str, results.seeds)) for name, results in runs}
     machines = {
         name: f"{run['precision']} on {run['device']}, torch {run['versions']['torch']}" for name, run in made.items()
     }
     facts = [f"mean ± standard deviation over seeds {_stated(seeds)}", _stated(machines)]
-    tasks = {name: found.task for name, found in runs}
+    tasks = {name: results.task for name, results in runs}
     if len(set(tasks.values())) > 1:
         facts.append(f"trained for {_stated(tasks)}")
     return f"{table.title} on {runs[0][1].data}; {'; '.join(facts)}.\n\n{tables.markdown_metric(table)}"

@@ -50,8 +50,8 @@ def _process(
         deepspeed = start_deepspeed(placement, log_file)
         block = placement.deepspeed | {"train_batch_size": count * config.train.batch_size}
         engine = Engine(config, objective, block, deepspeed, log_file)
-        found = time_all({OURS: engine}, runs, placement.device)
+        seconds = time_all({OURS: engine}, runs, placement.device)
         if rank == 0:
-            queue.put(quantiles(found[OURS][WHOLE]))
+            queue.put(quantiles(seconds[OURS][WHOLE]))
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

@@ -30,7 +30,7 @@ class Growing:
     """A record that is written again whenever more was found; its file is whole at any time.
 
     Args:
-        kind: of measurement, a word: "kernels", "train_step_umdf_mosei".
+        kind: of measurement, a word: "kernels", "train_step_umdf_mosei_full".
         device: what it is measured on.
         folder: of all records.
         day: `YYYY-MM-DD`; today.
@@ -76,16 +76,20 @@ def free_path(record: Record, folder: Path | None = None) -> Path:
 def newest(folder: Path | None = None) -> dict[tuple[str, str], Record]:
     """The newest record of every (kind, device), the device by its slug.
 
+    One from before workloads had lengths, whose samples were all as long as the longest, gives way to one whose kind
+    says so.
+
     Raises:
         UserError: a file is not a record of this schema.
     """
-    found: dict[tuple[str, str], tuple[tuple[str, int], Path]] = {}
+    latest: dict[tuple[str, str], tuple[tuple[str, int], Path]] = {}
     for directory in sorted(path for path in (folder or FOLDER).glob("*") if path.is_dir()):
         for match in _named(directory):
             key, age = (match["kind"], directory.name), (match["date"], int(match["n"]))
-            if key not in found or age > found[key][0]:
-                found[key] = age, directory / match.string
-    return {key: read(path) for key, (_, path) in found.items()}
+            if key not in latest or age > latest[key][0]:
+                latest[key] = age, directory / match.string
+    superseded = [(kind, device) for kind, device in latest if (f"{kind}_full", device) in latest]
+    return {key: read(path) for key, (_, path) in latest.items() if key not in superseded}
 
 
 def read(path: Path) -> Record:

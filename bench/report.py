@@ -18,17 +18,18 @@ from bench import entry, literal, quality, speed, speed_plots
 from bench.quality import ABLATIONS
 from bench.status import status_table
 from fastmmkd.files import write_text
-from fastmmkd.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
     ROOT / "README.md": ("methods", "fresh", *quality.REAL, "speed", "status"),
-    ROOT / "docs" / "speed.md": ("train_steps", "kernels", "scaling", "data_path"),
+    ROOT / "docs" / "speed.md": ("train_steps", "kernels", "epochs", "scaling", "data_path"),
     ROOT / "docs" / "parity.md": ("parity",),
-    ROOT / "docs" / "fidelity.md": tuple(f"literal_{method}" for method in METHODS),
-    ROOT / "docs" / "ablations.md": tuple(f"study_{method}" for method in ABLATIONS),
+    ROOT / "docs" / "fidelity.md": literal.names(),
+    ROOT / "docs" / "ablations.md": tuple(
+        f"study_{method}" for method in ABLATIONS if (ROOT / "configs" / f"study_{method}.json").exists()
+    ),
 }
-"""File -> its generated parts, in `<!-- begin: NAME ... -->` marks."""
+"""File -> its generated parts, in `<!-- begin: NAME ... -->` marks; of the methods that have such configs."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,10 +71,10 @@ def render(text: str, bodies: dict[str, str], document: str) -> str:
     """
     for name, body in bodies.items():
         pattern = re.compile(rf"(<!-- begin: {name} [^\n]*-->\n).*?(<!-- end: {name} -->)", re.DOTALL)
-        found = list(pattern.finditer(text))
-        if len(found) != 1:
-            raise ValueError(f"{document} has {len(found)} parts named {name}; expected one")
-        text = text[: found[0].end(1)] + body + text[found[0].start(2) :]
+        places = list(pattern.finditer(text))
+        if len(places) != 1:
+            raise ValueError(f"{document} has {len(places)} parts named {name}; expected one")
+        text = text[: places[0].end(1)] + body + text[places[0].start(2) :]
     return text
 
 

@@ -43,10 +43,9 @@ class Clock:
         """Of every stage, and of all together."""
         if self.cuda:
             torch.cuda.synchronize()
-        found = {}
-        for (_, before), (stage, after) in zip(self.marks, self.marks[1:], strict=False):
-            found[stage] = self._between(before, after)
-        return found | {WHOLE: self._between(self.marks[0][1], self.marks[-1][1])}
+        between = zip(self.marks, self.marks[1:], strict=False)
+        of_stage = {stage: self._between(before, after) for (_, before), (stage, after) in between}
+        return of_stage | {WHOLE: self._between(self.marks[0][1], self.marks[-1][1])}
 
     def _between(self, before: Any, after: Any) -> float:
         return before.elapsed_time(after) / 1e3 if self.cuda else after - before
@@ -66,7 +65,7 @@ def time_all(
     device: torch.device,
     warm_up: int = WARM_UP,
     failed: Callable[[str, Exception], None] | None = None,
-    enough: Callable[[Seconds], bool] = lambda found: False,
+    enough: Callable[[Seconds], bool] = lambda seconds: False,
 ) -> Seconds:
     """Time contenders in turns; every round starts with another one.
 
@@ -79,7 +78,7 @@ def time_all(
         enough: shown what was found after every round that counts; True ends it.
     """
     live = list(contenders)
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in live}
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in live}
     for i in range(warm_up + runs):
         at = i % len(contenders)
         for name in [name for name in [*contenders][at:] + [*contenders][:at] if name in live]:
@@ -94,16 +93,16 @@ def time_all(
                 live.remove(name)
                 continue
             if i >= warm_up:
-                found[name].append(seconds)
-        if not live or (i >= warm_up and enough(_by_stage({name: found[name] for name in live}))):
+                rounds[name].append(seconds)
+        if not live or (i >= warm_up and enough(_by_stage({name: rounds[name] for name in live}))):
             break
-    return _by_stage({name: found[name] for name in live})
+    return _by_stage({name: rounds[name] for name in live})
 
 
-def _by_stage(found: dict[str, list[dict[str, float]]]) -> Seconds:
+def _by_stage(rounds: dict[str, list[dict[str, float]]]) -> Seconds:
     return {
         name: {stage: np.array([seconds[stage] for seconds in each]) for stage in each[0]}
-        for name, each in found.items()
+        for name, each in rounds.items()
         if each
     }
 

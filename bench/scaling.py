@@ -1,8 +1,8 @@
 """How the cost of a step grows: `python -m bench.scaling --config configs/umdf_mosei.json --axis frames`.
 
-Axes: `batch` (samples of a mini-batch), `frames` (of every modality), `rows` (samples that the resident data hold, of
-which a step draws its batch), `seeds` (models trained at once), `ranks` (processes that train one model under
-DeepSpeed, the config's batch in each).
+Axes: `batch` (samples of a mini-batch), `frames` (of the longest sample; the others stretch with it), `rows` (samples
+that the resident data hold, of which a step draws its batch), `seeds` (models trained at once), `ranks` (processes that
+train one model under DeepSpeed, the config's batch in each). The reference pads every sample to the longest.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import torch
 from bench import entry, ranks, records
 from bench.agreement import Agreement, Disagreement
 from bench.contenders import WITH_REFERENCE, Contender
+from bench.padding import PADDED
 from bench.rounds import WHOLE, quantiles, time_all
 from bench.train_step import add_workload_arguments, set_up, workload
 from bench.variants import OURS, REFERENCE
 from bench.workload import BATCHES, Shape, random_dataset, shape_of
 from fastmmkd.blocks import Config
+from fastmmkd.data.batches import ResidentSplit
 from fastmmkd.engine.step import untrained_objective
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import tables
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=15, help="rounds that count at every point (default 15)")
     args = parser.parse_args(argv)
     config, device, dtype = set_up(args)
-    shape = shape_of(config, args.frames, args.dims)
+    shape = shape_of(config, args.frames, args.dims, args.lengths)
     values = numbers(args.values) if args.values else AXES[args.axis]
     if args.axis == "ranks":
         points = [point(n, ranks.measure(config, shape, n, args.runs)) for n in values]
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     body = {"config": args.config.stem, "workload": workload(config, shape, dtype), "axis": args.axis, "points": points}
     print(render(body))
     if args.record:
-        print(records.append(f"scaling_{args.axis}_{args.config.stem}", body, device))
+        print(records.append(f"scaling_{args.axis}_{args.config.stem}_{shape.lengths}", body, device))
     return 0
 
 
@@ -63,10 +65,10 @@ def numbers(text: str) -> tuple[int, ...]:
     Raises:
         UserError: not positive whole numbers.
     """
-    found = tuple(int(x) if x.strip().isdigit() else 0 for x in text.split(","))
-    if min(found) < 1:
+    values = tuple(int(x) if x.strip().isdigit() else 0 for x in text.split(","))
+    if min(values) < 1:
         raise UserError(f"--values {text}: expected positive whole numbers, for example 1,2,4")
-    return found
+    return values
 
 
 def measure(
@@ -76,14 +78,19 @@ def measure(
     if axis == "batch":
         config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": value})})
     shape = shape._replace(frames=value) if axis == "frames" else shape
-    seeds, batch = value if axis == "seeds" else 1, config.train.batch_size
+    models, batch = value if axis == "seeds" else 1, config.train.batch_size
     rows = value if axis == "rows" else BATCHES * batch
     if rows < batch:
         raise UserError(f"--values {value}: fewer resident rows than the batch of {batch}")
     dataset = random_dataset(config, shape, rows)
     built = {
-        name: Contender(config, untrained_objective(config, dataset, range(1, seeds + 1), device, dtype), seeds, using)
-        for name, using in ((REFERENCE, WITH_REFERENCE), (OURS, nullcontext))
+        name: Contender(
+            config,
+            untrained_objective(config, dataset, range(1, models + 1), device, dtype, resident=resident),
+            models,
+            using,
+        )
+        for name, using, resident in ((REFERENCE, WITH_REFERENCE, PADDED), (OURS, nullcontext, ResidentSplit))
     }
     agreement = Agreement(config, dataset, device, dtype)
     for name, contender in built.items():
@@ -91,13 +98,13 @@ def measure(
             agreement.check(contender)
         except Disagreement as error:
             raise Disagreement(f"{name}, {axis} {value}: {error}") from None
-    found = time_all(built, runs, device)
-    return point(value, {name: quantiles(found[name][WHOLE]) for name in built}, samples=seeds * batch)
+    seconds = time_all(built, runs, device)
+    return point(value, {name: quantiles(seconds[name][WHOLE]) for name in built}, samples=models * batch)
 
 
-def point(value: int, found: dict[str, Any], samples: int | None = None) -> dict[str, Any]:
-    """What is recorded of one value of the axis; `samples` of a step, where `found` does not hold them."""
-    return {"value": value, "samples": samples or found.pop("samples"), "step ms": found}
+def point(value: int, times: dict[str, Any], samples: int | None = None) -> dict[str, Any]:
+    """What is recorded of one value of the axis; `samples` of a step, where `times` does not hold them."""
+    return {"value": value, "samples": samples or times.pop("samples"), "step ms": times}
 
 
 def render(body: dict[str, Any]) -> str:
@@ -106,13 +113,17 @@ def render(body: dict[str, Any]) -> str:
     header = [body["axis"], *(f"{name} {what}" for name in names for what in ("ms", "p20 to p80", "samples/s"))]
     compared = {OURS, REFERENCE} <= set(names)
     rows = []
-    for found in body["points"]:
-        row = [str(found["value"])]
+    for measured in body["points"]:
+        row = [str(measured["value"])]
         for name in names:
-            q = found["step ms"][name]
-            row += [f"{q['p50']:.3g}", f"{q['p20']:.3g} to {q['p80']:.3g}", f"{1e3 * found['samples'] / q['p50']:,.0f}"]
+            q = measured["step ms"][name]
+            row += [
+                f"{q['p50']:.3g}",
+                f"{q['p20']:.3g} to {q['p80']:.3g}",
+                f"{1e3 * measured['samples'] / q['p50']:,.0f}",
+            ]
         if compared:
-            row.append(f"{found['step ms'][REFERENCE]['p50'] / found['step ms'][OURS]['p50']:.2f}")
+            row.append(f"{measured['step ms'][REFERENCE]['p50'] / measured['step ms'][OURS]['p50']:.2f}")
         rows.append(row)
     return tables.markdown_table([*header, *(["reference / ours"] if compared else [])], rows)
 

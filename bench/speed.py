@@ -5,42 +5,55 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bench import data_path, parity, records, scaling, speed_plots, table, train_step
+from bench import data_path, epoch, parity, records, scaling, speed_plots, table, train_step
 from bench.engine_overhead import AS_CONFIGURED
 from bench.quality import NOT_YET
-from bench.variants import COMPILED, OURS, REFERENCE, SDPA, SEEDS
+from bench.variants import COMPILED, CROPPED, JAGGED, OURS, REFERENCE, SDPA, SEEDS
+from bench.workload import FULL
 from fastmmkd.evaluation import tables
 
 HEADLINES = ("cross_attention", "pairwise_contrastive", "five seeds")
 """Groups of benchmarks that the README shows."""
 STEPS, SCALING = "train_step_", "scaling_"
-COMPARED = (REFERENCE, SDPA, COMPILED)
+COMPARED = (REFERENCE, SDPA, CROPPED, JAGGED, COMPILED)
+REAL = "Whole training steps at real lengths (samples as long as the data set's, on average as the table says)"
+AS_LONG = "Whole training steps with every sample as long as the longest"
 
 Record = dict[str, Any]
 
 
 def parts() -> dict[str, str]:
     """Every generated part about speed and parity, by name."""
-    found = {key: record for key, record in records.newest().items() if record.get("variants") != []}
+    newest = {key: record for key, record in records.newest().items() if record.get("variants") != []}
     return {
-        "speed": headline(found),
-        "train_steps": _each(found, STEPS, _pictured(train_step.render)),
-        "kernels": _each(found, table.KIND, table.render),
-        "scaling": _each(found, SCALING, _pictured(scaling.render)),
-        "data_path": _each(found, data_path.KIND, data_path.render),
-        "parity": _each(found, parity.KIND, parity.render),
+        "speed": headline(newest),
+        "train_steps": _each(newest, STEPS, _pictured(train_step.render)),
+        "kernels": _each(newest, table.KIND, table.render),
+        "epochs": _each(newest, epoch.KIND, epoch.render),
+        "scaling": _each(newest, SCALING, _pictured(scaling.render)),
+        "data_path": _each(newest, data_path.KIND, data_path.render),
+        "parity": _each(newest, parity.KIND, parity.render),
     }
 
 
-def headline(found: dict[tuple[str, str], Record]) -> str:
-    """What the README shows: whole steps, then the kernels that matter most, of every device."""
-    bodies = []
-    for device in dict.fromkeys(device for _, device in found):
-        steps = [record for (kind, at), record in found.items() if at == device and kind.startswith(STEPS)]
-        steps = [record for record in steps if train_step.times_as_long(record["variants"])]  # one was cut short
-        if steps:
-            bodies.append(f"Whole training steps on {records.described(steps[0])}.\n\n{steps_table(steps)}")
-        kernels = found.get((table.KIND, device))
+def headline(newest: dict[tuple[str, str], Record]) -> str:
+    """What the README shows, of every device: whole steps at real lengths, whole steps of samples that are all as long
+    as the longest, and the kernels that matter most."""
+    bodies, devices = [], list(dict.fromkeys(device for _, device in newest))
+    whole = {key: record for key, record in newest.items() if key[0].startswith(STEPS)}
+    # One that was cut short has nothing to compare.
+    whole = {key: record for key, record in whole.items() if train_step.times_as_long(record["variants"])}
+    for at_real_lengths, what in ((True, REAL), (False, AS_LONG)):
+        for device in devices:
+            steps = [
+                record
+                for (_, at), record in whole.items()
+                if at == device and (lengths_of(record["workload"]) != FULL) == at_real_lengths
+            ]
+            if steps:
+                bodies.append(f"{what}, on {records.described(steps[0])}.\n\n{steps_table(steps)}")
+    for device in devices:
+        kernels = newest.get((table.KIND, device))
         if kernels:
             chosen = [member for member in kernels["benchmarks"] if member["group"].startswith(HEADLINES)]
             ratios = table.ratios(kernels | {"benchmarks": chosen})
@@ -50,7 +63,8 @@ def headline(found: dict[tuple[str, str], Record]) -> str:
 
 def steps_table(steps: list[Record]) -> str:
     """A row per config: how long ours takes, how many times as long the others take, and what DeepSpeed adds."""
-    rows = []
+    rows, shown = [], [v["name"] for record in steps for v in record["variants"]]
+    compared = [name for name in COMPARED if name in shown]
     for record in steps:
         variants = {v["name"]: v for v in record["variants"]}
         ours, work = variants[OURS], record["workload"]
@@ -59,28 +73,40 @@ def steps_table(steps: list[Record]) -> str:
         together = variants.get(SEEDS)
         rows.append(
             [
-                f"{record['config']} ({work['batch']} x {work['frames']})",
+                f"{record['config']} ({work['batch']} x {frames_of(work)})",
                 f"{ours['step ms']['p50']:.3g}",
                 f"{ours['samples per second']:,.0f}",
-                *(f"{times[name]:.1f}" if name in times else tables.NONE for name in COMPARED),
+                *(f"{times[name]:.1f}" if name in times else tables.NONE for name in compared),
                 f"{times[SEEDS]:.2f} ({together['models']})" if together else tables.NONE,
                 f"{configured[0]['overhead %']:+.1f}" if configured else tables.NONE,
             ]
         )
-    compared = [f"{name}, times as long" for name in COMPARED]
-    header = ["config (batch x frames)", "ours ms", "samples/s", *compared, "several seeds, each", "DeepSpeed %"]
+    others = [f"{name}, times as long" for name in compared]
+    header = ["config (batch x frames)", "ours ms", "samples/s", *others, "several seeds, each", "DeepSpeed %"]
     return tables.markdown_table(header, rows)
 
 
-def _each(found: dict[tuple[str, str], Record], kind: str, body: Callable[[Record], str]) -> str:
+def lengths_of(workload: dict[str, Any]) -> str:
+    """One of `bench.workload.LENGTHS`; records from before there was a choice have the only one there was."""
+    lengths: str = workload.get("lengths", FULL)
+    return lengths
+
+
+def frames_of(workload: dict[str, Any]) -> str:
+    """`"50"`, or `"20 of 50"`: the mean of the samples, and the longest."""
+    frames = workload["frames"]
+    return f"{frames}" if lengths_of(workload) == FULL else f"{workload['mean frames']:.0f} of {frames}"
+
+
+def _each(newest: dict[tuple[str, str], Record], kind: str, body: Callable[[Record], str]) -> str:
     """One table per record of a kind, or of the kinds that start like it, with what it was taken on."""
-    bodies = [f"{records.described(record)}:\n\n{body(record)}" for record in _of(found, kind)]
+    bodies = [f"{records.described(record)}:\n\n{body(record)}" for record in _of(newest, kind)]
     return "\n".join(bodies) or NOT_YET
 
 
-def _of(found: dict[tuple[str, str], Record], kind: str) -> Iterator[Record]:
+def _of(newest: dict[tuple[str, str], Record], kind: str) -> Iterator[Record]:
     return (
-        record for (name, _), record in found.items() if name == kind or (kind[-1] == "_" and name.startswith(kind))
+        record for (name, _), record in newest.items() if name == kind or (kind[-1] == "_" and name.startswith(kind))
     )
 
 
@@ -90,7 +116,9 @@ def _pictured(body: Callable[[Record], str]) -> Callable[[Record], str]:
     def pictured(record: Record) -> str:
         work, picture = record["workload"], speed_plots.path_of(record)
         dims = " + ".join(map(str, work["dims"]))
-        title = f"{record['config']}, batch {work['batch']}, {work['frames']} frames of {dims}"
+        title = f"{record['config']}, batch {work['batch']}, {frames_of(work)} frames of {dims}"
+        if lengths_of(work) != FULL:
+            title += f", {lengths_of(work)}'s lengths"
         return f"{title}:\n\n{body(record)}\n![{record['kind']}]({picture.parent.name}/{picture.name})\n"
 
     return pictured

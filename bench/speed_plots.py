@@ -22,8 +22,8 @@ Record = dict[str, Any]
 
 def draw_all() -> None:
     """Every picture of the newest records."""
-    found = records.newest()
-    for (kind, _), record in found.items():
+    newest = records.newest()
+    for (kind, _), record in newest.items():
         if kind.startswith("scaling_"):
             write(record, scaling)
         if kind.startswith("train_step_") and record["variants"]:

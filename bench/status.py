@@ -55,12 +55,12 @@ def budgeted(op: Op, provider: str, compiled: dict[str, Any]) -> list[str]:
 
 def measured(results: Path = RESULTS) -> set[tuple[str, str]]:
     """(provider, architecture) whose whole parity wall passed on a device, by the records of `make gpu-check`."""
-    found = set()
+    passed = set()
     for path in sorted(results.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         architecture = "sm_" + record["device"]["compute capability"].replace(".", "")
         for section in record["sections"]:
             name, _, provider = section["section"].partition(" ")
             if name == "parity" and section["status"] == "passed":
-                found.add((provider, architecture))
-    return found
+                passed.add((provider, architecture))
+    return passed

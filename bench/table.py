@@ -27,17 +27,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, metavar="FILE", help="JSON that pytest-benchmark wrote, or a record")
     parser.add_argument("--record", action="store_true", help="append a record under bench/results/speed")
     args = parser.parse_args(argv)
-    found = read_json(args.file, "a pytest-benchmark JSON file")
-    if not isinstance(found, dict) or "benchmarks" not in found:
+    content = read_json(args.file, "a pytest-benchmark JSON file")
+    if not isinstance(content, dict) or "benchmarks" not in content:
         raise UserError(f"{args.file}: not a pytest-benchmark JSON file; expected the key benchmarks")
-    body = found if found.get("kind") == KIND else summary(found)
+    body = content if content.get("kind") == KIND else summary(content)
     print(render(body))
     if args.record:
-        print(records.append(KIND, body, torch.device("cpu"), day=found["datetime"][:10]))
+        print(records.append(KIND, body, torch.device("cpu"), day=content["datetime"][:10]))
     return 0
 
 
-def summary(found: dict[str, Any]) -> dict[str, Any]:
+def summary(content: dict[str, Any]) -> dict[str, Any]:
     """What a pytest-benchmark file says about times."""
     return {
         "benchmarks": [
@@ -47,7 +47,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
                 "baselines": member["extra_info"].get("baselines", []),
                 **{key: member["stats"][key] for key in ("median", "q1", "q3", "rounds")},
             }
-            for member in found["benchmarks"]
+            for member in content["benchmarks"]
         ],
     }
 
@@ -73,11 +73,11 @@ def ratios(record: dict[str, Any]) -> str:
     for member in record["benchmarks"]:
         medians.setdefault(member["group"], {})[member["name"]] = member["median"]
     named = dict.fromkeys(b for member in record["benchmarks"] for b in member["baselines"])
-    baselines = [b for b in named if any(b in found for found in medians.values())]
+    baselines = [b for b in named if any(b in of_group for of_group in medians.values())]
     rows = [
-        [group, *(f"{found[b] / found[OURS]:.1f}" if b in found else tables.NONE for b in baselines)]
-        for group, found in medians.items()
-        if OURS in found
+        [group, *(f"{of_group[b] / of_group[OURS]:.1f}" if b in of_group else tables.NONE for b in baselines)]
+        for group, of_group in medians.items()
+        if OURS in of_group
     ]
     return tables.markdown_table(["times as long as ours", *baselines], rows)
 

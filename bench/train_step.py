@@ -2,7 +2,8 @@
 
 Missing draw from resident data, the teacher where there is one, forward, backward, clipping and Adam. First losses and
 gradients are held to the exact ones before anything is timed (`bench.agreement`); contenders take turns in one process
-(`bench.heats`). Data are random, complete and as long as the longest sample (`bench.workload`).
+(`bench.heats`). Data are random and complete (`bench.workload`); `--lengths` says how long samples are: as a data
+set's, by default the config's own, or all as long as the longest (`full`).
 
 With `--record` one file under `bench/results/speed` grows with every contender: whatever ends this, Ctrl-C or a kill,
 leaves what was measured. Exit code 1: one of ours was excluded; 130: it was told to stop.
@@ -22,7 +23,7 @@ from bench import choices, entry, lineup, records
 from bench.engine_overhead import overhead
 from bench.heats import Heats
 from bench.variants import OURS, SEEDS
-from bench.workload import BATCHES, Shape, random_dataset, shape_of
+from bench.workload import BATCHES, LENGTHS, Shape, lengths_of, random_dataset, shape_of
 from fastmmkd.blocks import Config
 from fastmmkd.config import load_config
 from fastmmkd.engine.device import DTYPES, place, prepare_process
@@ -52,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [name for name in allowed if args.all or name in lineup.ALWAYS]
     if args.variants:
         chosen = lineup.choose(args.variants, allowed)
-    shape = shape_of(config, args.frames, args.dims)
-    record = records.Growing(f"train_step_{args.config.stem}", device, args.record) if args.record else None
+    shape = shape_of(config, args.frames, args.dims, args.lengths)
+    kind = f"train_step_{args.config.stem}_{shape.lengths}"
+    record = records.Growing(kind, device, args.record) if args.record else None
     body: dict[str, Any] = {"config": args.config.stem, "workload": workload(config, shape, dtype)}
 
-    def keep(found: dict[str, Any]) -> None:
-        body.update(found)
+    def keep(facts: dict[str, Any]) -> None:
+        body.update(facts)
         if record:
             record.write(body)
 
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             heats.run(chosen)
             if not args.no_engine:
-                measure_engine(heats, shape)
+                measure_engine(heats)
         except KeyboardInterrupt:
             code = 130
     heats.keep()
@@ -81,14 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code or int(any(name == ENGINE or name in lineup.OF_OURS for name in body["excluded"]))
 
 
-def measure_engine(heats: Heats, shape: Shape) -> None:
+def measure_engine(heats: Heats) -> None:
     """What DeepSpeed's engine adds to a step, if there is time left."""
     if heats.over:
-        heats.found["skipped"][ENGINE] = "no time left"
+        heats.facts["skipped"][ENGINE] = "no time left"
         print(f"{ENGINE}: skipped, no time left", flush=True)
         return
     try:
-        heats.found[ENGINE] = overhead(heats.config, shape, heats.runs, heats.device)
+        heats.facts[ENGINE] = overhead(heats.config, heats.dataset, heats.runs, heats.device)
     except Exception as error:
         heats.exclude(ENGINE, error)
     heats.keep()
@@ -99,7 +101,10 @@ def add_workload_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, type=Path, help="a config file; its data file need not be there")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, model.width=80")
     parser.add_argument("--batch", type=int, metavar="N", help="in place of the config's train.batch_size")
-    parser.add_argument("--frames", type=int, metavar="T", help="of every modality (default: the data set's)")
+    parser.add_argument(
+        "--lengths", choices=LENGTHS, help="whose samples' (default: the data set's); full: all T frames"
+    )
+    parser.add_argument("--frames", type=int, metavar="T", help="of the longest sample (default: the data set's)")
     parser.add_argument("--dims", metavar="L,A,V", help="feature widths (default: the data set's)")
     parser.add_argument("--precision", choices=list(DTYPES), help="default: what the config trains in here")
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: OMP_NUM_THREADS, or all)")
@@ -131,6 +136,8 @@ def workload(config: Config, shape: Shape, dtype: torch.dtype) -> dict[str, Any]
         "method": config.method,
         "batch": config.train.batch_size,
         "frames": shape.frames,
+        "lengths": shape.lengths,
+        "mean frames": float(lengths_of(shape, BATCHES * config.train.batch_size).mean()),
         "dims": list(shape.dims),
         "dtype": str(dtype).removeprefix("torch."),
     }
@@ -172,11 +179,11 @@ def render(body: dict[str, Any]) -> str:
     return text + "\n" + render_engine(body[ENGINE]) if ENGINE in body else text
 
 
-def render_engine(found: dict[str, Any]) -> str:
+def render_engine(overheads: dict[str, Any]) -> str:
     """Markdown: DeepSpeed's engine against the bare loop that does the same."""
     rows = [
         [e["name"], f"{e['step ms']['p50']:.3g}", f"{e['overhead ms']:+.2f}", f"{e['overhead %']:+.1f}"]
-        for e in found["engines"]
+        for e in overheads["engines"]
     ]
     return tables.markdown_table(["DeepSpeed engine around ours", "ms", "more than the bare loop, ms", "%"], rows)
 

@@ -93,7 +93,7 @@ def measure(
         candidates = getattr(specimen.module, "CANDIDATES", [])
         for dtype in dtypes if candidates else ():
             call = specimen.call(Make(dtype, device))
-            found, default = [], math.nan
+            timed, default = [], math.nan
             for candidate in ({}, *candidates):
                 if time.monotonic() > end:
                     return
@@ -101,8 +101,8 @@ def measure(
                     taken = timer(call)
                 default = taken if not candidate else default
                 for kernel, bucket, parameters in {(a.kernel, a.bucket): a for a in asked}.values():
-                    found.append(Measured(kernel, bucket, parameters | candidate, taken / default))
-            yield from found
+                    timed.append(Measured(kernel, bucket, parameters | candidate, taken / default))
+            yield from timed
 
 
 def fastest(measured: Iterable[Measured]) -> Choices:
@@ -115,7 +115,7 @@ def fastest(measured: Iterable[Measured]) -> Choices:
         shares.setdefault((kernel, bucket), {}).setdefault(tuple(parameters.items()), []).append(share)
     chosen: Choices = {}
     for (kernel, bucket), of_parameters in shares.items():
-        means = {parameters: math.prod(found) ** (1 / len(found)) for parameters, found in of_parameters.items()}
+        means = {parameters: math.prod(values) ** (1 / len(values)) for parameters, values in of_parameters.items()}
         first, best = next(iter(means)), min(means, key=lambda parameters: means[parameters])
         chosen.setdefault(kernel, {})[bucket] = dict(best if means[best] <= WORTH else first)
     return chosen
