@@ -59,5 +59,7 @@ def _sides(teacher: int, student: int, device: torch.device) -> torch.Tensor:
 
 def _means(teacher: int, student: int, device: torch.device) -> torch.Tensor:
     """What makes a sum the sum of both their means."""
-    of_teacher, of_student = (torch.full((n,), 1 / max(n, 1), device=device) for n in (teacher, student))
+    of_teacher, of_student = (
+        torch.full((n,), 1 / max(n, 1), device=device, dtype=torch.float64) for n in (teacher, student)
+    )
     return torch.cat((of_teacher, of_student))
