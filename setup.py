@@ -24,8 +24,8 @@ ARCHITECTURES = ("7.0", "7.5", "8.0", "8.6", "9.0")
 def toolkit() -> Path | None:
     """The CUDA toolkit's folder; an `nvcc` on PATH may be a wrapper from elsewhere, which misleads torch."""
     on_path = shutil.which("nvcc")
-    found = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), on_path and Path(on_path).resolve().parents[1]]
-    for folder in map(Path, (*filter(None, found), "/usr/local/cuda")):
+    named = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), on_path and Path(on_path).resolve().parents[1]]
+    for folder in map(Path, (*filter(None, named), "/usr/local/cuda")):
         if (folder / "bin/nvcc").exists() and (folder / "include/cuda_runtime_api.h").exists():
             return folder
     return None

@@ -66,9 +66,9 @@ class Predictor:
             UserError: features of another width than the model was trained on.
         """
         for modality, dim in zip(MODALITIES, self.feature_dims, strict=True):
-            found = split.features[modality].shape[-1]
-            if found != dim:
-                raise UserError(f"{source}: {modality} has {found} features, the model was trained on {dim}")
+            width = split.features[modality].shape[-1]
+            if width != dim:
+                raise UserError(f"{source}: {modality} has {width} features, the model was trained on {dim}")
         resident = ResidentSplit(split, self.normalisation, self.config, self.device, torch.float32)
         return Evaluator(resident, split.labels, split.present, self.task, self.config.eval)
 

@@ -28,7 +28,7 @@ def evaluation_to_json(evaluation: SeedEvaluation) -> dict[str, Any]:
             name: {"samples": outcome.samples, "metrics": finite(outcome.metrics)}
             for name, outcome in evaluation.conditions.items()
         },
-        "sweep": [{"p": p, "metrics": finite(found)} for p, found in evaluation.sweep],
+        "sweep": [{"p": p, "metrics": finite(metrics)} for p, metrics in evaluation.sweep],
         "sweep_samples": evaluation.sweep_samples,
         "at_floor": evaluation.at_floor,
     }

@@ -151,10 +151,10 @@ class Evaluator:
 
     def constants(self, scenarios: Sequence[Scenario]) -> list[Outcome]:
         """What the best constant prediction reaches under every scenario, see `floors.constant`."""
-        found = []
+        outcomes = []
         for rows in map(self.rows, scenarios):
-            found.append(Outcome(len(rows), floors.constant(self.task, self.labels[rows]) if len(rows) else {}))
-        return found
+            outcomes.append(Outcome(len(rows), floors.constant(self.task, self.labels[rows]) if len(rows) else {}))
+        return outcomes
 
     def evaluate(self, network: Predicts, seed: int) -> SeedEvaluation:
         """Everything that `results.json` needs of one trained model."""

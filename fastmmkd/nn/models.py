@@ -57,15 +57,15 @@ def models_of(module: nn.Module) -> int:
     Raises:
         ValueError: a tensor does not have that axis; it is named.
     """
-    found = dict(_grouped(module))
-    if len(found) < len(list(_tensors(module))):
+    grouped = dict(_grouped(module))
+    if len(grouped) < len(list(_tensors(module))):
         return 1
-    sizes = {name: tensor.shape[0] if tensor.dim() else 0 for name, tensor in found.items()}
+    sizes = {name: tensor.shape[0] if tensor.dim() else 0 for name, tensor in grouped.items()}
     models = next(iter(sizes.values()), 1)
     for name, size in sizes.items():
         if size != models:
             raise ValueError(
-                f"{type(module).__name__}.{name} is {list(found[name].shape)}; expected {models} models as its first "
+                f"{type(module).__name__}.{name} is {list(grouped[name].shape)}; expected {models} models as its first "
                 "axis, or an `Alone` around what cannot be several models at once"
             )
     return models

@@ -158,9 +158,9 @@ def _occupied(split: RawSplit, modality: str) -> tuple[np.ndarray, dict[str, int
     x, spoken = split.features[modality], _spoken(split, modality)
     occupied, counts = spoken.copy(), Counter[str]()
     for samples in blocks(x.shape):
-        block, found = finite_float32(x[samples])
+        block, replaced = finite_float32(x[samples])
         occupied[samples] &= block.any(-1)
-        counts.update(found)
+        counts.update(replaced)
     return occupied, dict(counts)
 
 

@@ -102,14 +102,14 @@ class _Importer:
             parts = [(f"{video}[{k}]", rows.where(np.array([k]))) for k in range(len(rows.start))]
         # Read once per video what is not already cut into the labels' segments.
         whole = {role: stream.video_rows(video) for role, stream in self.streams.items() if role != "labels"}
-        found = []
+        segments = []
         for name, label in parts:
             segment = self._segment(name, label, whole, split) if len(label.start) else None
             if segment is None:
                 self.dropped["segments without words"] += 1
             else:
-                found.append(segment)
-        return found
+                segments.append(segment)
+        return segments
 
     def _segment(self, name: str, label: Rows, whole: dict[str, Rows | None], split: str) -> _Segment | None:
         """One segment, word by word; None if it holds no word."""

@@ -128,8 +128,8 @@ def open_streams(folder: Path) -> Iterator[dict[str, Stream]]:
             if role is not None:
                 streams[role] = stream
         if missing := [text for role, text in REQUIRED.items() if role not in streams]:
-            found = ", ".join(path.name for path in files) or "no .csd files"
-            raise UserError(f"{folder}: no {' and no '.join(missing)}; found {found}")
+            names = ", ".join(path.name for path in files) or "no .csd files"
+            raise UserError(f"{folder}: no {' and no '.join(missing)}; found {names}")
         yield streams
 
 
@@ -155,8 +155,8 @@ def read_folds(folder: Path) -> dict[str, str]:
     path = folder / "splits.json"
     if path.is_file():
         lists = _json_folds(path)
-    elif found := sorted(folder.glob("*_std_folds.py")):
-        path = found[0]
+    elif folds := sorted(folder.glob("*_std_folds.py")):
+        path = folds[0]
         lists = _sdk_folds(path)
     else:
         raise UserError(f"{path}: no such file, expected the video ids of the folds as {FOLDS_EXAMPLE}")
@@ -206,7 +206,7 @@ def _open(stack: ExitStack, path: Path) -> Stream:
         match = _SEGMENT_KEY.match(key)
         video, k = (match[1], int(match[2])) if match else (key, 0)
         keys.setdefault(video, []).append((k, key))
-    ordered = {video: [key for _, key in sorted(found)] for video, found in sorted(keys.items())}
+    ordered = {video: [key for _, key in sorted(segments)] for video, segments in sorted(keys.items())}
     try:
         width = _width(roots[0]["data"][next(iter(roots[0]["data"]))]["features"])
     except (KeyError, TypeError) as error:
