@@ -155,8 +155,8 @@ def read_folds(folder: Path) -> dict[str, str]:
     path = folder / "splits.json"
     if path.is_file():
         lists = _json_folds(path)
-    elif folds := sorted(folder.glob("*_std_folds.py")):
-        path = folds[0]
+    elif scripts := sorted(folder.glob("*_std_folds.py")):
+        path = scripts[0]
         lists = _sdk_folds(path)
     else:
         raise UserError(f"{path}: no such file, expected the video ids of the folds as {FOLDS_EXAMPLE}")
