@@ -171,19 +171,18 @@ def _is_pause(words: np.ndarray) -> np.ndarray:
     return np.array([text.strip() == PAUSE for text in texts], bool)
 
 
-class _PaddedSegments:
+class _PaddedFrames:
     """A modality of all segments as `[N, steps, d]` float32, made when it is sliced."""
 
-    def __init__(self, segments: list[_Segment], modality: str, steps: int, width: int) -> None:
-        self.segments, self.modality = segments, modality
-        self.shape, self.dtype = (len(segments), steps, width), np.dtype(np.float32)
+    def __init__(self, frames: list[np.ndarray], steps: int, width: int) -> None:
+        self.frames = frames
+        self.shape, self.dtype = (len(frames), steps, width), np.dtype(np.float32)
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        segments = self.segments[rows]
-        padded = np.zeros((len(segments), *self.shape[1:]), self.dtype)
-        for i, segment in enumerate(segments):
-            if self.modality in segment.features:
-                padded[i, -segment.words :] = segment.features[self.modality]
+        frames = self.frames[rows]
+        padded = np.zeros((len(frames), *self.shape[1:]), self.dtype)
+        for i, x in enumerate(frames):
+            padded[i, self.shape[1] - len(x) :] = x
         return padded
 
 
@@ -192,7 +191,11 @@ def _raw_split(segments: list[_Segment], widths: dict[str, int], steps: int) -> 
     for i, segment in enumerate(segments):
         words[i, -segment.words :] = True
     return RawSplit(
-        features={m: _PaddedSegments(segments, m, steps, width) for m, width in widths.items()},
+        # Each modality by itself, taken out of the segments, so that it is freed as soon as it is packed.
+        features={
+            m: _PaddedFrames([s.features.pop(m, np.zeros((0, width), np.float32)) for s in segments], steps, width)
+            for m, width in widths.items()
+        },
         labels=np.array([segment.label for segment in segments]),
         ids=[segment.name for segment in segments],
         tokens=words,

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,9 +66,9 @@ class Stream:
     def videos(self) -> list[str]:
         return list(self.keys)
 
-    @property
+    @cached_property
     def cut(self) -> bool:
-        """Whether the keys are `video[k]`."""
+        """Whether the keys are `video[k]`: found once, as every segment asks and there are thousands of keys."""
         return any(_SEGMENT_KEY.match(key) for keys in self.keys.values() for key in keys)
 
     @property
