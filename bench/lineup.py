@@ -38,7 +38,7 @@ from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.graphs import CudaCapture
 from fastmmkd.engine.step import Objective, untrained_objective
 from fastmmkd.errors import UserError
-from fastmmkd.ops.layout import unpack
+from fastmmkd.ops.layout import Positions, unpack
 
 TOGETHER = (OURS, AS_TRAINED, GRAPHED, REFERENCE, SDPA, CROPPED, PLAIN)
 """What takes a moment to set up, the most important first: they take turns."""
@@ -107,7 +107,7 @@ def build(
         module = plain_of(config.method)
         assert module
         plain = module.Plain(objective.module, "sdpa").to(device, dtype)
-        return Contender(config, objective, 1, using, partial(_plain_loss, plain), plain)
+        return Contender(config, objective, 1, using, partial(_plain_loss, plain, config.model.positions), plain)
     if name in (COMPILED, AUTOTUNED):
         return Contender(
             config, objective, 1, using, compiled(objective, "max-autotune" if name == AUTOTUNED else None)
@@ -130,10 +130,10 @@ def compiled(objective: Objective, mode: str | None = None, **options: Any) -> F
     return partial(_compiled_loss, torch.compile(objective.module, mode=mode, **options))
 
 
-def _plain_loss(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+def _plain_loss(module: torch.nn.Module, positions: Positions, batch: Batch) -> torch.Tensor:
     features, masks, (layout, *_), _ = batch.inputs
     features, masks, (position,) = (
-        [unpack(x, layout)[0] for x in rows] for rows in (features, masks, [layout.position])
+        [unpack(x, layout)[0] for x in rows] for rows in (features, masks, [layout.counted_from(positions)])
     )
     return module(features, masks, position, batch.targets[0])
 

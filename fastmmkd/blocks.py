@@ -63,6 +63,9 @@ class ModelBlock(Block):
     masked_layers: Literal["all", "first"] = "all"
     """Where `attention_mask: missing` masks the missing frames: in all layers, or in the first alone, where they hold
     nothing; from the second on they hold what attention put there (decision: "all" is what validation prefers)."""
+    positions: Literal["first", "last"] = "first"
+    """Which of a sample's real frames has position 0 (decision). "last" is for labels of the last frame: a network that
+    averages over frames, as CorrKD's does, cannot tell which one that is by positions from the first."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """After the embedding and on every residual branch, in training (no paper mentions dropout)."""
 

@@ -99,7 +99,7 @@ class CorrkdNetwork(Network):
         super().__init__()
         self.task = task
         d, joint = model.width, 3 * model.width
-        self.embedding = TemporalEmbedding(models, feature_dims, d, model.dropout)
+        self.embedding = TemporalEmbedding(models, feature_dims, d, model.dropout, model.positions)
         self.encoders = ModalityEncoders(models, d, model.heads, model.encoder_layers, model.dropout)
         self.hidden = GroupedLinear((models,), joint, joint)
         self.head = GroupedLinear((models,), joint, task.outputs)

@@ -130,7 +130,7 @@ class HrlfNetwork(Network):
         self.lambda_frf, self.frf_gradient = loss.lambda_frf, loss.frf_gradient
         self.factorizes = model.frf
         d = model.width
-        self.embedding = TemporalEmbedding(models, feature_dims, d, model.dropout)
+        self.embedding = TemporalEmbedding(models, feature_dims, d, model.dropout, model.positions)
         self.encoders = ModalityEncoders(models, d, model.heads, model.encoder_layers, model.dropout)
         if model.frf:
             self.frf = RepresentationFactorization(models, d)

@@ -72,7 +72,7 @@ class UMDF(Network):
         self.weights = loss
         self.task = task
         d, joint = model.width, 3 * model.width
-        self.embedding = TemporalEmbedding(models, feature_dims, d, model.dropout)
+        self.embedding = TemporalEmbedding(models, feature_dims, d, model.dropout, model.positions)
         self.mcim = nn.ModuleList(
             CrossmodalInteraction(models, d, model.heads, model.mcim, model.dropout) for _ in range(model.mcim_layers)
         )

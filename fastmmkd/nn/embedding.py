@@ -11,7 +11,7 @@ from fastmmkd.nn.dropout import Dropout
 from fastmmkd.nn.grouped import GroupedLinear
 from fastmmkd.ops import temporal_convolution
 from fastmmkd.ops.constants import constant
-from fastmmkd.ops.layout import Layout
+from fastmmkd.ops.layout import Layout, Positions
 from fastmmkd.ops.philox import DrawKeys
 
 
@@ -31,10 +31,21 @@ def _positions(steps: int, d: int, device: torch.device) -> torch.Tensor:
 
 
 class TemporalEmbedding(nn.Module):
-    """`Z_m = dropout(Conv1d(X_m) + positions)`; a dropped frame still gets its position, which is known."""
+    """`Z_m = dropout(Conv1d(X_m) + positions)`; a dropped frame still gets its position, which is known.
 
-    def __init__(self, models: int, feature_dims: tuple[int, ...], d: int, dropout: float = 0.0) -> None:
+    Positions count from a sample's first real frame, or backwards from its last (`model.positions`).
+    """
+
+    def __init__(
+        self,
+        models: int,
+        feature_dims: tuple[int, ...],
+        d: int,
+        dropout: float = 0.0,
+        positions: Positions = "first",
+    ) -> None:
         super().__init__()
+        self.positions = positions
         self.convolutions = nn.ModuleList(GroupedLinear((models,), 3 * dim, d) for dim in feature_dims)
         self.dropout = Dropout(dropout)
 
@@ -49,6 +60,7 @@ class TemporalEmbedding(nn.Module):
             z = temporal_convolution(x, layout, convolution.weight, convolution.bias)
             if id(layout) not in positions:
                 room = 1 << (layout.longest - 1).bit_length()  # few tables, whatever lengths come
-                positions[id(layout)] = sinusoidal_positions(room, z.shape[-1], z.device, z.dtype)[layout.position]
+                position = layout.counted_from(self.positions)
+                positions[id(layout)] = sinusoidal_positions(room, z.shape[-1], z.device, z.dtype)[position]
             embedded.append(self.dropout(z + positions[id(layout)], layout, draw, m))
         return embedded

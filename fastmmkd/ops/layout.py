@@ -7,9 +7,12 @@ sample.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+
+Positions = Literal["first", "last"]
+"""The real frame of a sample that its positions count from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +92,13 @@ class Layout:
         """`[S, R]` bool, whether a row is its sample's last."""
         ends = torch.nn.functional.pad(self.starts[:, 1:], (0, 1), value=-1)
         return torch.arange(1, self.rows + 1, device=ends.device) == ends.gather(1, self.sample)
+
+    def counted_from(self, frame: Positions) -> torch.Tensor:
+        """`[S, R]` int64, `position`, or how many of its sample's rows come after a row; 0 in rows of nobody."""
+        if frame == "first":
+            return self.position
+        ends = torch.nn.functional.pad(self.starts[:, 1:], (0, 1)).gather(1, self.sample)
+        return (ends - torch.arange(1, self.rows + 1, device=ends.device)).clamp_min(0)
 
     @property
     def is_somebodys(self) -> torch.Tensor:

@@ -23,10 +23,11 @@ CPU, DIMS, SAMPLES, BATCH, STEPS = torch.device("cpu"), (5, 4, 3), 24, 6, 20
 SEEDS = (1, 2)
 LONGEST = {"aligned": (7, 7, 7), "unaligned": (6, 9, 3), "unaligned, as long": (7, 7, 7)}
 """Of each modality; word-aligned modalities share every sample's length, and not just the longest."""
-MASKING = {
+SWITCHES = {
     "missing": {},
     "missing in the first layer": {"masked_layers": "first"},
     "padding": {"attention_mask": "padding"},
+    "positions from the last frame": {"positions": "last"},
 }
 
 
@@ -58,9 +59,9 @@ def split(request: pytest.FixtureRequest) -> Split:
     return make_split(request.param)
 
 
-@pytest.fixture(params=MASKING)
+@pytest.fixture(params=SWITCHES)
 def model(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return MASKING[request.param]
+    return SWITCHES[request.param]
 
 
 @pytest.fixture(params=METHODS)

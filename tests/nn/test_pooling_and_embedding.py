@@ -149,8 +149,9 @@ def test_gradients_are_those_of_the_samples_alone() -> None:
     assert torch.autograd.gradcheck(outputs, x)
 
 
-def test_an_embedding_counts_positions_from_a_samples_first_frame() -> None:
-    embedding = TemporalEmbedding(1, (2,), 4).double()
+@pytest.mark.parametrize("positions", ["first", "last"])
+def test_an_embedding_counts_positions_from_a_samples_first_frame_or_its_last(positions) -> None:
+    embedding = TemporalEmbedding(1, (2,), 4, positions=positions).double()
     (convolution,) = embedding.convolutions
     layout = ragged_layout([[3, 1, 2]], spare=2)
     x = rows(layout, 2, 0)
@@ -158,7 +159,8 @@ def test_an_embedding_counts_positions_from_a_samples_first_frame() -> None:
     table = sinusoidal_positions(3, 4, torch.device("cpu"), torch.float64)
     for sample, embedded in zip(samples_of(x, layout), samples_of(z, layout), strict=True):
         alone = convolution(temporal_windows(sample[None], layout_of(1, 1, len(sample))))[0]
-        torch.testing.assert_close(embedded, alone + table[: len(sample)])
+        codes = table[: len(sample)]
+        torch.testing.assert_close(embedded, alone + (codes if positions == "first" else codes.flip(0)))
 
 
 def test_positions_by_hand() -> None:

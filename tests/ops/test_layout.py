@@ -48,6 +48,7 @@ def test_what_a_layout_says(lengths, spare) -> None:
         assert layout.lengths[s].tolist() == of
         assert layout.sample[s].tolist() == whose + [batch] * nobodys
         assert layout.position[s].tolist() == [t for n in of for t in range(n)] + [0] * nobodys
+        assert layout.counted_from("last")[s].tolist() == [n - 1 - t for n in of for t in range(n)] + [0] * nobodys
         assert layout.is_somebodys[s].tolist() == [True] * len(whose) + [False] * nobodys
         assert layout.last[s].tolist() == [sum(of[: b + 1]) - 1 for b in range(batch)]
         assert layout.is_last[s].nonzero().flatten().tolist() == layout.last[s].tolist()
