@@ -382,6 +382,9 @@ class TestDistillation:
             assert (teacher.epochs(config), student.epochs(config)) == (1, 1)
             assert teacher.epochs(parse_config(config.model_dump(mode="json") | {"teacher": {"epochs": 3}})) == 3
 
+    def test_positions_count_from_the_utterance_that_is_labelled(self, method: str) -> None:
+        assert load_config(CONFIGS[0].parent / f"{method}_cmu_mosi.json").model.positions == "last"
+
     @pytest.mark.parametrize(
         ("name", "corrkd", "hrlf"),
         [
