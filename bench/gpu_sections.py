@@ -82,10 +82,10 @@ def what_must_be_known(count: int) -> list[Section]:
     return [
         Section("preflight", ("-m", "bench.gpu_preflight", FOUND), 40, essential=True),
         Section("smoke", ("-m", "bench.gpu_smoke", FOUND, "--seconds", "55"), 60, least=15),
-        *(step(config, ("--no-engine", "--seconds", "35"), 40) for config in on_mosei()),
+        *(step(config, ("--no-engine", "--seconds", "25"), 45) for config in on_mosei()),
         Section("parity triton", (*PYTEST, "tests/parity", *spread), 105, {"FASTMMKD_PARITY": "triton"}),
         Section("parity cuda", (*PYTEST, "tests/parity", *spread), 30, {"FASTMMKD_PARITY": "cuda"}),
-        Section("graphs", (*PYTEST, "tests/engine", "-m", "gpu"), 45),
+        Section("graphs", (*PYTEST, "tests/engine", "-m", "gpu", *spread), 45),
     ]
 
 

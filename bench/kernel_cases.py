@@ -153,6 +153,17 @@ def _norms(op: str, dtype: torch.dtype, device: torch.device, large: bool, dry: 
         yield KernelCase(op, " x ".join(map(str, shape)), dtype, [x, residual, *affine], lambda f, *args: f(*args))
 
 
+def _linears(op: str, dtype: torch.dtype, device: torch.device, large: bool, dry: bool) -> Iterator[KernelCase]:
+    """The first half of a feed-forward network, and its second."""
+    rows = 32 if dry else 375 * 32 if large else 640
+    for groups, n, m, relu in ((3, 40, 160, True), (3, 160, 40, False), (1, 120, 480, True)):
+        x = normal(device, dtype, groups, rows, n)
+        weight = normal(device, dtype, groups, n, m, seed=1) / n**0.5
+        size = f"{groups} x {rows}, {n} to {m}" + ", relu" * relu
+        leaves = [x, weight, normal(device, dtype, groups, m, seed=2)]
+        yield KernelCase(op, size, dtype, leaves, lambda f, *args, relu=relu: f(*args, relu))
+
+
 def _draws(op: str, dtype: torch.dtype, device: torch.device, large: bool, dry: bool) -> Iterator[KernelCase]:
     """No gradients; the batch of a step."""
     samples, batch, frames = (64, 2, 5) if dry else (RESIDENT, 128 if large else 16, 50)
@@ -208,6 +219,7 @@ def _loss(op: str, n: int, dtype: torch.dtype, device: torch.device) -> KernelCa
 _OF: dict[str, Callable[[str, torch.dtype, torch.device, bool, bool], Iterator[KernelCase]]] = {
     "cross_attention": _attentions,
     "residual_layer_norm": _norms,
+    "grouped_linear": _linears,
     "missing_draw": _draws,
     **dict.fromkeys(
         ("jsd_mutual_information", "gaussian_mmd", "pairwise_contrastive", "prototype_similarity", "js_divergence"),

@@ -1,6 +1,7 @@
 """Measure the Triton kernels' launch parameters on this GPU: `python -m bench.tune`.
 
-Every candidate of a kernel is timed at the sizes and dtypes of `fastmmkd.testing.specimens`; what is fastest goes into
+Every candidate of a kernel is timed at the sizes and dtypes of `fastmmkd.testing.specimens`, samples being as long as
+those of a data set (`--lengths`); what is fastest goes into
 `kernels/launch_parameters.json`, into the rows of this GPU's architecture only, as soon as a kernel is done. All of it
 takes an hour: `--main`, `--dtype` and `--seconds` take the most important part of it.
 """
@@ -10,12 +11,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from bench import choices, entry
+from bench.workload import LENGTHS
 from fastmmkd.errors import UserError
 from fastmmkd.files import read_json, write_json
 from fastmmkd.kernels.parameters import TABLE, Parameters, architecture, trying
@@ -44,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Tune, write the table, print what was chosen; returns the exit code."""
     parser = entry.Parser(prog="python -m bench.tune", description="Measure launch parameters on this GPU.")
     choices.add_arguments(parser)
+    parser.add_argument("--lengths", choices=LENGTHS, default="mosei", help="whose samples' (default: mosei's)")
+    parser.add_argument("--milliseconds", type=float, default=100, metavar="N", help="of each timing (default 100)")
     args = parser.parse_args(argv)
+    like = "" if args.lengths == "full" else args.lengths
     ops, dtypes, end = choices.operations(args), choices.precisions(args), choices.end(args)
     if not torch.cuda.is_available() or providers.INTERPRETED:
         raise UserError("no CUDA device to measure on; expected one, and TRITON_INTERPRET not set")
@@ -56,15 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         calls = [x for x in specimens() if x.op == op and (x.main or not args.main)]
         calls.sort(key=lambda x: not x.main)
-        tune(calls, dtypes, device, seconds, end)
+        tune(calls, dtypes, device, partial(seconds, milliseconds=args.milliseconds), end, like)
     return 0
 
 
 def tune(
-    calls: Sequence[Specimen], dtypes: Sequence[torch.dtype], device: torch.device, timer: Timer, end: float
+    calls: Sequence[Specimen],
+    dtypes: Sequence[torch.dtype],
+    device: torch.device,
+    timer: Timer,
+    end: float,
+    like: str = "",
 ) -> None:
     """Measure calls until `end`, put what is fastest into the table, and say it."""
-    chosen = fastest(measure(calls, dtypes, str(device), timer, end))
+    chosen = fastest(measure(calls, dtypes, str(device), timer, end, like))
     if chosen:
         write(TABLE, architecture(device), chosen)
     for kernel, buckets in chosen.items():
@@ -72,18 +83,23 @@ def tune(
             print(f"{kernel} {bucket}: " + ", ".join(f"{k}={v}" for k, v in parameters.items()), flush=True)
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """Median time of a call on the GPU."""
+def seconds(call: Callable[[], Any], milliseconds: float = 100) -> float:
+    """Median time of a call on the GPU, timed for about so long."""
     import triton
 
     try:
-        return triton.testing.do_bench(call, return_mode="median") / 1e3
+        return triton.testing.do_bench(call, milliseconds / 4, milliseconds, return_mode="median") / 1e3
     except (triton.OutOfResources, triton.CompilationError):
         return math.inf
 
 
 def measure(
-    calls: Iterable[Specimen], dtypes: Sequence[torch.dtype], device: str, timer: Timer, end: float = math.inf
+    calls: Iterable[Specimen],
+    dtypes: Sequence[torch.dtype],
+    device: str,
+    timer: Timer,
+    end: float = math.inf,
+    like: str = "",
 ) -> Iterator[Measured]:
     """Every call of a module with candidates, timed with its default and with each candidate.
 
@@ -92,7 +108,7 @@ def measure(
     for specimen in calls:
         candidates = getattr(specimen.module, "CANDIDATES", [])
         for dtype in dtypes if candidates else ():
-            call = specimen.call(Make(dtype, device))
+            call = specimen.call(Make(dtype, device, like))
             timed, default = [], math.nan
             for candidate in ({}, *candidates):
                 if time.monotonic() > end:

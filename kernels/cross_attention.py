@@ -41,10 +41,9 @@ LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453
 MOST_BY_FEATURE = 8
 """Features of a head up to which FMAs by feature are cheaper than a dot without tensor cores."""
 CANDIDATES = [
-    {"BO": own, "BW": walked, "num_warps": warps}
-    for own in (16, 32, 64, 128)
-    for walked in (32, 64)
-    for warps in (1, 2, 4)
+    {"BO": own, "BW": walked, "num_warps": warps, "num_stages": stages}
+    for own, warps in ((16, 1), (16, 2), (32, 1), (32, 2), (32, 4), (64, 2), (64, 4))
+    for walked, stages in ((32, 1), (64, 1), (32, 3))
 ]
 HALF = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
@@ -139,6 +138,7 @@ def _options(kernel: str, query: torch.Tensor, queries: int, keys: int, heads: i
         tile = None
         forward = {"BO": 64, "BW": 16, "num_warps": 1} if queries > 64 else {"BO": 32, "BW": 32, "num_warps": 1}
         default = forward if kernel == "cross_attention" else {"BO": 16, "BW": 32, "num_warps": 1}
+    default["num_stages"] = 1  # walks are short, and what they walk over is in the cache
     sizes = {"T": queries, "K": keys, "E": features, "bytes": query.element_size()}
     return {"H": heads, "E": features, "TILE": tile, **parameters(kernel, default, query.device, **sizes)}
 
@@ -184,8 +184,7 @@ def _forward(
             if _any(present):
                 b_key = _walked(_spliced(p_keys, ends, k), present, E, TILE)
                 b_value = _walked(_spliced(p_values, ends, k), present, E, TILE)
-                b_score = _products(b_query, b_key, E, TILE) * _scale(E)
-                b_score = tl.where(tl.expand_dims(present, 1 - ALONG), b_score, float("-inf"))
+                b_score = _scores(b_query, b_key, tl.expand_dims(present, 1 - ALONG), E, TILE)
                 b_new_top = tl.maximum(b_top, tl.max(b_score, ALONG))  # [BO]
                 b_weight = tl.exp2(b_score - tl.expand_dims(b_new_top, ALONG))
                 b_shrink = tl.exp2(b_top - b_new_top)
@@ -253,10 +252,9 @@ def _backward(
                 if _any(present):
                     b_key = _walked(_spliced(p_keys, ends, k), present, E, TILE)
                     b_value = _walked(_spliced(p_values, ends, k), present, E, TILE)
-                    b_score = _products(b_query, b_key, E, TILE) * _scale(E)
+                    b_score = _scores(b_query, b_key, tl.expand_dims(present, 1 - ALONG), E, TILE)
                     b_weight = tl.exp2(b_score - tl.expand_dims(b_top, ALONG)) * tl.expand_dims(b_share, ALONG)
                     b_change = b_weight * (_products(b_grad, b_value, E, TILE) - tl.expand_dims(b_delta, ALONG))
-                    b_change = tl.where(tl.expand_dims(present, 1 - ALONG), b_change, 0.0)
                     b_grad_query = _add_weighted(b_grad_query, b_change, b_key, TILE)
             b_factor = tl.full([BO], LN_2 * _scale(E), tl.float32)
             p_grad_query = _rows(_from(grad_query, at, start), t)
@@ -273,18 +271,16 @@ def _backward(
                 b_top, b_share = tl.load(statistics + t, t < T, 0.0), tl.load(statistics + R + t, t < T, 0.0)
                 b_query = _walked(_rows(p_query, t), t < T, E, TILE)
                 b_grad = _walked(_rows(p_grad, t), t < T, E, TILE)
-                b_score = _products(b_key, b_query, E, TILE) * _scale(E)
+                b_score = _scores(b_key, b_query, tl.expand_dims(present, ALONG), E, TILE)
                 b_weight = tl.exp2(b_score - tl.expand_dims(b_top, 1 - ALONG)) * tl.expand_dims(b_share, 1 - ALONG)
                 b_change = b_weight * (_products(b_value, b_grad, E, TILE) - tl.expand_dims(b_delta, 1 - ALONG))
                 b_grad_value = _add_weighted(b_grad_value, b_weight, b_grad, TILE)
                 b_grad_key = _add_weighted(b_grad_key, b_change, b_query, TILE)
             b_factor = tl.full([BO], LN_2 * _scale(E), tl.float32)
-            # A masked key stood here as zeros, and what that gathered is not its gradient.
-            b_grad_key = _only(present, _times(b_grad_key, b_factor, TILE), TILE)
             p_grad_key = _spliced(_all_from(grad_keys, at, shifts), ends, k)
             p_grad_value = _spliced(_all_from(grad_values, at, shifts), ends, k)
-            _store(p_grad_key, b_grad_key, k < ends[-1], E, TILE)
-            _store(p_grad_value, _only(present, b_grad_value, TILE), k < ends[-1], E, TILE)
+            _store(p_grad_key, _times(b_grad_key, b_factor, TILE), k < ends[-1], E, TILE)
+            _store(p_grad_value, b_grad_value, k < ends[-1], E, TILE)
 
 
 @triton.jit
@@ -416,6 +412,16 @@ def _products(own, walked, E: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
+def _scores(own, walked, present, E: tl.constexpr, TILE: tl.constexpr):
+    """A tile of scores in units of ln 2; those of masked keys are -inf, so that they weigh 0.
+
+    The choice also keeps the compiler from joining the scale with the subtraction of the largest score into one FMA:
+    forward and backward have to round a score alike, for the largest to weigh exactly its share.
+    """
+    return tl.where(present, _products(own, walked, E, TILE) * _scale(E), float("-inf"))
+
+
+@triton.jit
 def _add_weighted(x, weight, walked, TILE: tl.constexpr):
     """`x + weight @ walked`, x being like own rows and weight a tile."""
     if TILE is not None:
@@ -446,18 +452,6 @@ def _times(x, factor, TILE: tl.constexpr):
         y = ()
         for e in tl.static_range(len(x)):
             y += (x[e] * factor,)  # type: ignore[assignment]  # Triton tuples grow
-        return y
-
-
-@triton.jit
-def _only(present, x, TILE: tl.constexpr):
-    """Rows that are present, zeros for the others."""
-    if TILE is not None:
-        return tl.where(present[:, None], x, 0.0)
-    else:
-        y = ()
-        for e in tl.static_range(len(x)):
-            y += (tl.where(present, x[e], 0.0),)  # type: ignore[assignment]  # Triton tuples grow
         return y
 
 

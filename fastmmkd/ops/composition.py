@@ -39,6 +39,8 @@ class Steps(NamedTuple):
     """As `ops.cross_attention`."""
     norm: Callable[..., torch.Tensor]
     """As `ops.residual_layer_norm`."""
+    linear: Callable[..., torch.Tensor]
+    """As `ops.grouped_linear`."""
     dropouts: tuple[Dropout, ...] = (_identity,) * 3
     """Of the result of each of the layer's attentions and of its feed-forward network, before the residual connection.
     """
@@ -82,8 +84,9 @@ def compose_encoder_layer(
     dropout, last_dropout, *_ = steps.dropouts
     query, key, value = torch.bmm(x, w.query_key_value).chunk(3, dim=-1)
     attended = steps.attention(query, [key], [value], [mask], heads, layout)
-    x = steps.norm(dropout(linear(attended, w.out, w.out_bias)), x, w.norm, w.norm_bias, eps)
-    feed_forward = linear(linear(x, w.expand, w.expand_bias).relu(), w.contract, w.contract_bias)
+    x = steps.norm(dropout(steps.linear(attended, w.out, w.out_bias)), x, w.norm, w.norm_bias, eps)
+    hidden = steps.linear(x, w.expand, w.expand_bias, True)
+    feed_forward = steps.linear(hidden, w.contract, w.contract_bias)
     return somebodys(steps.norm(last_dropout(feed_forward), x, w.last_norm, w.last_norm_bias, eps), layout)
 
 
@@ -145,7 +148,7 @@ def compose_crossmodal_layer(
     ) -> torch.Tensor:
         keys, values = zip(*(kv.chunk(2, dim=-1) for kv in key_values), strict=True)
         attended = steps.attention(torch.bmm(z, w.query), keys, values, masks, heads, layout)
-        return steps.norm(drop(linear(attended, w.out, w.out_bias)), z, w.norm, w.norm_bias, eps)
+        return steps.norm(drop(steps.linear(attended, w.out, w.out_bias)), z, w.norm, w.norm_bias, eps)
 
     z = torch.stack(tuple(streams), dim=1).flatten(0, 1)  # [S * 3, R, d]
     if crossmodal:
@@ -160,7 +163,8 @@ def compose_crossmodal_layer(
         z_f = attend(z_c, fine, [torch.bmm(z_c, fine.key_value)], [of_targets], dropout_fine)
     z_f = z_f.unflatten(0, (-1, 2)).sum(1)
     w = CrossmodalWeights(*weights[:6], *(weight.flatten(0, 1) for weight in weights[6:]))
-    feed_forward = linear(linear(z_f, w.expand, w.expand_bias).relu(), w.contract, w.contract_bias)
+    hidden = steps.linear(z_f, w.expand, w.expand_bias, True)
+    feed_forward = steps.linear(hidden, w.contract, w.contract_bias)
     z_h = somebodys(steps.norm(dropout(feed_forward), z_f, w.last_norm, w.last_norm_bias, eps), layout)
     return list(z_h.unflatten(0, (-1, 3)).unbind(1))
 
@@ -193,13 +197,8 @@ def _one_hot(pairs: tuple[tuple[int, int], ...], device: torch.device) -> torch.
     return torch.stack([rows[source] for pair in pairs for source in pair])
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """`x W + b` per group: `[G, R, d_in]`, `[G, d_in, d_out]`, `[G, d_out]` -> `[G, R, d_out]`."""
-    return torch.baddbmm(bias.unsqueeze(1), x, weight)
-
-
 def somebodys(x: torch.Tensor, layout: Layout) -> torch.Tensor:
     """x `[G, R, d]` with 0 in the rows of nobody."""
     if layout.is_full:
         return x
-    return (x.unflatten(0, (len(layout.starts), -1)) * layout.is_somebodys[:, None, :, None]).flatten(0, 1)
+    return (x.unflatten(0, (len(layout.starts), -1)) * layout.factor(x.dtype)[:, None, :, None]).flatten(0, 1)

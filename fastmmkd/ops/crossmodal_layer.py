@@ -13,6 +13,7 @@ from fastmmkd.ops.composition import CrossmodalWeights, Dropout, Steps, compose_
 from fastmmkd.ops.cross_attention import attention_backward_work, attention_work, cross_attention
 from fastmmkd.ops.declaration import below, declare, declare_backward, differentiable_gradients, differentiate
 from fastmmkd.ops.dispatch import implementation
+from fastmmkd.ops.grouped_linear import grouped_linear
 from fastmmkd.ops.layout import Layout
 from fastmmkd.ops.operation import Op
 from fastmmkd.ops.precision import accumulation
@@ -82,7 +83,7 @@ def _definition(
     weights: CrossmodalWeights,
     eps: float = 1e-5,
 ) -> list[torch.Tensor]:
-    steps = Steps(reference.cross_attention, reference.residual_layer_norm)
+    steps = Steps(reference.cross_attention, reference.residual_layer_norm, reference.grouped_linear)
     z, wide = [accumulation(x) for x in streams], CrossmodalWeights(*map(accumulation, weights))
     made = compose_crossmodal_layer(steps, z, masks, layout, heads, wide, eps)
     return [x.to(stream.dtype) for x, stream in zip(made, streams, strict=True)]
@@ -105,7 +106,7 @@ def composed_crossmodal_layer(
             connections.
         crossmodal: False: every attention is a self-attention of its target.
     """
-    steps = Steps(cross_attention, residual_layer_norm)
+    steps = Steps(cross_attention, residual_layer_norm, grouped_linear)
     if dropouts is not None:
         steps = steps._replace(dropouts=dropouts)
     return compose_crossmodal_layer(steps, streams, masks, layout, heads, weights, eps, crossmodal)

@@ -13,6 +13,7 @@ from fastmmkd.ops.composition import Dropout, EncoderWeights, Steps, compose_enc
 from fastmmkd.ops.cross_attention import attention_backward_work, attention_work, cross_attention
 from fastmmkd.ops.declaration import below, declare, declare_backward, differentiable_gradients, differentiate
 from fastmmkd.ops.dispatch import implementation
+from fastmmkd.ops.grouped_linear import grouped_linear
 from fastmmkd.ops.layout import Layout
 from fastmmkd.ops.operation import Op
 from fastmmkd.ops.precision import accumulation
@@ -26,7 +27,7 @@ def encoder_layer(
     """`X = LN(X + SA(X) W_o)`, `X = LN(X + W_2 relu(W_1 X))` (Vaswani et al. 2017, post-norm), biases included.
 
     The C++ kernels compute in float32, whatever the dtype. Everywhere else, and under autocast, the layer is composed
-    of `cross_attention`, `residual_layer_norm` and products.
+    of `cross_attention`, `residual_layer_norm` and `grouped_linear`.
 
     Args:
         x: `[G, R, d]`, the rows of `layout`.
@@ -58,7 +59,7 @@ def encoder_layer(
 def _definition(
     x: torch.Tensor, mask: torch.Tensor, layout: Layout, heads: int, weights: EncoderWeights, eps: float = 1e-5
 ) -> torch.Tensor:
-    steps = Steps(reference.cross_attention, reference.residual_layer_norm)
+    steps = Steps(reference.cross_attention, reference.residual_layer_norm, reference.grouped_linear)
     wide = EncoderWeights(*map(accumulation, weights))
     return compose_encoder_layer(steps, accumulation(x), mask, layout, heads, wide, eps).to(x.dtype)
 
@@ -73,7 +74,7 @@ def composed_encoder_layer(
     dropouts: Sequence[Dropout] | None = None,
 ) -> torch.Tensor:
     """The same of other operations, with dropouts of the results of both halves before their residual connections."""
-    steps = Steps(cross_attention, residual_layer_norm)
+    steps = Steps(cross_attention, residual_layer_norm, grouped_linear)
     if dropouts is not None:
         steps = steps._replace(dropouts=tuple(dropouts))
     return compose_encoder_layer(steps, x, mask, layout, heads, weights, eps)

@@ -20,8 +20,8 @@ def grouped_linear(
 ) -> torch.Tensor:
     """`x W + b` per group, or `relu(x W + b)`.
 
-    The C++ kernels compute in float32, whatever the dtype. Everywhere else, and under autocast, these are PyTorch's
-    products.
+    The C++ and Triton kernels add up in float32, whatever the dtype. Everywhere else, and under autocast, these are
+    PyTorch's products.
 
     Args:
         x: `[G, ..., n]`, or `[*groups, ..., n]`.
@@ -133,7 +133,7 @@ def _backward_work(g: int, r: int, n: int, m: int, e: int) -> Work:
 OP = Op(
     "grouped_linear",
     _definition,
-    ("cpp",),
+    ("triton", "cpp"),
     _declared,
     composed=_definition,
     gradient="backward",

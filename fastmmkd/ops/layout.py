@@ -6,7 +6,8 @@ sample.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ class Layout:
     """Whether every row is known to be somebody's."""
     is_uniform: bool = False
     """Whether, besides, every sample is known to have T rows: padding them, and back, takes views."""
+    _factors: dict[torch.dtype, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(
@@ -100,10 +102,42 @@ class Layout:
         ends = torch.nn.functional.pad(self.starts[:, 1:], (0, 1)).gather(1, self.sample)
         return (ends - torch.arange(1, self.rows + 1, device=ends.device)).clamp_min(0)
 
-    @property
+    @cached_property
     def is_somebodys(self) -> torch.Tensor:
         """`[S, R]` bool."""
         return self.sample < self.batch
+
+    def factor(self, dtype: torch.dtype) -> torch.Tensor:
+        """`[S, R]`, 1 for rows that are somebody's and 0 for others."""
+        if dtype not in self._factors:
+            self._factors[dtype] = self.is_somebodys.to(dtype)
+        return self._factors[dtype]
+
+    @cached_property
+    def neighbours(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[S, R, 3]` int64: the row before each, itself and the row after it, counted over all models; and whether it
+        is one of the same sample's."""
+        models, rows = self.sample.shape
+        follows = self.sample[:, 1:] == self.sample[:, :-1]
+        pad = torch.nn.functional.pad
+        is_row = torch.stack(
+            (pad(follows, (1, 0)), torch.ones_like(self.sample, dtype=torch.bool), pad(follows, (0, 1))), -1
+        )
+        itself = torch.arange(models * rows, device=self.sample.device).view(models, rows, 1)
+        shift = torch.arange(-1, 2, device=self.sample.device)
+        return (itself + shift).clamp(0, max(models * rows - 1, 0)), is_row
+
+    @cached_property
+    def _padded_from_rows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        frame = torch.arange(self.longest, device=self.starts.device)
+        index = (self.starts[:, :-1, None] + frame).clamp_max(max(self.rows - 1, 0))  # [S, B, T]
+        return index.flatten(1), self.frame_mask.flatten(1)
+
+    @cached_property
+    def _rows_from_padded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        whose = self.sample.clamp_max(self.batch - 1)
+        frame = torch.arange(self.rows, device=whose.device) - self.starts.gather(1, whose)
+        return (whose * self.longest + frame) * self.is_somebodys, self.is_somebodys
 
     @property
     def frame_mask(self) -> torch.Tensor:
@@ -115,14 +149,14 @@ def unpack(x: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Rows as a padded batch: `[G, R, ...]` -> `[G, B, T, ...]`, padding after a sample's rows and 0. See `pack`."""
     if layout.is_uniform:
         return x.unflatten(1, (layout.batch, layout.longest))
-    return _moved(x, Places(*_padded_from_rows(layout), *_rows_from_padded(layout))).unflatten(1, (layout.batch, -1))
+    return _moved(x, Places(*layout._padded_from_rows, *layout._rows_from_padded)).unflatten(1, (layout.batch, -1))
 
 
 def pack(x: torch.Tensor, layout: Layout) -> torch.Tensor:
     """The rows of a padded batch: `[G, B, T, ...]` -> `[G, R, ...]`, 0 where they are nobody's."""
     if layout.is_uniform:
         return x.flatten(1, 2)
-    return _moved(x.flatten(1, 2), Places(*_rows_from_padded(layout), *_padded_from_rows(layout)))
+    return _moved(x.flatten(1, 2), Places(*layout._rows_from_padded, *layout._padded_from_rows))
 
 
 def take(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -164,19 +198,6 @@ class Places(NamedTuple):
     """`[S, R]` int64, the same of the old ones in the new."""
     is_kept: torch.Tensor
     """`[S, R]` bool."""
-
-
-def _padded_from_rows(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
-    frame = torch.arange(layout.longest, device=layout.starts.device)
-    index = (layout.starts[:, :-1, None] + frame).clamp_max(max(layout.rows - 1, 0))  # [S, B, T]
-    return index.flatten(1), layout.frame_mask.flatten(1)
-
-
-def _rows_from_padded(layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
-    whose = layout.sample.clamp_max(layout.batch - 1)
-    frame = torch.arange(layout.rows, device=whose.device) - layout.starts.gather(1, whose)
-    is_row = layout.is_somebodys
-    return (whose * layout.longest + frame) * is_row, is_row
 
 
 def _moved(x: torch.Tensor, places: Places) -> torch.Tensor:

@@ -10,6 +10,7 @@ from torch._C import DispatchKeySet
 
 from fastmmkd.ops.declaration import below, declare, declare_backward, differentiable_gradients, differentiate
 from fastmmkd.ops.dispatch import implementation
+from fastmmkd.ops.grouped_linear import grouped_linear
 from fastmmkd.ops.layout import Layout, pack, unpack
 from fastmmkd.ops.operation import Op
 from fastmmkd.ops.work import Work
@@ -58,6 +59,19 @@ def temporal_windows(x: torch.Tensor, layout: Layout) -> torch.Tensor:
 
 def _definition(x: torch.Tensor, layout: Layout, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return torch.baddbmm(bias.unsqueeze(1), temporal_windows(x, layout), weight)
+
+
+def _composed(x: torch.Tensor, layout: Layout, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    return grouped_linear(_gathered_windows(x, layout), weight, bias)
+
+
+def _gathered_windows(x: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """The same as `temporal_windows`, of features, which have no gradient: one gather."""
+    if layout.is_uniform or x.requires_grad or len(x) != len(layout.sample):
+        return temporal_windows(x, layout)
+    row, is_row = layout.neighbours
+    windows = x.flatten(0, 1).index_select(0, row.flatten()).view(*row.shape, -1)
+    return (windows * is_row.to(x.dtype).unsqueeze(-1)).flatten(2)
 
 
 def _fake(x: torch.Tensor, starts: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -137,7 +151,7 @@ OP = Op(
     _definition,
     ("cpp",),
     _compiled,
-    composed=_definition,
+    composed=_composed,
     gradient="backward",
     work=_work,
     backward_work=_backward_work,

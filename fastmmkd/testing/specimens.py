@@ -1,7 +1,7 @@
 """Calls of the kernels at the sizes of the shipped configs: what is compiled offline, held to budgets, and tuned.
 
 A kernel joins by a `Specimen` in `specimens`. Shape legend: G groups, B samples of a batch, T frames, N samples of a
-loss. Every sample is as long as the longest, the most that a launch has to do.
+loss. Every sample is as long as the longest, the most that a launch has to do, unless `Make` draws lengths.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from fastmmkd.blocks import AttentionModel
 from fastmmkd.config import load_config
+from fastmmkd.data.synthetic import draw_clips
+from fastmmkd.data.synthetic_world import kind_named
 from fastmmkd.kernels.launch import Launch, recorded
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -43,6 +46,20 @@ class Make:
 
     dtype: torch.dtype
     device: str = "meta"
+    like: str = ""
+    """The data set whose lengths samples have ("mosei"); "": all are as long as the longest."""
+
+    def lengths(self, samples: int, frames: int) -> torch.Tensor:
+        """`[samples]` int64, `frames` at most."""
+        if not self.like:
+            return torch.full((samples,), frames)
+        kind = kind_named(self.like)
+        drawn = draw_clips(kind, samples, np.random.default_rng(0)).length
+        return torch.as_tensor(np.ceil(drawn / max(drawn) * frames)).to(torch.int64)
+
+    def rows(self, samples: int, frames: int) -> int:
+        """Of a batch."""
+        return int(self.lengths(samples, frames).sum())
 
     def normal(self, *shape: int) -> torch.Tensor:
         return torch.randn(shape, device=self.device).to(self.dtype)
@@ -60,7 +77,8 @@ class Make:
 
     def starts(self, samples: int, frames: int) -> torch.Tensor:
         """`[1, samples + 1]` int64, where each one's rows begin."""
-        return torch.arange(samples + 1, device=self.device)[None] * frames
+        ends = self.lengths(samples, frames).cumsum(0)
+        return torch.nn.functional.pad(ends, (1, 0))[None].to(self.device)
 
 
 class Specimen(NamedTuple):
@@ -71,7 +89,7 @@ class Specimen(NamedTuple):
     shape: str
     arguments: Callable[[Make], tuple[Any, ...]]
     main: bool = False
-    """The size that most of the papers' training runs at."""
+    """A size that most of the papers' training runs at."""
 
     @property
     def module(self) -> ModuleType:
@@ -93,6 +111,7 @@ def specimens() -> list[Specimen]:
     return [
         *_cross_attention(),
         *_residual_layer_norm(),
+        *_grouped_linear(),
         *_losses(),
         *_missing_draw(),
     ]
@@ -114,9 +133,9 @@ def _cross_attention() -> Iterator[Specimen]:
     for heads, batch in shipped().items():
         both, main = VERSIONS * batch, heads == AttentionModel().heads
         yield from _attention("coarse", 3, both, FRAMES, 3, WIDTH, heads, main)
-        yield from _attention("fine", 6, both, FRAMES, 2, WIDTH, heads)
-        yield from _attention("of a modality", 3, batch, FRAMES, 1, WIDTH, heads)
-        yield from _attention("joint", 1, both, FRAMES, 1, 3 * WIDTH, heads)
+        yield from _attention("fine", 6, both, FRAMES, 2, WIDTH, heads, main)
+        yield from _attention("of a modality", 3, batch, FRAMES, 1, WIDTH, heads, main)
+        yield from _attention("joint", 1, both, FRAMES, 1, 3 * WIDTH, heads, main)
         yield from _attention("coarse", 1, both, UNALIGNED, 3, WIDTH, heads)
 
 
@@ -124,9 +143,10 @@ def _attention(
     what: str, groups: int, batch: int, frames: int, segments: int, width: int, heads: int, main: bool = False
 ) -> Iterator[Specimen]:
     """Forward and backward; keys and values are packed as the models project them."""
-    rows, longest = batch * frames, [frames] * (1 + segments)
+    longest = [frames] * (1 + segments)
 
     def inputs(make: Make) -> tuple[Any, ...]:
+        rows = make.rows(batch, frames)
         packed = [make.normal(groups, rows, 2 * width).chunk(2, dim=-1) for _ in range(segments)]
         keys, values = ([kv[i] for kv in packed] for i in range(2))
         masks, starts = [make.mask(1, rows)] * segments, make.starts(batch, frames)
@@ -136,6 +156,7 @@ def _attention(
         return *inputs(make), heads
 
     def backward(make: Make) -> tuple[Any, ...]:
+        rows = make.rows(batch, frames)
         grad, out = (make.normal(groups, rows, width) for _ in range(2))
         return grad, *inputs(make), out, make.exact(groups, heads, 2, rows), heads
 
@@ -151,18 +172,45 @@ def _residual_layer_norm() -> Iterator[Specimen]:
 
 
 def _norm(shape: tuple[int, int, int, int], main: bool) -> Iterator[Specimen]:
-    groups, *rows, width = shape
+    groups, *batch, width = shape
 
     def forward(make: Make) -> tuple[Any, ...]:
-        return make.normal(*shape), make.normal(*shape), make.normal(groups, width), make.normal(groups, width), 1e-5
+        x, residual = (make.normal(groups, make.rows(*batch), width) for _ in range(2))
+        return x, residual, make.normal(groups, width), make.normal(groups, width), 1e-5
 
     def backward(make: Make) -> tuple[Any, ...]:
         x, residual, weight, _, _ = forward(make)
-        return make.normal(*shape), x, residual, weight, make.exact(groups, *rows), make.exact(groups, *rows)
+        mean, rstd = (make.exact(*x.shape[:2]) for _ in range(2))
+        return make.normal(*x.shape), x, residual, weight, mean, rstd
 
     text = " x ".join(map(str, shape))
     yield Specimen("residual_layer_norm", "residual_layer_norm", text, forward, main)
     yield Specimen("residual_layer_norm", "residual_layer_norm_backward", text, backward, main)
+
+
+def _grouped_linear() -> Iterator[Specimen]:
+    rows, joint = VERSIONS * max(shipped().values()), 3 * WIDTH
+    for groups, n, m, relu in ((3, WIDTH, 4 * WIDTH, True), (3, 4 * WIDTH, WIDTH, False), (6, WIDTH, WIDTH, False)):
+        yield from _linear(groups, (rows, FRAMES), n, m, relu, main=True)
+    for n, m, relu in ((joint, 4 * joint, True), (4 * joint, joint, False), (3 * FEATURES[0], WIDTH, False)):
+        yield from _linear(1, (rows, FRAMES), n, m, relu, main=True)
+    yield from _linear(1, (rows, 1), 2 * WIDTH, WIDTH, True)
+    yield from _linear(1, (rows, UNALIGNED), WIDTH, 4 * WIDTH, True)
+
+
+def _linear(groups: int, batch: tuple[int, int], n: int, m: int, relu: bool, main: bool = False) -> Iterator[Specimen]:
+    def forward(make: Make) -> tuple[Any, ...]:
+        rows = make.rows(*batch)
+        return make.normal(groups, rows, n), make.normal(groups, n, m), make.normal(groups, m), relu
+
+    def backward(make: Make) -> tuple[Any, ...]:
+        x, weight, *_ = forward(make)
+        grad, out = (make.normal(groups, x.shape[1], m) for _ in range(2))
+        return grad, x, weight, out, relu, [True, True, True]
+
+    shape = f"{groups} x {batch[0]} x {batch[1]}, {n} to {m}{', relu' * relu}"
+    yield Specimen("grouped_linear", "grouped_linear", shape, forward, main)
+    yield Specimen("grouped_linear", "grouped_linear_backward", shape, backward, main)
 
 
 def _losses() -> Iterator[Specimen]:

@@ -65,7 +65,7 @@ def test_it_stops_in_time_and_keeps_what_it_has(
 ) -> None:
     now = 0.0
 
-    def timer(call: Callable[[], Any]) -> float:
+    def timer(call: Callable[[], Any], milliseconds: float) -> float:
         nonlocal now
         now += 1.0
         return 1.0
