@@ -146,6 +146,18 @@ def compiled(job: Job) -> Resources:
     Raises:
         UserError: it does not compile.
     """
+    binary = binary_of(job)
+    registers, spills, static = _ptxas(binary.asm["ptx"])
+    threads, shared = WARP * binary.metadata.num_warps, static + binary.metadata.shared
+    return Resources(job.name, "triton", job.arch, "", "", threads, registers, spills, shared)
+
+
+def binary_of(job: Job) -> Any:
+    """What Triton makes of a job: `asm["ptx"]` and the other stages.
+
+    Raises:
+        UserError: it does not compile.
+    """
     source = ASTSource(
         getattr(import_module(job.module), job.kernel),
         dict(job.signature),
@@ -153,13 +165,10 @@ def compiled(job: Job) -> Resources:
         {at: [["tt.divisibility", ALIGNMENT]] for at in job.aligned},
     )
     try:
-        binary = triton.compile(source, target=GPUTarget("cuda", job.arch, WARP), options=dict(job.options))
+        return triton.compile(source, target=GPUTarget("cuda", job.arch, WARP), options=dict(job.options))
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__)
         raise UserError(f"{job.name} does not compile for sm_{job.arch}: {reason}") from error
-    registers, spills, static = _ptxas(binary.asm["ptx"])
-    threads, shared = WARP * binary.metadata.num_warps, static + binary.metadata.shared
-    return Resources(job.name, "triton", job.arch, "", "", threads, registers, spills, shared)
 
 
 def _ptxas(ptx: str) -> tuple[int, int, int]:

@@ -31,6 +31,8 @@ def status_table(budgets: Path = BUDGETS, results: Path = RESULTS) -> str:
             return tables.NONE
         if (provider, architecture) in passed:
             return "parity"
+        if (provider, architecture, op.name) in passed:
+            return "parity at configs' sizes"
         names = budgeted(op, provider, compiled)
         if not names or any(architecture not in compiled.get(name, {}) for name in names):
             return tables.NONE
@@ -53,14 +55,21 @@ def budgeted(op: Op, provider: str, compiled: dict[str, Any]) -> list[str]:
     return [kernel.name.split("<")[0] for kernel in kernels() if kernel.header.startswith(op.name)]
 
 
-def measured(results: Path = RESULTS) -> set[tuple[str, str]]:
-    """(provider, architecture) whose whole parity wall passed on a device, by the records of `make gpu-check`."""
-    passed = set()
+def measured(results: Path = RESULTS) -> set[tuple[str, ...]]:
+    """What passed on a device, by the records of `make gpu-check`: (provider, architecture) where the whole parity wall
+    did, (provider, architecture, operation) where an operation did at the configs' sizes."""
+    passed: set[tuple[str, ...]] = set()
     for path in sorted(results.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
+        if "sections" not in record:
+            continue
         architecture = "sm_" + record["device"]["compute capability"].replace(".", "")
         for section in record["sections"]:
             name, _, provider = section["section"].partition(" ")
             if name == "parity" and section["status"] == "passed":
                 passed.add((provider, architecture))
+            for process, outcome in (section["found"] or {}).items() if name == "smoke" else ():
+                if outcome["verdict"].startswith("right"):
+                    provider, op = process.split()
+                    passed.add((provider, architecture, op))
     return passed

@@ -143,12 +143,16 @@ def workload(config: Config, shape: Shape, dtype: torch.dtype) -> dict[str, Any]
     }
 
 
-def times_as_long(variants: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """How long each contender takes for one model, in units of "ours" in the same heat; empty without "ours"."""
-    ours = next((v["step ms"]["p50"] for v in variants if v["name"] == OURS), None)
-    if ours is None:
+def times_as_long(variants: Sequence[dict[str, Any]], unit: str = OURS) -> dict[str, float]:
+    """How long each contender takes for one model, in units of another; empty without "ours".
+
+    Those that had a heat of their own, in turns with "ours", are compared by their time in units of that.
+    """
+    of_ours = {v["name"]: v["step ms"]["p50"] / v["models"] for v in variants}
+    if OURS not in of_ours:
         return {}
-    return {v["name"]: v["step ms"]["p50"] / v["models"] / v.get("ours ms", ours) for v in variants}
+    in_units_of_ours = {v["name"]: of_ours[v["name"]] / v.get("ours ms", of_ours[OURS]) for v in variants}
+    return {name: times / in_units_of_ours[unit] for name, times in in_units_of_ours.items()}
 
 
 def render(body: dict[str, Any]) -> str:

@@ -166,9 +166,10 @@ def _attention(
 
 
 def _residual_layer_norm() -> Iterator[Specimen]:
-    rows = VERSIONS * max(shipped().values())
-    for shape in ((3, rows, FRAMES, WIDTH), (1, rows, FRAMES, 3 * WIDTH), (1, rows, UNALIGNED, WIDTH)):
-        yield from _norm(shape, main=shape[:1] == (3,))
+    rows, largest = (VERSIONS * batch for batch in (shipped()[AttentionModel().heads], max(shipped().values())))
+    for shape in ((3, rows, FRAMES, WIDTH), (1, rows, FRAMES, 3 * WIDTH), (3, largest, FRAMES, WIDTH)):
+        yield from _norm(shape, main=shape[1] == rows)
+    yield from _norm((1, rows, UNALIGNED, WIDTH), main=False)
 
 
 def _norm(shape: tuple[int, int, int, int], main: bool) -> Iterator[Specimen]:
@@ -189,7 +190,7 @@ def _norm(shape: tuple[int, int, int, int], main: bool) -> Iterator[Specimen]:
 
 
 def _grouped_linear() -> Iterator[Specimen]:
-    rows, joint = VERSIONS * max(shipped().values()), 3 * WIDTH
+    rows, joint = VERSIONS * shipped()[AttentionModel().heads], 3 * WIDTH
     for groups, n, m, relu in ((3, WIDTH, 4 * WIDTH, True), (3, 4 * WIDTH, WIDTH, False), (6, WIDTH, WIDTH, False)):
         yield from _linear(groups, (rows, FRAMES), n, m, relu, main=True)
     for n, m, relu in ((joint, 4 * joint, True), (4 * joint, joint, False), (3 * FEATURES[0], WIDTH, False)):
@@ -227,6 +228,8 @@ def _losses() -> Iterator[Specimen]:
         yield _loss("jsd_mutual_information", f"1 x {n} x {HIDDEN}", _scored(n), ([True] * 4,), main)
     seven = _with_classes(_normal(2, 1, largest, joint), largest)
     yield _loss("prototype_similarity", f"1 x {largest} x {joint}, 7 classes", seven, (7, [True, False]))
+    narrow = _with_classes(_normal(2, 1, 33, WIDTH), 33)
+    yield _loss("prototype_similarity", f"1 x 33 x {WIDTH}, 3 classes", narrow, (3, [True, True]))
     gathered = _normal_of((1, largest, joint), (1, GLOBAL_BATCH, joint))
     text = f"1 x {largest} of {GLOBAL_BATCH} x {joint}"
     yield _loss("pairwise_contrastive", text, gathered, (1.2, largest, True, [True, False]))
