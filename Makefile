@@ -5,7 +5,7 @@ BIN := .venv/bin
 MMMO_DIR ?= ../shared/data/ict_mmmo
 CMU_MOSI_DIR ?= ../shared/data/cmu_mosi
 
-.PHONY: train test setup lint types check test-slow real study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme clean
+.PHONY: train test setup lint types check test-slow real study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme matrix clean
 
 train: data/demo.h5
 	$(BIN)/python train.py --config configs/demo.json --out runs/demo --resume
@@ -33,6 +33,10 @@ check: setup
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
+
+# The lowest and the highest versions that pyproject.toml claims, in environments of their own; gigabytes.
+matrix:
+	$(PYTHON) tests/matrix.py
 
 data/demo.h5: | setup
 	$(BIN)/fastmmkd data synth --like mosi --fraction 0.25 --seed 1 --out $@

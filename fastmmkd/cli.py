@@ -1,4 +1,4 @@
-"""The command line: `fastmmkd train|eval|predict|report|ablate|suite|profile|data|env`, and what `train.py` runs.
+"""The command line: `fastmmkd train|eval|predict|report|ablate|suite|profile|data|build|env`, and what `train.py` runs.
 
 Each command imports what it needs when it runs; what can be refused without torch is refused before it is imported.
 """
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report_commands.register(commands)
     _register_eval(commands)
     _register_predict(commands)
+    build = commands.add_parser("build", help="compile the kernels now, as the first training does where it must")
+    build.set_defaults(run=_run_build)
     environment = commands.add_parser("env", help="versions, devices, and which implementation each operation uses")
     environment.set_defaults(run=_run_env)
     args = parser.parse_args(argv)
@@ -122,6 +124,16 @@ def _run_predict(args: argparse.Namespace) -> int:
     predictor = load(args.folder, args.seed)
     rows = write_predictions(predictor, store.read(args.data), args.out)
     print(f"{args.out}: {rows} predictions of {predictor.config.method} seed {predictor.seed}")
+    return 0
+
+
+def _run_build(args: argparse.Namespace) -> int:
+    from fastmmkd.ops import extension
+
+    extension.ensure(again=True)
+    if extension.missing:
+        raise UserError(extension.missing)
+    print(f"compiled with {extension.build_info()['compiler']}, for torch {extension.build_info()['torch']}")
     return 0
 
 

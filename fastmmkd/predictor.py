@@ -21,6 +21,7 @@ from fastmmkd.methods.method import Network
 from fastmmkd.modalities import MODALITIES
 from fastmmkd.model_file import import_model
 from fastmmkd.nn.models import load_model
+from fastmmkd.ops import extension
 from fastmmkd.run_folder import RUN_FILE, read_record, seed_directory, seeds_with_model
 from fastmmkd.tasks import Task
 
@@ -84,6 +85,7 @@ def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predi
     Raises:
         UserError: not a run, or no model of that seed.
     """
+    extension.ensure()
     run = Path(run)
     config = parse_config(read_record(run)["config"], str(run / RUN_FILE))
     seeds = seeds_with_model(run, config.train.seeds)

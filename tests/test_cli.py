@@ -16,7 +16,18 @@ ROOT = Path(__file__).parents[1]
 LATER = ("deepspeed", "matplotlib", "tensorboard")
 HEAVY = ("torch", "sklearn", *LATER)
 COMMANDS = (
-    *((), ("train",), ("eval",), ("predict",), ("report",), ("ablate",), ("suite",), ("profile",), ("env",)),
+    *(
+        (),
+        ("train",),
+        ("eval",),
+        ("predict",),
+        ("report",),
+        ("ablate",),
+        ("suite",),
+        ("profile",),
+        ("build",),
+        ("env",),
+    ),
     *(("data",), ("data", "import"), ("data", "inspect"), ("data", "synth")),
 )
 

@@ -27,6 +27,7 @@ from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, writing
 from fastmmkd.methods.method import Trainable
 from fastmmkd.nn.models import models_of
+from fastmmkd.ops import extension
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -113,7 +114,7 @@ def _fuse(parameters: dict[str, Any], capturable: bool) -> None:
 def prepare_process(config: Config) -> None:
     """Set up this process before DeepSpeed is imported.
 
-    Its accelerator; a one-process world where no launcher made one; a fair share of the cores.
+    Its accelerator; a one-process world where no launcher made one; a fair share of the cores; compiled kernels.
     """
     if config.train.device == "cpu" or not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -127,6 +128,7 @@ def prepare_process(config: Config) -> None:
         # LOCAL_SIZE is what the deepspeed launcher sets, LOCAL_WORLD_SIZE what torchrun does.
         local = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"]
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(local)))
+    extension.ensure()
     keep_freed_memory()
     torch.use_deterministic_algorithms(True, warn_only=True)
     # A debugging aid that doubles a step on a CPU.

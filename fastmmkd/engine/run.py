@@ -104,7 +104,8 @@ def _what_is_kept(output: Path) -> str:
 def _train(session: Session, output: Path, teacher: Path | None, unlocked: str | None) -> None:
     """Train and evaluate what is left of a run that was opened; `unlocked`: what is to be said about its lock."""
     config, placement, dataset = session.config, session.placement, session.dataset
-    for note in (unlocked, placement.note, graph_mode(config, placement)[1], _end_of_schedule(config, dataset)):
+    notes = unlocked, placement.note, _slowness(placement), graph_mode(config, placement)[1]
+    for note in (*notes, _end_of_schedule(config, dataset)):
         if note:
             session.say(note, "yellow")
     session.say(
@@ -121,6 +122,15 @@ def _train(session: Session, output: Path, teacher: Path | None, unlocked: str |
     if rank() == 0:
         evaluations = [evaluated[seed] for seed in config.train.seeds]
         write_run_results(output, load(output), dataset, evaluations, session.console)
+
+
+def _slowness(placement: Placement) -> str | None:
+    """What to say where operations run their definitions although nobody asked for it."""
+    example = torch.empty(0, dtype=placement.dtype, device=placement.device)
+    choice = explain("cross_attention", example)
+    if choice.provider != "reference" or choice.reason.startswith("forced"):
+        return None
+    return f"operations run in plain PyTorch, several times slower: {choice.reason} (fastmmkd env says more)"
 
 
 def _end_of_schedule(config: Config, dataset: Dataset) -> str | None:

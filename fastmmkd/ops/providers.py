@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import numpy as np
@@ -28,6 +29,10 @@ COMPOSED = "composed"
 and has no kernels here. Forced, it leaves everything else as it is."""
 
 HAS_TRITON = find_spec("triton") is not None
+TRITON = version("triton") if HAS_TRITON else ""
+OLDEST_TRITON = "3.6"
+"""The first that has what the kernels use, such as `constexpr_function`."""
+TRITON_IS_OLD = HAS_TRITON and TorchVersion(TRITON) < OLDEST_TRITON
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 DTYPES = {
@@ -122,6 +127,8 @@ def _cuda(device: torch.device) -> str:
 def _triton(device: torch.device) -> str:
     if not HAS_TRITON:
         return "triton is not installed"
+    if TRITON_IS_OLD:
+        return f"triton {TRITON} is too old for the kernels, which need {OLDEST_TRITON} (torch 2.10)"
     if device.type == "cpu" and INTERPRETED:
         return _interpreter_obstacle()
     if device.type != "cuda":
@@ -136,12 +143,10 @@ def _interpreter_obstacle() -> str:
     Before 3.7.1 it turns arrays of one element into numbers, which NumPy no longer does from 2.4 on: a TypeError "only
     0-dimensional arrays can be converted to Python scalars" somewhere inside a kernel.
     """
-    import triton
-
-    if TorchVersion(triton.__version__) >= "3.7.1" or TorchVersion(np.__version__) < "2.4":
+    if TorchVersion(TRITON) >= "3.7.1" or TorchVersion(np.__version__) < "2.4":
         return ""
     return (
-        f"triton {triton.__version__} does not interpret (TRITON_INTERPRET=1) with numpy {np.__version__}; "
+        f"triton {TRITON} does not interpret (TRITON_INTERPRET=1) with numpy {np.__version__}; "
         "install triton >= 3.7.1 or numpy < 2.4"
     )
 

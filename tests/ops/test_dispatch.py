@@ -184,13 +184,15 @@ def test_an_extension_that_does_not_load_is_a_reason_not_a_crash(monkeypatch) ->
     assert extension._load() == (None, f"the extension was built for torch 1.0.0, this is torch {torch.__version__}")
     monkeypatch.setitem(sys.modules, "fastmmkd._C", None)
     monkeypatch.delattr(fastmmkd, "_C")
-    assert extension._load()[1].startswith("the extension is not built")
+    monkeypatch.setattr(extension.first_use, "kept", lambda: None)
+    assert extension._load()[1].startswith("the extension is not compiled yet")
 
 
 def test_an_extension_with_unknown_symbols_is_a_reason_not_a_crash(tmp_path, monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "fastmmkd._C", raising=False)
     monkeypatch.delattr(fastmmkd, "_C", raising=False)
     monkeypatch.setattr(fastmmkd, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(extension.first_use, "kept", lambda: None)
     (tmp_path / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"not a library")
     module, reason = extension._load()
     assert module is None
@@ -203,7 +205,8 @@ def test_an_extension_with_unknown_symbols_is_a_reason_not_a_crash(tmp_path, mon
 )
 def test_a_triton_that_does_not_interpret_with_this_numpy(monkeypatch, of_triton, of_numpy, interprets) -> None:
     monkeypatch.setattr(providers, "INTERPRETED", True)
-    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", of_triton)
+    pytest.importorskip("triton")
+    monkeypatch.setattr(providers, "TRITON", of_triton)
     monkeypatch.setattr(providers.np, "__version__", of_numpy)
     monkeypatch.setattr(providers, "_interpreter_obstacle", providers._interpreter_obstacle.__wrapped__)
     reason = providers.obstacle("triton", ops.operation("js_divergence"), torch.device("cpu"), [])
@@ -212,3 +215,15 @@ def test_a_triton_that_does_not_interpret_with_this_numpy(monkeypatch, of_triton
         "install triton >= 3.7.1 or numpy < 2.4"
     )
     assert reason == ("" if interprets else expected)
+
+
+def test_a_triton_that_is_too_old_is_left_for_others(monkeypatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(providers, "TRITON", "3.2.0")
+    monkeypatch.setattr(providers, "TRITON_IS_OLD", True)
+    monkeypatch.setattr(providers, "INTERPRETED", False)
+    monkeypatch.setattr(providers, "_UNAVAILABLE", {**providers._UNAVAILABLE, "cuda": lambda device: "not here"})
+    device, op = torch.device("cuda"), ops.operation("cross_attention")
+    expected = "triton 3.2.0 is too old for the kernels, which need 3.6 (torch 2.10)"
+    assert providers.obstacle("triton", op, device, []) == expected
+    assert providers.preferred(op, device, []) == "reference"
