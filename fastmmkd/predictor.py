@@ -12,6 +12,7 @@ import torch
 from fastmmkd.blocks import Config
 from fastmmkd.config import parse_config
 from fastmmkd.data.batches import Normalisation, ResidentSplit
+from fastmmkd.data.integrity import validate_frames
 from fastmmkd.data.store import EMOTIONS, Dataset, Split
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation.protocol import Evaluator, Scenario
@@ -54,11 +55,23 @@ class Predictor:
             As `fastmmkd.tasks.Task` documents: `[N]` scores or `[N, C]` probabilities, float64.
 
         Raises:
-            UserError: features of another width than the model was trained on.
+            UserError: no samples, features of another width than the model was trained on, features that are not
+                finite (named by modality, row and id) or do not fit the split's lengths, or a prediction that is not.
         """
+        if not len(split):
+            raise UserError(f"{source}: has no samples, expected at least one to predict")
+        self._check_widths(split, source)
+        validate_frames(source, split, self.feature_dims)
         shape = (len(split),) if self.task.label_kind == "score" else (len(split), len(EMOTIONS))
         unlabelled = replace(split, labels=np.zeros(shape, np.float32))  # whatever labels the data have
-        return self.evaluator(unlabelled, source).run(self.module, Scenario(COMPLETE), np.arange(len(split)))[0]
+        predictions = self.evaluator(unlabelled, source).run(self.module, Scenario(COMPLETE), np.arange(len(split)))[0]
+        if not (finite := np.isfinite(predictions).reshape(len(split), -1).all(axis=1)).all():
+            i = int(np.argmin(finite))
+            raise UserError(
+                f"{source}: sample {i} ({split.ids[i]!a}) is predicted as {predictions[i]}, expected a finite "
+                "prediction; are its features of the scale that the model was trained on?"
+            )
+        return predictions
 
     def evaluator(self, split: Split, source: str = "data") -> Evaluator:
         """The split on the model's device, standardised as in training, for `fastmmkd.evaluation.protocol`.
@@ -66,12 +79,17 @@ class Predictor:
         Raises:
             UserError: features of another width than the model was trained on.
         """
+        self._check_widths(split, source)
+        resident = ResidentSplit(split, self.normalisation, self.config, self.device, torch.float32)
+        return Evaluator(resident, split.labels, split.present, self.task, self.config.eval)
+
+    def _check_widths(self, split: Split, source: str) -> None:
         for modality, dim in zip(MODALITIES, self.feature_dims, strict=True):
+            if modality not in split.features:
+                raise UserError(f"{source}: has no features of {modality}, expected [0, {dim}] where it is missing")
             width = split.features[modality].shape[-1]
             if width != dim:
                 raise UserError(f"{source}: {modality} has {width} features, the model was trained on {dim}")
-        resident = ResidentSplit(split, self.normalisation, self.config, self.device, torch.float32)
-        return Evaluator(resident, split.labels, split.present, self.task, self.config.eval)
 
 
 def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predictor:

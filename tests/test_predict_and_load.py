@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -37,6 +38,11 @@ def test_split(tiny_store: Path) -> Split:
 def own_run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the trained run that a test may change."""
     return shutil.copytree(trained, tmp_path / "run")
+
+
+def rolled(padded: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The same sequences with their zeros on the right."""
+    return np.stack([np.roll(x, length, axis=0) for x, length in zip(padded, lengths, strict=True)])
 
 
 def with_emotions(dataset: Dataset) -> Dataset:
@@ -80,8 +86,10 @@ class TestLoad:
         """Positions count from a sample's first frame, wherever an array has it."""
         predictor, split = fastmmkd.load(trained), lacking(test_split, "language", slice(0, 3))
         expected = predictor.predict(split)
-        for longer in (0, 1, 7):
+        for longer, right in itertools.product((0, 1, 7), (False, True)):
             padded = {m: split.padded(m, 6 + longer) for m in MODALITIES}
+            if right:
+                padded = {m: rolled(x, split.lengths[:, i]) for i, (m, x) in enumerate(padded.items())}
             of_arrays = Split.from_padded(padded, split.lengths, split.present, split.labels, split.ids)
             np.testing.assert_array_equal(predictor.predict(of_arrays), expected)
 
@@ -117,6 +125,32 @@ class TestLoad:
         with pytest.raises(UserError) as caught:
             fastmmkd.load(trained).predict(split, "other.h5")
         assert str(caught.value) == "other.h5: audio has 6 features, the model was trained on 4"
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_features_that_are_not_finite(self, trained: Path, test_split: Split, value: float) -> None:
+        start = int(test_split.starts("audio")[5])
+        test_split.features["audio"][start + 1, 2] = value
+        with pytest.raises(UserError) as caught:
+            fastmmkd.load(trained).predict(test_split, "x.h5")
+        assert str(caught.value) == (
+            f"x.h5/features/audio[{start + 1}, 2] (sample 5, frame 1) is {np.float32(value)}, expected finite values "
+            "(id 'test/5')"
+        )
+
+    def test_no_samples(self, trained: Path, test_split: Split) -> None:
+        with pytest.raises(UserError, match=r"^data: has no samples, expected at least one to predict$"):
+            fastmmkd.load(trained).predict(test_split.take(np.zeros(0, np.int64)))
+
+    def test_lengths_that_do_not_fit(self, trained: Path, test_split: Split) -> None:
+        test_split.lengths[2, 0] = 0
+        with pytest.raises(UserError, match=r"^data/lengths\[2\] gives language 0 frames although present is True"):
+            fastmmkd.load(trained).predict(test_split)
+
+    def test_a_prediction_that_is_not_finite(self, trained: Path, test_split: Split) -> None:
+        predictor = fastmmkd.load(trained)
+        predictor.module.load_state_dict({k: v * np.inf for k, v in predictor.module.state_dict().items()})
+        with pytest.raises(UserError, match=r"^data: sample 0 \('test/0'\) is predicted as nan, expected a finite"):
+            predictor.predict(test_split)
 
     def test_it_is_ready_to_use(self, trained: Path) -> None:
         predictor = fastmmkd.load(trained)

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from fastmmkd.data.packing import pack, unpack
+from fastmmkd.data.packing import pack, padded_right, unpack
+from fastmmkd.errors import UserError
 from fastmmkd.labels import EMOTIONS
 from fastmmkd.modalities import MODALITIES
 
@@ -55,20 +56,32 @@ class Split:
         ids: list[str],
         ideal: dict[str, np.ndarray] | None = None,
     ) -> Split:
-        """Pack sequences that are padded on the left.
+        """Pack sequences that are padded with zeros, on the left or on the right.
 
         Args:
-            features: modality -> `[N, T_m, d_m]`; a sample's real frames come last, and before them all is zero.
+            features: modality -> `[N, T_m, d_m]`; a sample's real frames come last and before them all is zero, or they
+                come first and all is zero behind them (`packing.padded_right` says where that is ambiguous).
             lengths: `[N, 3]` int, real frames; what it says of an absent modality does not count.
             present: `[N, 3]` bool.
             labels, ids, ideal: as they are.
 
         Raises:
-            UserError: shapes do not fit together, a length is not in [0, T_m], or a frame before the real ones is not
-                zero (right padding).
+            UserError: a modality is missing, shapes do not fit together, a length is not in [0, T_m], or a frame that
+                is not zero lies outside the real ones whichever side is padded.
         """
+        if set(features) != set(MODALITIES):
+            raise UserError(
+                f"features are of {', '.join(sorted(features)) or 'nothing'}, expected {', '.join(MODALITIES)}"
+            )
+        shape = (len(labels), len(MODALITIES))
+        if np.shape(lengths) != shape or np.shape(present) != shape:
+            shapes = f"{list(np.shape(lengths))} and {list(np.shape(present))}"
+            raise UserError(f"lengths and present are {shapes} for {len(labels)} labels, expected {list(shape)}")
         lengths = np.where(present, lengths, 0).astype(np.int32)
-        packed = {m: pack(features[m], lengths[:, i], m, features[m].dtype) for i, m in enumerate(MODALITIES)}
+        packed = {}
+        for i, m in enumerate(MODALITIES):
+            right = padded_right(features[m], lengths[:, i], m)
+            packed[m] = pack(features[m], lengths[:, i], m, features[m].dtype, right)
         return cls(packed, lengths, present, labels, ids, ideal or {})
 
     def __len__(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,15 +34,28 @@ def validate(dataset: Dataset) -> None:
         raise UserError(f"label_kind is {dataset.label_kind!r}, expected 'score' or 'emotions'")
     for name, split in dataset.splits.items():
         _check_labels(name, split, dataset.label_kind)
-        if set(split.features) != set(MODALITIES):
-            raise UserError(f"{name} has features {sorted(split.features)}, expected {', '.join(MODALITIES)}")
-        _check_presence(name, split)
-        for modality in MODALITIES:
-            _check_features(name, split, modality, dataset.splits["train"].features[modality].shape[-1])
+        _check_modalities(name, split)
+        validate_frames(name, split, dataset.feature_dims)
         if not split.lengths.any():
             raise UserError(f"{name} has no frame of any modality")
         _check_ideal(name, split, dataset.ideal_support)
     _check_ids(dataset)
+
+
+def validate_frames(name: str, split: Split, widths: Sequence[int]) -> None:
+    """Check what a split says of its frames, and that all their features are finite.
+
+    Args:
+        name: stands before the array's key in an error message.
+        widths: d of language, audio, visual.
+
+    Raises:
+        UserError: names the first array that breaks the layout, where it does, and what was expected.
+    """
+    _check_modalities(name, split)
+    _check_presence(name, split)
+    for modality, width in zip(MODALITIES, widths, strict=True):
+        _check_features(name, split, modality, width)
 
 
 def validate_normalisation(dataset: Dataset) -> None:
@@ -180,6 +193,11 @@ def _check_labels(name: str, split: Split, kind: str) -> None:
         raise UserError(f"{name}/labels{list(where)} is {labels[where]:g}, expected {wanted}")
 
 
+def _check_modalities(name: str, split: Split) -> None:
+    if set(split.features) != set(MODALITIES):
+        raise UserError(f"{name} has features {sorted(split.features)}, expected {', '.join(MODALITIES)}")
+
+
 def _check_presence(name: str, split: Split) -> None:
     expected = (len(split), len(MODALITIES))
     if split.lengths.shape != expected or not np.issubdtype(split.lengths.dtype, np.integer):
@@ -210,9 +228,10 @@ def _check_features(name: str, split: Split, modality: str, train_width: int) ->
             row, d = np.argwhere(~finite)[0] + (part.start, 0)
             starts = split.starts(modality)
             sample = int(np.searchsorted(starts, row, side="right")) - 1
+            named = f" (id {split.ids[sample]!a})" if sample < len(split.ids) else ""
             raise UserError(
                 f"{key}[{row}, {d}] (sample {sample}, frame {row - starts[sample]}) is {x[row, d]}, expected finite "
-                "values"
+                f"values{named}"
             )
 
 

@@ -37,26 +37,25 @@ def real_frames(lengths: np.ndarray, steps: int) -> np.ndarray:
     return np.arange(steps)[None, :] >= steps - lengths[:, None]
 
 
-def pack(x: Sliceable, lengths: np.ndarray, key: str, dtype: DTypeLike) -> np.ndarray:
-    """Left-padded `[N, T, d]` -> `[R, d]` of `dtype`: the last `lengths[n]` frames of each sample.
+def pack(x: Sliceable, lengths: np.ndarray, key: str, dtype: DTypeLike, right: np.ndarray | None = None) -> np.ndarray:
+    """Padded `[N, T, d]` -> `[R, d]` of `dtype`: the last `lengths[n]` frames of each sample.
 
     Args:
         lengths: `[N]` int.
         key: names `x` in an error message.
+        right: `[N]` bool, the samples of which the first frames are taken instead (see `padded_right`).
 
     Raises:
         UserError: the shapes do not fit, a length is not in [0, T], or a frame before the real ones is not zero.
     """
-    if len(x.shape) != 3 or x.shape[0] != len(lengths):
-        raise UserError(f"{key} is {list(x.shape)}, expected [{len(lengths)}, T, d]")
+    _check_padded(x, lengths, key)
     steps = x.shape[1]
-    if (outside := (lengths < 0) | (lengths > steps)).any():
-        i = int(np.argmax(outside))
-        raise UserError(f"{key} has {steps} frames, but the length of sample {i} is {lengths[i]}")
     packed = np.empty((int(lengths.sum()), x.shape[2]), dtype)
     stop = 0
     for samples in blocks(x.shape):
         block, real = x[samples], real_frames(lengths[samples], steps)
+        if right is not None:
+            real = np.where(right[samples, None], real[:, ::-1], real)
         if (stray := block.any(axis=-1) & ~real).any():
             i, t = np.argwhere(stray)[0] + (samples.start, 0)
             raise UserError(
@@ -65,6 +64,33 @@ def pack(x: Sliceable, lengths: np.ndarray, key: str, dtype: DTypeLike) -> np.nd
         start, stop = stop, stop + int(real.sum())
         packed[start:stop] = block[real]
     return packed
+
+
+def padded_right(x: Sliceable, lengths: np.ndarray, key: str) -> np.ndarray:
+    """`[N]` bool, the samples of padded `[N, T, d]` whose real frames come first, as far as zeros tell.
+
+    A sample that fits both ways (its first and its last frames are zero) is read as all the others are; where those
+    are of both kinds, as padded on the left.
+
+    Raises:
+        UserError: the shapes do not fit, or a length is not in [0, T].
+    """
+    _check_padded(x, lengths, key)
+    left, right = np.empty((2, len(lengths)), bool)
+    for samples in blocks(x.shape):
+        occupied, real = x[samples].any(axis=-1), real_frames(lengths[samples], x.shape[1])
+        left[samples] = ~(occupied & ~real).any(axis=1)
+        right[samples] = ~(occupied & ~real[:, ::-1]).any(axis=1)
+    return np.zeros_like(left) if left.all() else right if right.all() else right & ~left
+
+
+def _check_padded(x: Sliceable, lengths: np.ndarray, key: str) -> None:
+    if len(x.shape) != 3 or x.shape[0] != len(lengths):
+        raise UserError(f"{key} is {list(x.shape)}, expected [{len(lengths)}, T, d]")
+    steps = x.shape[1]
+    if (outside := (lengths < 0) | (lengths > steps)).any():
+        i = int(np.argmax(outside))
+        raise UserError(f"{key} has {steps} frames, but the length of sample {i} is {lengths[i]}")
 
 
 def unpack(x: np.ndarray, lengths: np.ndarray, steps: int) -> np.ndarray:

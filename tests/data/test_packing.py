@@ -124,10 +124,54 @@ def test_padded_arrays_that_do_not_fit(change: dict[str, np.ndarray], message: s
         Split.from_padded(dense, split.lengths, split.present, split.labels, split.ids)
 
 
-def test_right_padding_is_refused_beyond_the_first_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stray_frame_is_refused_beyond_the_first_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "BLOCK_BYTES", 2 * 4 * 2 * 8)
     split = split_of(LENGTHS)
     dense = {m: split.padded(m) for m in MODALITIES}
-    dense["visual"][4] = dense["visual"][4, ::-1]
+    dense["visual"][4] = 1
     with pytest.raises(UserError, match=r"visual\[4, 0\] is not zero, but lies before the last 2 frames"):
         Split.from_padded(dense, split.lengths, split.present, split.labels, split.ids)
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths=LENGTH_LISTS.filter(len), extra=st.integers(0, 3), sides=st.data())
+def test_either_side_may_be_padded(lengths: list[tuple[int, int, int]], extra: int, sides: st.DataObject) -> None:
+    """In each sample by itself."""
+    split = split_of(np.array(lengths, np.int32))
+    dense = {m: split.padded(m, longest + extra) for m, longest in zip(MODALITIES, split.longest, strict=True)}
+    for i, m in enumerate(MODALITIES):
+        for n, length in enumerate(split.lengths[:, i]):
+            if sides.draw(st.booleans()):
+                dense[m][n] = np.roll(dense[m][n], length, axis=0)
+    back = Split.from_padded(dense, split.lengths, split.present, split.labels, split.ids)
+    for m in MODALITIES:
+        np.testing.assert_array_equal(back.features[m], split.features[m])
+
+
+def test_zero_frames_at_an_end_are_read_as_in_the_other_samples() -> None:
+    """`0 1 1 0` of three frames is `0 1 1` where the other sample is padded on the right, `1 1 0` where on the left."""
+    right = np.array([[0, 1, 0, 0], [1, 1, 1, 0]], np.float32)[..., None]
+    ambiguous = np.array([[0, 1, 1, 0], [1, 1, 1, 0]], np.float32)[..., None]
+    lengths, present = np.array([[2, 0, 0], [3, 0, 0]]), np.array([[True, False, False]] * 2)
+    none = {m: np.zeros((2, 4, 1), np.float32) for m in MODALITIES}
+
+    def read(language: np.ndarray, lengths: np.ndarray) -> list[float]:
+        of_arrays = Split.from_padded(none | {"language": language}, lengths, present, np.zeros(2), ["a", "b"])
+        return of_arrays.features["language"][:, 0].tolist()
+
+    assert read(right, lengths) == [0, 1, 1, 1, 1]
+    assert read(ambiguous, np.array([[3, 0, 0], [3, 0, 0]])) == [0, 1, 1, 1, 1, 1]
+    assert read(ambiguous[:, ::-1], np.array([[3, 0, 0], [3, 0, 0]])) == [1, 1, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("features", "lengths", "message"),
+    [
+        (("audio", "language"), (5, 3), "features are of audio, language, expected language, audio, visual"),
+        (MODALITIES, (4, 3), r"lengths and present are \[4, 3\] and \[5, 3\] for 5 labels, expected \[5, 3\]"),
+    ],
+)
+def test_arrays_of_other_numbers(features: tuple[str, ...], lengths: tuple[int, int], message: str) -> None:
+    dense = {m: np.zeros((5, 2, 2), np.float32) for m in features}
+    with pytest.raises(UserError, match=message):
+        Split.from_padded(dense, np.zeros(lengths, np.int32), np.zeros((5, 3), bool), np.zeros(5), list("abcde"))
