@@ -114,17 +114,32 @@ def import_model(directory: Path) -> tuple[dict[str, torch.Tensor], Normalisatio
     """Read `model.safetensors`: parameters and normalisation statistics.
 
     Raises:
-        UserError: as `check_model`.
+        UserError: as `check_model`; or a tensor, which is named, holds what no training leaves: weights that are not
+            floating-point or not finite, statistics that are not `[d]`, or a standard deviation that is not positive.
     """
     tensors, _ = _read(directory)
-    try:
-        normalisation = {
-            m: (
-                tensors.pop(f"{NORMALISATION}.{m}.mean").numpy(),
-                tensors.pop(f"{NORMALISATION}.{m}.std").numpy(),
-            )
-            for m in MODALITIES
-        }
-    except KeyError as error:
-        raise UserError(f"{directory / MODEL_FILE}: not an exported model: {error}") from None
-    return tensors, normalisation
+    path = directory / MODEL_FILE
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"{path}: {name} is {_dtype(tensor)}, expected floating-point numbers")
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} holds NaN or infinity, expected finite numbers")
+    return tensors, {m: _statistics(tensors, m, path) for m in MODALITIES}
+
+
+def _statistics(tensors: dict[str, torch.Tensor], modality: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation `[d]` of a modality, taken out of the tensors."""
+    names = [f"{NORMALISATION}.{modality}.{moment}" for moment in ("mean", "std")]
+    if lost := [name for name in names if name not in tensors]:
+        raise UserError(f"{path}: not an exported model: there is no {lost[0]}")
+    mean, std = (tensors.pop(name).double().numpy() for name in names)
+    if mean.ndim != 1 or not len(mean) or mean.shape != std.shape:
+        raise UserError(f"{path}: {names[0]} and std are {list(mean.shape)} and {list(std.shape)}, expected [d] each")
+    if not (std > 0).all():
+        i = int(np.argmin(std > 0))
+        raise UserError(f"{path}: {names[1]}[{i}] is {std[i]:g}, expected a positive number")
+    return mean, std
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -191,6 +191,15 @@ def is_percent(key: str) -> bool:
     return _BY_KEY[key].percent
 
 
+def limits(key: str) -> tuple[float, float] | None:
+    """The least and the greatest value that a metric can have; None for one that is not known here."""
+    if key not in _BY_KEY:
+        return None
+    if _BY_KEY[key].percent:
+        return 0.0, 100.0
+    return (-1.0, 1.0) if _BY_KEY[key].higher_is_better else (0.0, float("inf"))
+
+
 def title(key: str) -> str:
     """Name for tables and axes: `"f1_non0"` -> `"F1 non0 (%)"`, `"acc_happy_ovr"` -> `"Accuracy happy vs rest (%)"`."""
     return _BY_KEY[key].title

@@ -140,7 +140,7 @@ def read(path: Path) -> Results:
         raise UserError(f"{file}: no such file ({hint})") from e
     except OSError as e:
         raise UserError(f"{file}: cannot be read ({e.strerror})") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{file}: not a JSON file ({e})") from e
     try:
         return parse(value)

@@ -6,10 +6,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from fastmmkd.errors import shown
+from fastmmkd.evaluation import metrics
 from fastmmkd.modalities import CONDITIONS
 from fastmmkd.tasks import TASKS
 
 VERSION = 1
+SLACK = 1e-6
+"""By how much rounding may carry a value past its limit."""
 
 
 class Block(BaseModel):
@@ -33,6 +37,10 @@ class Entry(Block):
     metrics: dict[str, Statistic]
     floor: dict[str, float | None]
     ideal: dict[str, float | None] | None
+
+    def references(self) -> list[tuple[str, dict[str, float | None]]]:
+        """Floor, and ideal where there is one, under their names."""
+        return [("floor", self.floor)] + ([("ideal", self.ideal)] if self.ideal is not None else [])
 
 
 class SweepPoint(Block):
@@ -76,10 +84,45 @@ class Results(Block):
                 count = len(statistic.per_seed)
                 if count != len(self.seeds):
                     raise ValueError(f"{where}.{key} has {count} per-seed values, seeds lists {len(self.seeds)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds are {shown(self.seeds)}, expected at least one, each once and from 0")
+        for where, samples in [(w, e.samples) for w, e in entries] + [
+            (f"sweep p={q.p:g}", q.samples) for q in self.sweep
+        ]:
+            if samples < 0:
+                raise ValueError(f"{where}.samples is {shown(samples)}, expected 0 or more")
+        ratios = [point.p for point in self.sweep]
+        if not all(0 <= p <= 1 for p in ratios):
+            raise ValueError(f"sweep has p of {shown(ratios)}, expected ratios from 0 to 1")
+        for where, statistics in measured:
+            for key, statistic in statistics.items():
+                _check_statistic(f"{where}.{key}", key, statistic)
+        references = [(f"{where}.{kind}", values) for where, entry in entries for kind, values in entry.references()]
+        references += [(f"trivial.{name}", values) for name, values in (self.trivial or {}).items()]
+        for where, values in references:
+            for key, value in values.items():
+                _check_value(f"{where}.{key}", key, value)
         for phase, per_seed in self.at_floor.items():
             if len(per_seed) != len(self.seeds):
                 raise ValueError(f"at_floor.{phase} has {len(per_seed)} values, seeds lists {len(self.seeds)}")
         return self
+
+
+def _check_statistic(where: str, key: str, statistic: Statistic) -> None:
+    for value in (statistic.mean, *statistic.per_seed):
+        _check_value(where, key, value)
+    if statistic.std is not None and statistic.std < 0:
+        raise ValueError(f"{where}.std is {statistic.std:g}, expected 0 or more")
+    known = [value for value in statistic.per_seed if value is not None]
+    mean = statistic.mean
+    if mean is not None and not (known and min(known) - SLACK <= mean <= max(known) + SLACK):
+        raise ValueError(f"{where}.mean is {mean:g}, expected one between its per-seed values")
+
+
+def _check_value(where: str, key: str, value: float | None) -> None:
+    limits = metrics.limits(key)
+    if value is not None and limits is not None and not limits[0] - SLACK <= value <= limits[1] + SLACK:
+        raise ValueError(f"{where} is {value:g}, expected a number from {limits[0]:g} to {limits[1]:g}")
 
 
 def parse(value: Any) -> Results:

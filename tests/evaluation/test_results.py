@@ -196,9 +196,11 @@ def edited(results: Results, path: str, value: object = None) -> dict:
     *parents, last = path.split("/")
     target = content
     for key in parents:
-        target = target[key]
+        target = target[int(key) if isinstance(target, list) else key]
     if value is None:
         del target[last]
+    elif isinstance(target, list):
+        target[int(last)] = value
     else:
         target[last] = value
     return content
@@ -214,6 +216,20 @@ def edited(results: Results, path: str, value: object = None) -> dict:
         ("conditions/av/samples", "ten", "conditions.av.samples: Input should be a valid integer"),
         ("average/metrics/mae/per_seed", [1.0], "average.mae has 1 per-seed values, seeds lists 2"),
         ("task", "translation", "task 'translation' is not one of regression"),
+        ("seeds", [1, 1], "seeds are [1, 1], expected at least one, each once and from 0"),
+        ("seeds", [-1, 2], "seeds are [-1, 2], expected at least one, each once and from 0"),
+        ("conditions/av/samples", -5, "av.samples is -5, expected 0 or more"),
+        ("sweep/0/samples", -1, "sweep p=0.samples is -1, expected 0 or more"),
+        ("sweep/0/p", -7.0, "sweep has p of [-7.0, "),
+        ("sweep/0/p", 1.5, "sweep has p of [1.5, "),
+        ("average/metrics/f1_non0/mean", 12345.0, "average.f1_non0 is 12345, expected a number from 0 to 100"),
+        ("average/metrics/f1_non0/per_seed/1", -1.0, "average.f1_non0 is -1, expected a number from 0 to 100"),
+        ("conditions/l/metrics/corr/per_seed/0", 1.5, "l.corr is 1.5, expected a number from -1 to 1"),
+        ("conditions/l/metrics/mae/mean", -0.5, "l.mae is -0.5, expected a number from 0 to inf"),
+        ("conditions/l/metrics/mae/mean", 99.0, "l.mae.mean is 99, expected one between its per-seed values"),
+        ("conditions/l/metrics/mae/std", -0.5, "l.mae.std is -0.5, expected 0 or more"),
+        ("conditions/l/floor/f1_non0", 101.0, "l.floor.f1_non0 is 101, expected a number from 0 to 100"),
+        ("conditions/l/metrics/mae/mean", 10**400, "conditions.l.metrics.mae.mean: Input should be"),
     ],
 )
 def test_damaged_results_name_the_key(tmp_path, simulate, path, value, message):
@@ -223,6 +239,20 @@ def test_damaged_results_name_the_key(tmp_path, simulate, path, value, message):
     assert message in str(e.value)
     assert str(tmp_path / "results.json") in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_nesting_without_an_end(tmp_path):
+    (tmp_path / "results.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"results\.json: not a JSON file \("):
+        results.read(tmp_path)
+
+
+def test_a_metric_that_a_later_version_adds_may_have_any_value(tmp_path, simulate):
+    content = simulate(seeds=(1,)).model_dump()
+    for part in (*content["conditions"].values(), content["average"], *content["sweep"]):
+        part["metrics"]["perplexity"] = {"mean": 400.0, "std": None, "per_seed": [400.0]}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert results.read(tmp_path).average.metrics["perplexity"].mean == 400
 
 
 def test_keys_that_a_later_version_adds_are_kept(tmp_path, simulate):
