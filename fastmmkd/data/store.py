@@ -55,7 +55,7 @@ __all__ = ["EMOTIONS", "SPLITS", "Dataset", "Header", "Split", "read", "read_hea
 
 FORMAT = "fastmmkd"
 VERSION = 2
-IMPORTER_VERSION = 1
+IMPORTER_VERSION = 2
 """Raised when an importer turns the same source into another data set than before."""
 LIBVER = ("v110", "v110")
 """Of HDF5's file format: the first in which what it says about arrays has checksums."""

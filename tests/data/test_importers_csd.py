@@ -287,6 +287,49 @@ def test_labels_out_of_range_name_the_sample(tmp_path: Path) -> None:
         import_dataset("csd", write(tmp_path, labels=entries))
 
 
+class TestWordsWithoutDuration:
+    """Aligners leave words that begin and end at the same time."""
+
+    def test_glove_is_theirs_and_other_rows_hold_their_instant(self, tmp_path: Path) -> None:
+        times = WORD_TIMES.copy()
+        times[1] = 1.25, 1.25
+        times[5] = 5.5, 5.5  # audio and video have ended
+        changed = {"words": (WORDS, times), "language": (GLOVE[SPOKEN], times[SPOKEN])}
+        dataset = import_dataset("csd", write(tmp_path, **{k: dict.fromkeys(VIDEOS, v) for k, v in changed.items()}))
+        train = dataset.splits["train"]
+        assert train.lengths[0].tolist() == [2, 2, 2]
+        assert train.features["language"][:5].tolist() == GLOVE[SPOKEN].tolist()
+        assert train.features["audio"][1].tolist() == AUDIO[2].tolist()  # from 1 to 1.5 seconds
+        assert train.features["visual"][1].tolist() == FACET[0].tolist()
+        assert not train.features["audio"][4].any()
+        assert dataset.report["notes"] == [
+            "8 words without duration have the rows at their instant, 4 have no audio, 4 have no visual"
+        ]
+
+    def test_a_set_of_them_keeps_its_words(self, tmp_path: Path) -> None:
+        times = np.repeat(WORD_TIMES[:, :1] + 0.25, 2, axis=1)
+        changed = {"words": (WORDS, times), "language": (GLOVE[SPOKEN], times[SPOKEN])}
+        dataset = import_dataset("csd", write(tmp_path, **{k: dict.fromkeys(VIDEOS, v) for k, v in changed.items()}))
+        assert dataset.splits["test"].features["language"].tolist() == GLOVE[SPOKEN].tolist()
+
+    def test_of_two_at_one_instant_each_has_the_mean(self) -> None:
+        rows = Rows(np.array([[1.0], [3], [9]]), np.array([1.0, 1, 0]), np.array([1.0, 1, 2]))
+        frames, _ = csd.mean_over_words(rows, np.array([1.0, 1.0]), np.array([1.0, 1.0]))
+        assert frames.tolist() == [[2], [2]]
+
+    def test_an_instant_between_two_rows_is_in_the_later(self) -> None:
+        rows = Rows(np.array([[1.0], [3]]), np.array([0.0, 1]), np.array([1.0, 2]))
+        frames, _ = csd.mean_over_words(rows, np.array([1.0, 2]), np.array([1.0, 2]))
+        assert frames.tolist() == [[3], [0]]
+
+
+def test_a_set_without_a_frame(tmp_path: Path) -> None:
+    later = {role: dict.fromkeys(VIDEOS, (ENTRIES[role][0], ENTRIES[role][1] + 100)) for role in ("audio", "visual")}
+    nothing = dict.fromkeys(VIDEOS, (GLOVE[SPOKEN] * 0, WORD_TIMES[SPOKEN]))
+    with pytest.raises(UserError, match="CMU-MOSI: no sample has a frame of any modality, every feature is zero"):
+        import_dataset("csd", write(tmp_path, language=nothing, **later))
+
+
 def test_touching_intervals_do_not_overlap_but_instants_inside_do() -> None:
     rows = Rows(np.array([[1.0], [2], [4], [8]]), np.array([0, 1, 2.5, 3]), np.array([1 + 1e-7, 2, 2.5, 3]))
     frames, counts = csd.mean_over_words(rows, np.array([1.0, 2.0]), np.array([2.0, 3.0]))

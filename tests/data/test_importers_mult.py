@@ -68,6 +68,17 @@ def test_iemocap_pairs_become_happy_sad_angry_neutral(tmp_path: Path) -> None:
     assert store.write(dataset, tmp_path / "a.h5").splits["train"].labels.dtype == np.float32
 
 
+def test_samples_with_no_emotion_or_several_are_counted(tmp_path: Path) -> None:
+    dataset = import_dataset("mult", dump(iemocap(IEMOCAP), tmp_path / "iemocap_data.pkl"))
+    wish = "; emotions-4way takes such data with data.ambiguous=drop alone, which leaves these samples out"
+    assert dataset.report["notes"] == [
+        f"train: of 3 samples 0 hold no emotion and 1 several{wish}",
+        f"test: of 2 samples 1 hold no emotion and 0 several{wish}",
+    ]
+    single = {name: np.array([[NO, YES, NO, NO]] * 2) for name in IEMOCAP}
+    assert import_dataset("mult", dump(iemocap(single), tmp_path / "iemocap_data.pkl")).report["notes"] == []
+
+
 def test_a_pair_that_is_not_one_hot(tmp_path: Path) -> None:
     labels = {name: y.copy() for name, y in IEMOCAP.items()}
     labels["test"][1, 2] = [1, 1]

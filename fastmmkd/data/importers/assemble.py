@@ -52,8 +52,8 @@ def assemble(
     NaN and infinities become 0, repeated ids get a suffix, missing ids are made; all of it is counted in `report`.
 
     Raises:
-        UserError: arrays disagree in their number of samples or, between splits, in T or d; no modality exists at all;
-            a score lies outside [-3, 3].
+        UserError: arrays disagree in their number of samples or, between splits, in T or d; no modality exists at all,
+            or no sample has a frame; a score lies outside [-3, 3].
     """
     shapes = _common_shapes(raw, source)
     if label_kind == "score":
@@ -68,6 +68,8 @@ def assemble(
         splits[name] = _assemble_split(raw[name], shapes, aligned, counted)
         for key in COUNTED:
             report[key][name] = counted[key]
+    if not any(split.lengths.any() for split in splits.values()):
+        raise UserError(f"{source}: no sample has a frame of any modality, every feature is zero")
     report["ids"] = _name_samples(raw, splits)
     report["notes"] = notes
     return Dataset(

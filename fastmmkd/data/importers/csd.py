@@ -19,7 +19,7 @@ from fastmmkd.errors import UserError
 from fastmmkd.modalities import MODALITIES
 
 EPSILON = 1e-5
-"""Overlaps shorter than this come from rounding, not from speech."""
+"""Overlaps shorter than this come from rounding, not from speech, and a word that is shorter has no duration."""
 PAUSE = "sp"
 
 
@@ -42,6 +42,8 @@ def load(source: Path, steps: int = 50) -> Dataset:
     lies in it, without the pauses (`sp`) where a words file tells them; each modality's frame is the mean of its rows
     that overlap the word's interval, NaN and infinities first set to 0. The last `steps` words are kept and
     padded on the left. A word without rows is a missing frame; a segment without words is dropped and counted.
+    A word without duration has the rows of its own interval (GloVe's), or else those that its instant lies in; it is
+    counted, and so is every modality that has neither.
     Streams that are already cut into `video[k]` are taken as they are; with as many rows as words, row i is word i.
 
     The folds come from `splits.json` (`{"train": [video, ...], "valid": [...], "test": [...]}`) or the SDK's
@@ -79,6 +81,7 @@ def load(source: Path, steps: int = 50) -> Dataset:
         for name in SPLITS
     }
     dataset.report["notes"] += [f"{count} {what} left out" for what, count in importer.dropped.items()]
+    dataset.report["notes"] += importer.instants_in_words()
     return dataset
 
 
@@ -91,6 +94,16 @@ class _Importer:
         self.nonfinite: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         """(split, modality) -> numbers of NaN and infinite values in the rows that were used."""
         self.dropped: Counter[str] = Counter()
+        self.instants: Counter[str] = Counter()
+        """`"words"` -> words without duration among those that are kept; modality -> those of them that it lacks."""
+
+    def instants_in_words(self) -> list[str]:
+        """A line on words without duration, where there are any."""
+        if not self.instants["words"]:
+            return []
+        lacking = [f"{self.instants[m]} have no {m}" for m in MODALITIES if self.instants[m]]
+        line = f"{self.instants['words']} words without duration have the rows at their instant"
+        return [", ".join([line, *lacking])]
 
     def segments(self, video: str, split: str) -> list[_Segment]:
         """The labelled segments of a video that hold at least one word, in the order of their k."""
@@ -135,6 +148,11 @@ class _Importer:
                 continue
             self.nonfinite[split, modality].update(counts)
             features[modality] = frames
+        instants = words.stop[kept] - words.start[kept] <= EPSILON
+        self.instants["words"] += int(instants.sum())
+        for modality in MODALITIES:
+            there = modality in features and features[modality].any(axis=1)
+            self.instants[modality] += int((instants & ~there).sum())
         return _Segment(name, float(label.features[0, 0]), len(kept), features)
 
     def _own_rows(self, role: str, name: str) -> Rows | None:
@@ -149,18 +167,25 @@ class _Importer:
 def mean_over_words(rows: Rows, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
     """Mean of the rows `[R, d]` that overlap each word's interval.
 
+    A word without duration overlaps nothing: it takes the rows of the same interval, or else those that it lies in.
+
     Args:
         rows: features with their times, in any order; NaN and infinities count as 0 in the mean.
         start, stop: `[W]` seconds.
 
     Returns:
-        `[W, d]` float32, zero for a word that nothing overlaps; the numbers of non-finite values met (`nan`, `inf`).
+        `[W, d]` float32, zero for a word that no row belongs to; the numbers of non-finite values met (`nan`, `inf`).
     """
-    near = rows.where((rows.start < stop.max()) & (rows.stop >= start.min()))
-    x, counts = finite_float32(near.features)
-    overlap = np.minimum(near.stop, stop[:, None]) - np.maximum(near.start, start[:, None])
-    instant = (near.stop - near.start <= EPSILON) & (near.start >= start[:, None]) & (near.start < stop[:, None])
-    weights = ((overlap > EPSILON) | instant).astype(np.float64)
+    near = rows.where((rows.start <= stop.max() + EPSILON) & (rows.stop >= start.min() - EPSILON))
+    start, stop = start[:, None], stop[:, None]
+    overlap = np.minimum(near.stop, stop) - np.maximum(near.start, start)
+    instant = (near.stop - near.start <= EPSILON) & (near.start >= start) & (near.start < stop)
+    own = (np.abs(near.start - start) <= EPSILON) & (np.abs(near.stop - stop) <= EPSILON)
+    own |= ~own.any(axis=1, keepdims=True) & (near.start <= start) & (start < near.stop)
+    chosen = np.where(stop - start <= EPSILON, own, (overlap > EPSILON) | instant)
+    used = chosen.any(axis=0)
+    x, counts = finite_float32(near.features[used])
+    weights = chosen[:, used].astype(np.float64)
     total = weights.sum(1, keepdims=True)
     return (weights @ x / np.maximum(total, 1)).astype(np.float32), counts
 

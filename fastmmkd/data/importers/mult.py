@@ -20,7 +20,7 @@ def load(source: Path) -> Dataset:
 
     Per split: `text`, `audio`, `vision` `[N, T_m, d_m]`, padded on the left (detected all the same), optional `id`,
     and `labels`: `[N, 1, 1]` scores, or for IEMOCAP `[N, 4, 2]` one-hot pairs (no, yes) of neutral, happy, sad, angry,
-    several of which may hold.
+    several of which may hold, or none: the report counts both.
 
     Raises:
         UserError: not such a file, or it is refused by the restricted unpickler.
@@ -29,12 +29,29 @@ def load(source: Path) -> Dataset:
     shapes = {np.asarray(content[name]["labels"]).shape[1:] for name in SPLITS}
     emotions = shapes == {(len(SOURCE_EMOTIONS), 2)}
     raw = {name: _raw_split(content[name], emotions, f"{source}: {name}") for name in SPLITS}
-    return assemble(
+    ambiguous = _ambiguous(raw) if emotions else []
+    dataset = assemble(
         raw,
         source=f"MulT {source.name}",
         importer="mult",
         label_kind="emotions" if emotions else "score",
     )
+    dataset.report["notes"] += ambiguous
+    return dataset
+
+
+def _ambiguous(raw: dict[str, RawSplit]) -> list[str]:
+    """One line per split in which samples hold no emotion, or several."""
+    lines = []
+    for name, split in raw.items():
+        held = split.labels.sum(axis=1)
+        none, several = int((held == 0).sum()), int((held > 1).sum())
+        if none + several:
+            lines.append(
+                f"{name}: of {len(held)} samples {none} hold no emotion and {several} several; emotions-4way takes "
+                "such data with data.ambiguous=drop alone, which leaves these samples out"
+            )
+    return lines
 
 
 def _raw_split(split: dict[str, Any], emotions: bool, where: str) -> RawSplit:
