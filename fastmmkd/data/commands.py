@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastmmkd.data.dataset import DTYPES, Dataset
 from fastmmkd.data.importers import FORMATS
+from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory
 from fastmmkd.modalities import MODALITIES
 
@@ -27,7 +28,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--resplit",
         type=int,
         metavar="SEED",
-        help="pool all splits and divide them again, stratified by label sign and existing modalities",
+        help="pool all splits and divide them again, stratified by label sign and existing modalities; where samples "
+        "of a video overlap or resemble each other, --by video",
+    )
+    imported.add_argument(
+        "--by",
+        choices=["sample", "video"],
+        default="sample",
+        help="with --resplit: divide samples, or videos with all their samples, which ids must name (default sample)",
     )
     _add_output(imported)
     imported.set_defaults(run=run_import)
@@ -57,10 +65,14 @@ def run_import(args: argparse.Namespace) -> int:
 
     from fastmmkd.data.importers import import_dataset
 
+    if args.resplit is not None and args.resplit < 0:
+        raise UserError(f"--resplit {args.resplit}: expected a seed from 0")
+    if args.by != "sample" and args.resplit is None:
+        raise UserError(f"--by {args.by}: expected --resplit SEED with it, splits are the source's")
     make_directory(args.out.parent)  # before the long part, not after it
     console = Console()
     with console.status(f"reading {args.source}"):
-        dataset = import_dataset(args.format, args.source, args.resplit)
+        dataset = import_dataset(args.format, args.source, args.resplit, args.by)
     _write(console, dataset, args)
     return 0
 
@@ -125,7 +137,9 @@ def cleaned(dataset: Dataset) -> list[str]:
     if repeated := report.get("ids", {}).get("repeated"):
         lines.append(f"{repeated} repeated ids renamed")
     if "resplit" in report:
-        lines.append(f"re-split with seed {report['resplit']['seed']}")
+        lines.append(
+            f"re-split with seed {report['resplit']['seed']}" + " by video" * (report["resplit"].get("by") == "video")
+        )
         if shared := report["resplit"]["videos_in_several_splits"]:
-            lines.append(f"warning: {shared} videos now have segments in several splits")
+            lines.append(f"warning: {shared} videos now have segments in several splits; --by video keeps them whole")
     return [*lines, *report.get("notes", [])]

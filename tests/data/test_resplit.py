@@ -48,7 +48,12 @@ def test_seed_and_origin_are_recorded(make_dataset: Make) -> None:
     before = make_dataset()
     after = resplit(before, 5)
     assert after.source == "random numbers, re-split with seed 5"
-    assert after.report["resplit"] == {"seed": 5, "sizes": [12, 6, 5], "videos_in_several_splits": 0}
+    assert after.report["resplit"] == {
+        "seed": 5,
+        "by": "sample",
+        "sizes": [12, 6, 5],
+        "videos_in_several_splits": 0,
+    }
     assert after.report["notes"] == ["a note"]
     assert "resplit" not in before.report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.errors import UserError
@@ -12,22 +13,32 @@ FORMATS = ("mmsa", "mult", "csd", "mfn")
 """Modules of this package; the one that is asked for is imported."""
 
 
-def import_dataset(format: str, source: Path | str, resplit: int | None = None) -> Dataset:
+def import_dataset(
+    format: str, source: Path | str, resplit: int | None = None, by: Literal["sample", "video"] = "sample"
+) -> Dataset:
     """Read a data set in one of the field's layouts; `fastmmkd.data.store.write` stores the result.
 
     Args:
         format: `"mmsa"` or `"mult"` (a pickle), `"csd"` (a folder of CMU-MultimodalSDK files), `"mfn"` (a folder).
         source: the file or folder.
         resplit: a seed to pool all splits and divide them again (see `resplit.resplit`); None keeps the source's.
+        by: what is divided: samples, or videos with all their samples.
 
     Raises:
-        UserError: an unknown format, or the source is not what the format's `load` expects.
+        UserError: an unknown format, the source is not what the format's `load` expects, or it cannot be divided so.
     """
     if format not in FORMATS:
         raise UserError(f"format {format!r} is not one of {', '.join(FORMATS)}")
     dataset: Dataset = import_module(f"{__name__}.{format}").load(Path(source))
     if resplit is None:
+        from fastmmkd.data.importers.videos import shared_videos
+
+        if shared := shared_videos({name: split.ids for name, split in dataset.splits.items()}):
+            dataset.report["notes"].append(f"{shared} videos have segments in several of the source's splits")
         return dataset
     from fastmmkd.data.importers.resplit import resplit as divided_again
 
-    return divided_again(dataset, resplit)
+    try:
+        return divided_again(dataset, resplit, by)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None

@@ -13,9 +13,11 @@ from fastmmkd.data.importers.assemble import RawSplit, assemble, require_scores
 from fastmmkd.data.packing import Sliceable
 from fastmmkd.data.store import SPLITS, Dataset
 from fastmmkd.errors import UserError
+from fastmmkd.files import read_json
 
 PREFIXES = {"language": "text", "audio": "audio", "visual": "video"}
 DATASET_NAMES = ("d1", "data")
+IDS = '{"train": ["video_clip", ...], "valid": [...], "test": [...]}'
 STAR_CENTRE = 3.0
 """ICT-MMMO's reviews have 1 to 5 stars; 3 is neutral."""
 
@@ -24,7 +26,8 @@ def load(source: Path) -> Dataset:
     """Import a folder of MFN files.
 
     Each file has one data set, `d1` or `data`: features `[N, T, d]`, labels `[N]`. `text_train_emb.h5` wins over
-    `text_train.h5`. A modality whose file a split lacks is absent in that split.
+    `text_train.h5`. A modality whose file a split lacks is absent in that split. `ids.json`, where it is there, has a
+    list of ids per split, in the order of rows.
 
     Labels: when no label of any split is below 1 or above 5 and one is above 3, they are stars, stored as `label - 3`;
     when all lie in [-3, 3] they are kept; anything else is refused.
@@ -38,6 +41,8 @@ def load(source: Path) -> Dataset:
         )
     with in_one_line(source), ExitStack() as opened:
         raw = {name: _raw_split(source, name, opened) for name in SPLITS}
+        if (ids := source / "ids.json").exists():
+            _take_ids(raw, ids)
         label_map = _map_labels(raw, source)
         return assemble(raw, source=f"MFN {source.resolve().name}", importer="mfn", label_map=label_map)
 
@@ -53,6 +58,17 @@ def _raw_split(folder: Path, name: str, opened: ExitStack) -> RawSplit:
         raise UserError(f"{folder}: no features for {name}, expected at least one of {wanted} (or with _emb)")
     labels = require_scores(_only_dataset(labels_file, opened)[()], f"{labels_file}: labels")
     return RawSplit(features=features, labels=labels)
+
+
+def _take_ids(raw: dict[str, RawSplit], path: Path) -> None:
+    lists = read_json(path, IDS)
+    for name, split in raw.items():
+        ids = lists.get(name) if isinstance(lists, dict) else None
+        if not isinstance(ids, list) or not all(isinstance(entry, str) for entry in ids):
+            raise UserError(f"{path}: has no list of strings for {name}, expected {IDS}")
+        if len(ids) != len(split.labels):
+            raise UserError(f"{path}: has {len(ids)} ids for {name}, expected {len(split.labels)}, one for each label")
+        split.ids = ids
 
 
 def _feature_file(folder: Path, prefix: str, name: str) -> Path | None:

@@ -2,43 +2,75 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 
+from fastmmkd.data.importers.videos import EXAMPLES, shared_videos, videos_of
 from fastmmkd.data.store import SPLITS, Dataset, Split
+from fastmmkd.errors import UserError
 
-_SEGMENT = re.compile(r"\$_\$.*$|\[\d+\]$")
-"""What follows the video in an id: MMSA's `video$_$clip`, the SDK's `video[k]`."""
+By = Literal["sample", "video"]
 
 
-def resplit(dataset: Dataset, seed: int) -> Dataset:
-    """Pool all splits and divide them again: same sizes, strata as even as the sizes allow, a function of `seed`.
+def resplit(dataset: Dataset, seed: int, by: By = "sample") -> Dataset:
+    """Pool all splits and divide them again: strata as even as the sizes allow, a function of `seed`.
 
-    A stratum is a label sign (negative, zero, positive; for emotions the first that holds) together with the set of
-    modalities that a sample has. Within a stratum, every split's share differs from its share of the whole by less
-    than two samples. Samples keep their ids.
+    A stratum is a label sign (negative, zero, positive; for emotions which of them hold) together with the set of
+    modalities that a sample has. Samples keep their ids.
 
-    Splits that were made by video or speaker are not any more; the report counts the videos (as far as ids name
-    them) that now have segments in several splits.
+    By sample, sizes stay the same, and within a stratum every split's share differs from its share of the whole by
+    less than two samples. Splits that were made by video or speaker are not any more; the report counts the videos (as
+    far as ids name them) that now have segments in several splits.
+
+    By video, all samples of a video go into one split, and sizes are met as nearly as whole videos allow.
+
+    Args:
+        seed: 0 or more.
+
+    Raises:
+        UserError: by video, where ids do not name their videos or there are fewer than three.
     """
+    if seed < 0:
+        raise UserError(f"--resplit {seed}: expected a seed from 0")
     pool = _pooled(list(dataset.splits.values()))
     sizes = np.array([len(dataset.splits[name]) for name in SPLITS])
-    target = _allocate(_strata(pool, dataset.label_kind), sizes, np.random.default_rng(seed))
+    strata, rng = _strata(pool, dataset.label_kind), np.random.default_rng(seed)
+    by_video = by == "video"
+    target = _allocate_groups(_videos(pool.ids), strata, sizes, rng) if by_video else _allocate(strata, sizes, rng)
     splits = {name: pool.take(np.flatnonzero(target == s)) for s, name in enumerate(SPLITS)}
-    record = {"seed": seed, "sizes": sizes.tolist(), "videos_in_several_splits": _shared_videos(splits)}
+    record: dict[str, Any] = {"seed": seed, "by": by, "sizes": [len(split) for split in splits.values()]}
+    record["videos_in_several_splits"] = shared_videos({name: split.ids for name, split in splits.items()})
     return replace(
         dataset,
         splits=splits,
-        source=f"{dataset.source}, re-split with seed {seed}",
+        source=f"{dataset.source}, re-split with seed {seed}" + " by video" * by_video,
         report={**dataset.report, "resplit": record},
     )
 
 
+def _videos(ids: list[str]) -> np.ndarray:
+    """`[N]` int64, a number for each sample's video."""
+    videos = videos_of(ids)
+    if videos is None:
+        raise UserError(
+            f"--by video: ids such as {ids[0]!a} do not say which video a sample is of; expected {EXAMPLES}"
+        )
+    names, numbers = np.unique(videos, return_inverse=True)
+    if len(names) < len(SPLITS):
+        raise UserError(
+            f"--by video: all samples are of {len(names)} videos, expected one for each of {', '.join(SPLITS)}"
+        )
+    return numbers
+
+
 def _strata(pool: Split, label_kind: str) -> np.ndarray:
     """`[N]` int64 stratum of each sample."""
-    kind = pool.labels.argmax(1) if label_kind == "emotions" else np.sign(pool.labels).astype(np.int64) + 1
+    if label_kind == "emotions":
+        kind = (pool.labels > 0.5) @ (1 << np.arange(pool.labels.shape[1]))
+    else:
+        kind = np.sign(pool.labels).astype(np.int64) + 1
     modalities = pool.present @ np.array([1, 2, 4])
     return kind * 8 + modalities
 
@@ -60,6 +92,35 @@ def _allocate(strata: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -
     return target
 
 
+def _allocate_groups(groups: np.ndarray, strata: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`[N]` split of each sample, the same for all of a group.
+
+    The largest group first (in random order where they are equal), each goes where it brings sizes and strata nearest
+    to their shares. A split that is left empty gets the smallest group of the one that has most groups.
+
+    Args:
+        groups: `[N]` int64, 0 to G - 1, with G no less than the number of splits.
+    """
+    kinds, of_kind = np.unique(strata, return_inverse=True)
+    counts = np.zeros((groups.max() + 1, len(kinds) + 1))
+    np.add.at(counts, (groups, of_kind), 1)
+    counts[:, -1] = counts[:, :-1].sum(axis=1)
+    share = sizes / sizes.sum()
+    missing = share[:, None] * counts.sum(axis=0)
+    shuffled = rng.permutation(len(counts))
+    chosen = np.empty(len(counts), np.int64)
+    for group in shuffled[np.argsort(-counts[shuffled, -1], kind="stable")]:
+        # By how much the squared distances from the shares grow, each relative to the split's size.
+        growth = (counts[group] * (counts[group] - 2 * missing)).sum(axis=1) / share
+        chosen[group] = split = int(np.argmin(growth))
+        missing[split] -= counts[group]
+    for split in range(len(sizes)):
+        if split not in chosen:
+            rich = np.flatnonzero(chosen == np.bincount(chosen).argmax())
+            chosen[rich[np.argmin(counts[rich, -1])]] = split
+    return chosen[groups]
+
+
 def _pooled(splits: list[Split]) -> Split:
     first = splits[0]
     return Split(
@@ -70,10 +131,3 @@ def _pooled(splits: list[Split]) -> Split:
         ids=[sample for s in splits for sample in s.ids],
         ideal={condition: np.concatenate([s.ideal[condition] for s in splits]) for condition in first.ideal},
     )
-
-
-def _shared_videos(splits: dict[str, Split]) -> int:
-    videos = [
-        {_SEGMENT.sub("", sample) for sample in split.ids if _SEGMENT.search(sample)} for split in splits.values()
-    ]
-    return sum(sum(video in group for group in videos) > 1 for video in set().union(*videos))
