@@ -62,7 +62,7 @@ class Predictor:
             raise UserError(f"{source}: has no samples, expected at least one to predict")
         self._check_widths(split, source)
         validate_frames(source, split, self.feature_dims)
-        shape = (len(split),) if self.task.label_kind == "score" else (len(split), len(EMOTIONS))
+        shape = (len(split),) if self.task.has_scores else (len(split), len(EMOTIONS))
         unlabelled = replace(split, labels=np.zeros(shape, np.float32))  # whatever labels the data have
         predictions = self.evaluator(unlabelled, source).run(self.module, Scenario(COMPLETE), np.arange(len(split)))[0]
         if not (finite := np.isfinite(predictions).reshape(len(split), -1).all(axis=1)).all():

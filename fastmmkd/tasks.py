@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastmmkd.labels import EMOTIONS, SCORE_CLASS_NAMES
+from fastmmkd.labels import EMOTIONS, SCORE_CLASS_NAMES, SIMS_EDGES
 
 if TYPE_CHECKING:  # a config can be read without torch
     import torch
@@ -24,6 +24,7 @@ class Task:
     name               labels       outputs predictions
     ================== ============ ======= ==========================================================
     regression         score        1       `[N]` score
+    regression-sims    sims         1       `[N]` score, in [-1, 1] as those of CH-SIMS; its own metrics
     classification-2   score        2       `[N, 2]` probabilities of negative (< 0), non-negative (>= 0)
     classification-3   score        3       `[N, 3]` probabilities of negative, zero, positive
     classification-7   score        7       `[N, 7]` probabilities of the rounded scores -3 .. 3
@@ -40,11 +41,18 @@ class Task:
 
     @property
     def label_kind(self) -> str:
+        if self.name == "regression-sims":
+            return "sims"
         return "emotions" if self.name.startswith("emotions") else "score"
 
     @property
     def is_regression(self) -> bool:
-        return self.name == "regression"
+        return self.name in ("regression", "regression-sims")
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether labels are one score each; emotions otherwise."""
+        return self.label_kind != "emotions"
 
     @property
     def outputs(self) -> int:
@@ -54,7 +62,7 @@ class Task:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the columns of the predicted probabilities; empty for regression."""
-        return EMOTIONS if self.label_kind == "emotions" else SCORE_CLASS_NAMES.get(self.outputs, ())
+        return SCORE_CLASS_NAMES.get(self.outputs, ()) if self.has_scores else EMOTIONS
 
     @property
     def problems(self) -> int:
@@ -63,7 +71,7 @@ class Task:
 
     def targets(self, labels: np.ndarray) -> np.ndarray:
         """Labels `[N]` or `[N, 4]` -> float32 `[N]` for regression, else int64 class indices `[N, problems]`."""
-        if self.name == "regression":
+        if self.is_regression:
             return labels.astype(np.float32)
         if self.name == "emotions-binary":
             return (labels > 0.5).astype(np.int64)
@@ -106,11 +114,18 @@ class Task:
 
         Args:
             targets: as `loss` takes them.
-            bins: regression only, the classes that scores are binned into (2, 3 or 7, see `score_classes`).
+            bins: regression only, the classes that scores are binned into: 2, 3 or 7, see `score_classes`. Those of
+                CH-SIMS end where its accuracies do; 7 are thrice the score, rounded (decision: it has no seven).
         """
         if not self.is_regression:
             return targets, self.outputs // self.problems
         scores = targets.unsqueeze(-1)
+        if self.label_kind == "sims":
+            if bins == 7:
+                return (3 * scores).round().clamp(-3, 3).long() + 3, 7
+            import torch
+
+            return torch.bucketize(scores, scores.new_tensor(SIMS_EDGES[bins])), bins
         if bins == 2:
             return (scores >= 0).long(), 2
         if bins == 3:
@@ -132,6 +147,7 @@ class Task:
 
 TASKS = {
     "regression": 1,
+    "regression-sims": 1,
     "classification-2": 2,
     "classification-3": 3,
     "classification-7": 7,

@@ -105,8 +105,8 @@ EXPECTED = [
     (
         "train.task",
         "regresion",
-        "train.task: 'regresion' is not a task; expected one of regression, classification-2, classification-3, "
-        "classification-7, emotions-binary, emotions-4way; did you mean regression?",
+        "train.task: 'regresion' is not a task; expected one of regression, regression-sims, classification-2, "
+        "classification-3, classification-7, emotions-binary, emotions-4way; did you mean regression?",
     ),
     ("deepspeed", [], "deepspeed: expected a block of keys, got []"),
     ("deepspeed.optimiser", {}, "deepspeed.optimiser: unknown key; did you mean deepspeed.optimizer?"),

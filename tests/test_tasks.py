@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastmmkd.labels import sims_classes
 from fastmmkd.tasks import TASKS, Task, score_classes
 
 
@@ -45,7 +46,7 @@ def test_gradient(name) -> None:
     targets = torch.from_numpy(task.targets(labels))[None]
     logits = torch.randn(1, 3, task.outputs, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: task.loss(x, targets), (logits,))
-    assert task.predictions(logits[0]).shape == ((3,) if name == "regression" else (3, len(task.class_names)))
+    assert task.predictions(logits[0]).shape == ((3,) if task.is_regression else (3, len(task.class_names)))
 
 
 def test_divergence_by_hand() -> None:
@@ -97,6 +98,24 @@ def test_classes_of_scores_are_those_of_labels(bins, scores) -> None:
     assert classes.shape == (1, len(scores), 1)
     assert count == bins
     assert classes[0, :, 0].tolist() == score_classes(np.array(scores), bins).tolist()
+
+
+def test_classes_of_sims() -> None:
+    """An edge belongs to the class below it, in single precision; seven are thrice the score, rounded."""
+    scores = torch.tensor([[-1.0, -0.7, -0.6, -0.1, 0.0, 0.1, 0.2, 0.7, 1.0]])
+    task = Task("regression-sims")
+    assert torch.equal(task.loss(scores[..., None], scores), torch.zeros(1))
+    expected = {
+        2: [0, 0, 0, 0, 0, 1, 1, 1, 1],
+        3: [0, 0, 0, 0, 1, 1, 2, 2, 2],
+        7: [0, 1, 1, 3, 3, 3, 4, 5, 6],
+    }
+    for bins, classes in expected.items():
+        found, count = task.classes(scores, bins)
+        assert (found.dtype, count, found[0, :, 0].tolist()) == (torch.int64, bins, classes)
+        if bins != 7:
+            assert sims_classes(scores[0].numpy(), bins).tolist() == classes
+    assert sims_classes(scores[0].double().numpy(), 5).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
 
 
 @pytest.mark.parametrize(

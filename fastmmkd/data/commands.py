@@ -10,6 +10,7 @@ from fastmmkd.data.dataset import DTYPES, Dataset
 from fastmmkd.data.importers import FORMATS
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory
+from fastmmkd.labels import SCORE_LIMITS
 from fastmmkd.modalities import MODALITIES
 
 if TYPE_CHECKING:
@@ -36,6 +37,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         choices=["sample", "video"],
         default="sample",
         help="with --resplit: divide samples, or videos with all their samples, which ids must name (default sample)",
+    )
+    imported.add_argument(
+        "--labels",
+        choices=list(SCORE_LIMITS),
+        help="what its scores are: sentiment in [-3, 3], or in [-1, 1] as CH-SIMS and SIMSv2, with their metrics",
+    )
+    imported.add_argument(
+        "--clip-labels", action="store_true", help="set scores beyond the limits to them, and count them"
     )
     _add_output(imported)
     imported.set_defaults(run=run_import)
@@ -72,7 +81,7 @@ def run_import(args: argparse.Namespace) -> int:
     make_directory(args.out.parent)  # before the long part, not after it
     console = Console()
     with console.status(f"reading {args.source}"):
-        dataset = import_dataset(args.format, args.source, args.resplit, args.by)
+        dataset = import_dataset(args.format, args.source, args.resplit, args.by, args.labels, args.clip_labels)
     _write(console, dataset, args)
     return 0
 

@@ -40,7 +40,8 @@ class Split:
     present: np.ndarray
     """`[N, 3]` bool, whether the sample has the modality at all."""
     labels: np.ndarray
-    """`[N]` float32 scores in [-3, 3], or `[N, 4]` float32 emotion indicators in the order of `EMOTIONS`."""
+    """`[N]` float32 scores in [-3, 3] (of CH-SIMS: in [-1, 1]), or `[N, 4]` float32 emotion indicators in the order of
+    `EMOTIONS`."""
     ids: list[str]
     """`[N]` names, unique in the data set."""
     ideal: dict[str, np.ndarray] = field(default_factory=dict)
@@ -148,7 +149,8 @@ class Dataset:
 
     splits: dict[str, Split]
     label_kind: str
-    """`"score"` (sentiment in [-3, 3]) or `"emotions"` (happy, sad, angry, neutral)."""
+    """`"score"` (sentiment in [-3, 3]), `"sims"` (in [-1, 1], with the metrics of CH-SIMS) or `"emotions"` (happy, sad,
+    angry, neutral)."""
     source: str
     """One line on where it comes from, for reports."""
     importer: str

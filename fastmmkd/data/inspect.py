@@ -12,10 +12,12 @@ from rich.text import Text
 
 from fastmmkd.data.dataset import EMOTIONS, SPLITS, Dataset, Split
 from fastmmkd.data.integrity import moments
+from fastmmkd.labels import sims_classes
 from fastmmkd.modalities import MODALITIES
 
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 BAR_WIDTH = 24
+SIMS_CLASS_NAMES = ("to -0.7", "to -0.1", "to 0.1", "to 0.7", "to 1")
 
 
 def quality(dataset: Dataset) -> dict[str, Any]:
@@ -28,7 +30,8 @@ def quality(dataset: Dataset) -> dict[str, Any]:
         without frames).
         `splits`: per split `samples`; `present` and `nonfinite` per modality; `combinations` such as `{"la": 3}`
         (`"none"` for a sample with nothing); `lengths` per modality, quantiles over the samples that have it (None
-        without any); `labels`, a histogram of scores rounded half to even, or of emotions that hold;
+        without any); `labels`, a histogram of scores rounded half to even (of CH-SIMS: of its five classes), or of
+        emotions that hold;
         `zero_frames` per modality, all-zero frames inside the real part of a sequence, and `real_frames`, the total.
 
         `nonfinite` is what the importer replaced, in the splits of the source (before any re-split).
@@ -101,6 +104,9 @@ def _quantiles(lengths: np.ndarray) -> dict[str, float] | None:
 def _histogram(labels: np.ndarray, kind: str) -> dict[str, int]:
     if kind == "emotions":
         return {emotion: int(labels[:, i].sum()) for i, emotion in enumerate(EMOTIONS)}
+    if kind == "sims":
+        classes = sims_classes(labels, len(SIMS_CLASS_NAMES))
+        return {name: int((classes == i).sum()) for i, name in enumerate(SIMS_CLASS_NAMES)}
     rounded = np.round(labels).astype(int)
     return {f"{score:+d}" if score else "0": int((rounded == score).sum()) for score in range(-3, 4)}
 

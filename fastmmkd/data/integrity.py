@@ -13,10 +13,9 @@ import numpy as np
 from fastmmkd.data.dataset import EMOTIONS, SPLITS, Dataset, Split
 from fastmmkd.data.packing import blocks, unpack
 from fastmmkd.errors import UserError
+from fastmmkd.labels import LABEL_KINDS, SCORE_LIMITS
 from fastmmkd.modalities import CONDITIONS, MODALITIES
 
-SCORE_LIMIT = 3.0
-"""Sentiment scores lie in [-3, 3]."""
 _ID = re.compile("[^\0\ud800-\udfff]+")
 CONTENT = (*(f"features/{m}" for m in MODALITIES), "lengths", "present", "labels", "ids")
 """Arrays of a split that the content hash is over."""
@@ -30,8 +29,8 @@ def validate(dataset: Dataset) -> None:
     """
     if tuple(dataset.splits) != SPLITS:
         raise UserError(f"data set has the splits {', '.join(dataset.splits) or 'none'}, expected {', '.join(SPLITS)}")
-    if dataset.label_kind not in ("score", "emotions"):
-        raise UserError(f"label_kind is {dataset.label_kind!r}, expected 'score' or 'emotions'")
+    if dataset.label_kind not in LABEL_KINDS:
+        raise UserError(f"label_kind is {dataset.label_kind!r}, expected one of {', '.join(LABEL_KINDS)}")
     for name, split in dataset.splits.items():
         _check_labels(name, split, dataset.label_kind)
         _check_modalities(name, split)
@@ -181,15 +180,16 @@ def _present_rows(x: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _check_labels(name: str, split: Split, kind: str) -> None:
-    labels, expected = split.labels, "[N]" if kind == "score" else f"[N, {len(EMOTIONS)}]"
+    labels, limit = split.labels, SCORE_LIMITS.get(kind)
+    expected = f"[N, {len(EMOTIONS)}]" if limit is None else "[N]"
     if labels.ndim == 0 or len(labels) == 0:
         raise UserError(f"{name} has no samples")
-    if labels.shape[1:] != (() if kind == "score" else (len(EMOTIONS),)):
+    if labels.shape[1:] != ((len(EMOTIONS),) if limit is None else ()):
         raise UserError(f"{name}/labels are {list(labels.shape)}, expected {expected} for label_kind {kind!r}")
-    good = np.abs(labels) <= SCORE_LIMIT if kind == "score" else (labels == 0) | (labels == 1)
+    good = (labels == 0) | (labels == 1) if limit is None else np.abs(labels) <= limit
     if not good.all():
         where = tuple(int(i) for i in np.argwhere(~good)[0])
-        wanted = "a score in [-3, 3]" if kind == "score" else "0 or 1"
+        wanted = "0 or 1" if limit is None else f"a score in [{-limit:g}, {limit:g}]"
         raise UserError(f"{name}/labels{list(where)} is {labels[where]:g}, expected {wanted}")
 
 

@@ -169,4 +169,4 @@ def selection(config: Config) -> str:
 
     By default MAE for regression, else cross-entropy: small validation splits measure them more steadily than F1.
     """
-    return config.train.select or ("mae" if config.task.is_regression else "loss")
+    return config.train.select or (metrics.error(config.task) if config.task.is_regression else "loss")

@@ -13,6 +13,9 @@ from fastmmkd.data.store import EMOTIONS
 from fastmmkd.evaluation import metrics
 from fastmmkd.tasks import Task
 
+BINNED = ("acc7", "acc5", "acc3", "acc2_sims", "f1_sims", "acc3_sims", "acc5_sims")
+"""Metrics that compare classes of scores, of which one is the most frequent or the most probable."""
+
 
 def floor(task: Task, test_labels: np.ndarray, train_labels: np.ndarray) -> dict[str, float]:
     """Per metric, the best value that any of the `trivial` predictors reaches on the test labels.
@@ -95,9 +98,10 @@ def trivial(task: Task, test_labels: np.ndarray, train_labels: np.ndarray) -> di
 def ideal(task: Task, labels: np.ndarray, posterior: np.ndarray, support: np.ndarray) -> dict[str, float]:
     """Metrics of the classifier that knows the posterior and decides optimally for each metric.
 
-    MAE: posterior median. Acc-7, Acc-5, Acc-3: the most probable bin. *non0*: positive where P(y > 0) > P(y < 0);
-    *has0*: non-negative where P(y >= 0) >= P(y < 0). Correlation, and a metric of scores that is not named: posterior
-    mean. Emotions: an emotion holds where its probability exceeds one half; the single label is the most probable one.
+    MAE: posterior median. Acc-7, Acc-5, Acc-3, all classes of CH-SIMS: the most probable bin. *non0*: positive where
+    P(y > 0) > P(y < 0); *has0*: non-negative where P(y >= 0) >= P(y < 0). Correlation, and a metric of scores that is
+    not named: posterior mean. Emotions: an emotion holds where its probability exceeds one half; the single label is
+    the most probable one.
     (These maximise accuracy; for F1, which has no per-sample optimum, they are the standard choice.)
 
     Args:
@@ -113,7 +117,7 @@ def ideal(task: Task, labels: np.ndarray, posterior: np.ndarray, support: np.nda
     support = np.asarray(support, dtype=np.float64)
     if posterior.shape != (len(labels), len(support)):
         raise ValueError(f"posterior has shape {posterior.shape}, expected {(len(labels), len(support))}")
-    decide = _ideal_scores if task.label_kind == "score" else _ideal_emotions
+    decide = _ideal_scores if task.has_scores else _ideal_emotions
     return metrics.score_all(task, labels, decide(posterior, support))
 
 
@@ -124,10 +128,11 @@ def _trivial_scores(train: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
         positive=np.asarray(len(nonzero) == 0 or (nonzero > 0).mean() >= 0.5),
     )
     as_decisions = metrics.score_decisions(train)
-    majority |= {key: _mode(as_decisions[key]) for key in ("acc7", "acc5", "acc3")}
+    majority |= {key: _mode(as_decisions[key]) for key in BINNED}
     never = np.asarray(False)
+    negative = metrics.sign_decisions(nonnegative=never, positive=never)
     return {
-        "always-negative": metrics.sign_decisions(nonnegative=never, positive=never),
+        "always-negative": negative | dict.fromkeys(("acc2_sims", "f1_sims"), np.asarray(0)),
         "always-majority": majority,
         "always-mean": metrics.score_decisions(train.mean()),
         "always-median": metrics.score_decisions(np.median(train)),
@@ -162,8 +167,9 @@ def _ideal_scores(posterior: np.ndarray, support: np.ndarray) -> dict[str, np.nd
     total = posterior.sum(axis=1, keepdims=True)
     bins = metrics.score_decisions(support)
     made = metrics.score_decisions(posterior @ support)
-    made |= {key: _most_probable(posterior, bins[key]) for key in ("acc7", "acc5", "acc3")}
-    made |= {"mae": support[(posterior.cumsum(axis=1) >= total / 2).argmax(axis=1)]}
+    made |= {key: _most_probable(posterior, bins[key]) for key in BINNED}
+    median = support[(posterior.cumsum(axis=1) >= total / 2).argmax(axis=1)]
+    made |= {"mae": median, "mae_sims": median}
     return made | metrics.sign_decisions(nonnegative=positive + zero >= negative, positive=positive > negative)
 
 

@@ -10,12 +10,15 @@ makes its own. Adding a metric is an entry in `METRICS`.
     acc3                       sign: negative, zero, positive
     acc2_has0, f1_has0         y >= 0 against y < 0, all samples
     acc2_non0, f1_non0         y > 0 against y < 0, samples with y == 0 dropped
+    acc2_sims, f1_sims, acc3_sims, acc5_sims     the classes of CH-SIMS (`fastmmkd.labels.SIMS_EDGES`)
+    mae_sims, corr_sims        scores clipped to +-1
     acc_<emotion>, f1_<emotion>            whether the emotion holds; `acc`, `f1`: the mean over the four emotions
     acc_4way, f1_4way                      the single label
     acc_<emotion>_ovr, f1_<emotion>_ovr    the single label is this emotion, or another
 
 F1 is the weighted F1 of scikit-learn, `f1_score(true, predicted, average="weighted")`; swapping the two arguments
 reads several points too high. Accuracies and F1 are in percent, MAE and correlation are not.
+The metrics of CH-SIMS are those of MMSA, the toolkit of its authors: everything is clipped to +-1 first.
 A metric that has no sample to be computed on (after dropping zeros) is NaN.
 """
 
@@ -27,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastmmkd.errors import UserError
-from fastmmkd.labels import EMOTIONS
+from fastmmkd.labels import EMOTIONS, SIMS_EDGES, sims_classes
 from fastmmkd.tasks import Task
 
 Truth = Callable[[np.ndarray], np.ndarray]
@@ -58,6 +61,15 @@ def as_labelled(scores: np.ndarray) -> np.ndarray:
 def rounded(limit: int) -> Truth:
     """Scores clipped to +- `limit` and rounded half to even, as the public code of the field does."""
     return lambda scores: np.round(np.clip(scores, -limit, limit))
+
+
+def within(limit: float) -> Truth:
+    """Scores clipped to +- `limit`."""
+    return lambda scores: np.clip(scores, -limit, limit)
+
+
+def sims_class_of(classes: int) -> Truth:
+    return lambda scores: sims_classes(np.clip(scores, -1, 1), classes)
 
 
 def nonnegative(scores: np.ndarray) -> np.ndarray:
@@ -136,6 +148,12 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         ACC7,
         Metric("acc5", "Acc-5 (%)", True, True, rounded(2), accuracy),
     ),
+    "regression-sims": (
+        Metric("f1_sims", "F1 SIMS (%)", True, True, sims_class_of(2), weighted_f1),
+        Metric("mae_sims", "MAE SIMS", False, False, within(1), mean_absolute_error),
+        Metric("corr_sims", "Pearson correlation SIMS", True, False, within(1), correlation),
+        *(Metric(f"acc{n}_sims", f"Acc-{n} SIMS (%)", True, True, sims_class_of(n), accuracy) for n in SIMS_EDGES),
+    ),
     "classification-2": SIGNS,
     "classification-3": (*SIGNS, Metric("acc3", "Acc-3 (%)", True, True, np.sign, accuracy)),
     "classification-7": (*SIGNS, ACC7),
@@ -158,7 +176,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 """Task name -> its metrics; the first one is the headline metric."""
 
 _BY_KEY = {metric.key: metric for of_task in METRICS.values() for metric in of_task}
-_OF_SCORES = {m.key: m for name, of_task in METRICS.items() if Task(name).label_kind == "score" for m in of_task}
+_OF_SCORES = {m.key: m for name, of_task in METRICS.items() if Task(name).has_scores for m in of_task}
 
 
 def keys(task: Task) -> tuple[str, ...]:
@@ -172,13 +190,19 @@ def selectable(task: Task) -> tuple[str, ...]:
 
 
 def primary(task: Task) -> str:
-    """The headline metric: `f1_non0` for scores, `f1` for four binary emotions, `f1_4way` for the single label."""
+    """The headline metric: `f1_non0` for scores, `f1_sims` for those of CH-SIMS, `f1` for four binary emotions,
+    `f1_4way` for the single label."""
     return METRICS[task.name][0].key
 
 
 def higher_is_better(key: str) -> bool:
-    """False only for the mean absolute error and the loss."""
+    """False only for mean absolute errors and the loss."""
     return key != "loss" and _BY_KEY[key].higher_is_better
+
+
+def error(task: Task) -> str:
+    """What a regression's checkpoint is chosen by, if nothing else is: its mean absolute error."""
+    return next(key for key in keys(task) if not higher_is_better(key))
 
 
 def better(key: str, value: float, than: float) -> bool:
@@ -312,7 +336,7 @@ def score(key: str, labels: np.ndarray, decision: np.ndarray) -> float:
 
 def _check_shapes(task: Task, labels: np.ndarray, predictions: np.ndarray) -> None:
     n = len(labels)
-    expected_labels = (n,) if task.label_kind == "score" else (n, len(EMOTIONS))
+    expected_labels = (n,) if task.has_scores else (n, len(EMOTIONS))
     if labels.shape != expected_labels:
         raise ValueError(f"labels have shape {labels.shape}, task {task.name} needs {expected_labels}")
     width = () if task.is_regression else (task.outputs // 2 if task.name == "emotions-binary" else task.outputs,)

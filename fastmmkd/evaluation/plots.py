@@ -57,8 +57,8 @@ def curves(path: Path, results: Results | Sequence[tuple[str, Results]]) -> None
     """Metrics against the ratio p of missing frames, as PNG.
 
     One line per run with a band of one standard deviation over its seeds, the floor dashed, and the ideal on complete
-    data as a star at p = 0 where it is known. Panels: F1 non0, and MAE of regressions; one F1 per emotion; F1 of the
-    single label.
+    data as a star at p = 0 where it is known. Panels: the headline F1 of scores, and MAE of regressions;
+    one F1 per emotion; F1 of the single label.
 
     Args:
         path: the PNG to write.
@@ -126,7 +126,7 @@ def embedding(path: Path, representations: np.ndarray, labels: np.ndarray, title
 
 def _curve_keys(task: Task) -> list[str]:
     if task.is_regression:
-        return ["f1_non0", "mae"]
+        return [metrics.primary(task), metrics.error(task)]
     if task.name == "emotions-binary":
         return [f"f1_{emotion}" for emotion in EMOTIONS]
     return [metrics.primary(task)]

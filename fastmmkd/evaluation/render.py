@@ -14,6 +14,10 @@ SCORE_LEGEND = (
     "*non0*: samples labelled 0 are dropped, positive against negative. *has0*: all samples, >= 0 against < 0. "
     "F1 is weighted F1. "
 )
+SIMS_LEGEND = (
+    "Metrics of CH-SIMS, as MMSA computes them: everything is clipped to ±1; Acc-2 and F1 tell <= 0 from > 0, Acc-3 "
+    "ends its classes at ±0.1, Acc-5 at ±0.1 and ±0.7. F1 is weighted F1. "
+)
 EMOTION_LEGEND = "F1 is weighted F1 of each binary problem. "
 FLOOR_LEGEND = (
     "*floor*: the best value of predictors that see no features (always the majority class, always negative, always "
@@ -84,8 +88,8 @@ def floor_note(results: Results) -> str:
 
 def legend(results: Results) -> str:
     """What the rows and metric names mean, and which conditions "Avg." had to leave out."""
-    score = Task(results.task).label_kind == "score"
-    text = (SCORE_LEGEND if score else EMOTION_LEGEND) + FLOOR_LEGEND
+    of_kind = {"score": SCORE_LEGEND, "sims": SIMS_LEGEND, "emotions": EMOTION_LEGEND}
+    text = of_kind[Task(results.task).label_kind] + FLOOR_LEGEND
     if results.average.ideal is not None:
         text += IDEAL_LEGEND
     text += SAMPLES_LEGEND

@@ -148,7 +148,7 @@ def comparable(runs: Sequence[Run]) -> list[Comparable]:
 
 def compare(members: Comparable) -> list[Comparison]:
     """Paired tests on "Avg." for each two runs of a set: the headline metric, and MAE for two that have it."""
-    keys = [members.primary] + (["mae"] if "mae" in members.keys else [])
+    keys = [members.primary, *(metrics.error(task) for task in members.tasks if task.is_regression)]
     return [
         Comparison(a_name, b_name, key, paired_on_average(a, b, key))
         for key in keys

@@ -51,7 +51,7 @@ class MetricTable:
 def shown_metrics(task: Task) -> list[str]:
     """Metrics that get a table: all for scores; for emotions F1 of each, and the overall accuracy."""
     names = metrics.keys(task)
-    if task.label_kind == "score":
+    if task.has_scores:
         return list(names)
     return [key for key in names if key.startswith("f1") or not any(e in key for e in EMOTIONS)]
 

@@ -70,8 +70,8 @@ def test_one_scale_for_all_splits(tmp_path: Path) -> None:
 
 
 def test_another_scale_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, {**STARS, "test": np.array([1.0, 7, 2])})
-    with pytest.raises(UserError, match=r"labels run from 1 to 7, expected \[-3, 3\] or 1 to 5 stars"):
+    write(tmp_path, {**STARS, "train": np.full(6, 2.0), "test": np.array([1.0, 7, 2])})
+    with pytest.raises(UserError, match=r"test label 1 is 7, expected a score in \[-3, 3\] or 1 to 5 stars"):
         import_dataset("mfn", tmp_path)
 
 

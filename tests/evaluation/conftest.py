@@ -14,7 +14,7 @@ from fastmmkd.evaluation.schema import Results
 from fastmmkd.modalities import CONDITIONS
 from fastmmkd.tasks import Task
 
-SUPPORT = {"score": np.arange(-9, 10) / 3, "emotions": np.arange(4.0)}
+SUPPORT = {"score": np.arange(-9, 10) / 3, "sims": np.arange(-5, 6) / 5, "emotions": np.arange(4.0)}
 CLARITY = {"l": 1.5, "a": 0.8, "v": 0.6, "la": 1.6, "lv": 1.55, "av": 1.0, "lav": 1.8}
 """How far apart the likelihoods of different labels lie under each condition."""
 
@@ -32,13 +32,14 @@ class World:
         self.labels = self.as_labels(drawn)
         self.posteriors = {}
         for condition, clarity in CLARITY.items():
-            observed = clarity * self.support[drawn] + generator.normal(size=samples)
-            log_p = np.log(prior) - 0.5 * (observed[:, None] - clarity * self.support) ** 2
+            seen = clarity * self.support * (3 if task.label_kind == "sims" else 1)
+            observed = seen[drawn] + generator.normal(size=samples)
+            log_p = np.log(prior) - 0.5 * (observed[:, None] - seen) ** 2
             p = np.exp(log_p - log_p.max(axis=1, keepdims=True))
             self.posteriors[condition] = p / p.sum(axis=1, keepdims=True)
 
     def as_labels(self, drawn: np.ndarray) -> np.ndarray:
-        return self.support[drawn] if self.task.label_kind == "score" else np.eye(4)[drawn]
+        return self.support[drawn] if self.task.has_scores else np.eye(4)[drawn]
 
     def predict(self, condition: str, noise: float, seed: int) -> np.ndarray:
         """Predictions of a model that knows the posterior up to noise."""

@@ -35,6 +35,52 @@ def test_regression_by_hand():
     assert scores["f1_non0"] == pytest.approx(100 * (2 * 0.5 + 3 * 2 / 3) / 5)
 
 
+class TestSims:
+    """CH-SIMS, as MMSA computes it: both are clipped to +-1, and an edge belongs to the class below it."""
+
+    Y = np.array([-1.0, -0.8, -0.6, -0.2, 0.0, 0.1, 0.2, 0.4, 0.8, 1.0])
+    P = np.array([-1.4, -0.5, -0.7, 0.1, -0.3, 0.0, 0.05, 0.7, 0.71, 3.0])
+
+    def test_by_hand(self) -> None:
+        scores = metrics.compute(Task("regression-sims"), self.Y, self.P)
+        # <= 0 against > 0: labels NNNNNPPPPP, predictions NNNPNNPPPP.
+        assert scores["acc2_sims"] == pytest.approx(80)
+        # Either class: tp 4, fp 1, fn 1 -> 4/5, weight 5.
+        assert scores["f1_sims"] == pytest.approx(80)
+        # Ends at -0.1 and 0.1: labels NNNN00PPPP, predictions NNN0N00PPP.
+        assert scores["acc3_sims"] == pytest.approx(70)
+        # Ends at +-0.7 and +-0.1: labels 0 0 1 1 2 2 3 3 4 4, predictions 0 1 0 2 1 2 2 3 4 4.
+        assert scores["acc5_sims"] == pytest.approx(50)
+        # After clipping -1.4 to -1 and 3 to 1.
+        assert scores["mae_sims"] == pytest.approx((0 + 0.3 + 0.1 + 0.3 + 0.3 + 0.1 + 0.15 + 0.3 + 0.09 + 0) / 10)
+        assert scores["corr_sims"] == pytest.approx(np.corrcoef(self.Y, self.P.clip(-1, 1))[0, 1])
+        assert tuple(scores) == ("f1_sims", "mae_sims", "corr_sims", "acc2_sims", "acc3_sims", "acc5_sims")
+
+    def test_f1_weighs_by_the_true_classes(self) -> None:
+        scores = metrics.compute(Task("regression-sims"), np.array([0.2, 0.4, 0.6, -0.2]), np.full(4, -0.5))
+        assert scores["f1_sims"] == pytest.approx(10.0)
+
+    @settings(deadline=None, max_examples=50)
+    @given(st.lists(st.tuples(st.floats(-1, 1, width=32), st.floats(-2, 2, width=32)), min_size=2, max_size=20))
+    def test_against_loops(self, pairs: list[tuple[float, float]]) -> None:
+        """Class by class: which of the half-open intervals a clipped score is in."""
+
+        def found(score: float, edges: tuple[float, ...]) -> int:
+            clipped = min(max(score, -1.0), 1.0)
+            return sum(clipped > float(np.float32(edge)) for edge in edges)
+
+        y, p = (np.array(column) for column in zip(*pairs, strict=True))
+        scores = metrics.compute(Task("regression-sims"), y, p)
+        for classes, edges in ((2, (0.0,)), (3, (-0.1, 0.1)), (5, (-0.7, -0.1, 0.1, 0.7))):
+            same = [found(a, edges) == found(b, edges) for a, b in pairs]
+            assert scores[f"acc{classes}_sims"] == pytest.approx(100 * sum(same) / len(same))
+
+    def test_labels_of_single_precision_lie_on_their_edges(self) -> None:
+        """0.1 as a store holds it is more than 0.1 in double precision."""
+        scores = metrics.compute(Task("regression-sims"), np.array([np.float32(0.1)], np.float64), np.array([0.0]))
+        assert scores["acc3_sims"] == 100
+
+
 def test_f1_weighs_by_the_true_classes():
     """Three of four are positive, all are called negative. Weighted by the *predicted* classes it would be 40."""
     scores = metrics.compute(REGRESSION, np.array([1.0, 1, 1, -1]), np.array([-1.0, -1, -1, -1]))
@@ -64,8 +110,8 @@ def test_constant_predictions_have_no_correlation_but_are_no_error():
 @pytest.mark.parametrize("name", TASKS)
 def test_no_samples_give_nan_for_every_metric(name):
     task = Task(name)
-    labels = np.zeros((0,) if task.label_kind == "score" else (0, 4))
-    width = {"regression": (0,), "emotions-binary": (0, 4)}.get(name, (0, task.outputs))
+    labels = np.zeros((0,) if task.has_scores else (0, 4))
+    width = {"regression": (0,), "regression-sims": (0,), "emotions-binary": (0, 4)}.get(name, (0, task.outputs))
     scores = metrics.compute(task, labels, np.zeros(width))
     assert tuple(scores) == metrics.keys(task)
     assert all(math.isnan(v) for v in scores.values())
@@ -270,7 +316,7 @@ class TestAMetricIsOneEntry:
         rng = np.random.default_rng(0)
         scores = rng.integers(-9, 10, 50) / 3
         emotions = np.eye(4)[rng.integers(0, 4, 50)]
-        labels = scores if Task(name).label_kind == "score" else emotions
+        labels = scores if Task(name).has_scores else emotions
         for metric in metrics.METRICS[name]:
             best = 0.0 if not metric.higher_is_better else 100.0 if metric.percent else 1.0
             assert metric.score(metric.truth(labels), metric.truth(labels)) == pytest.approx(best)

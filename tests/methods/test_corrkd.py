@@ -74,7 +74,7 @@ def draw(*shape, seed=0):
 
 
 def targets_of(task):
-    return torch.tensor([LABELS[task]])
+    return torch.tensor([LABELS[task.removesuffix("-sims")]])
 
 
 def step(model, teacher, missing, complete, targets):

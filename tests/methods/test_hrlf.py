@@ -73,7 +73,7 @@ def draw_scales(seed=0, rows=BATCH):
 
 
 def targets_of(task):
-    return torch.tensor([LABELS[task]])
+    return torch.tensor([LABELS[task.removesuffix("-sims")]])
 
 
 def step(model, teacher, missing, complete, targets):

@@ -14,7 +14,12 @@ FORMATS = ("mmsa", "mult", "csd", "mfn")
 
 
 def import_dataset(
-    format: str, source: Path | str, resplit: int | None = None, by: Literal["sample", "video"] = "sample"
+    format: str,
+    source: Path | str,
+    resplit: int | None = None,
+    by: Literal["sample", "video"] = "sample",
+    labels: Literal["score", "sims"] | None = None,
+    clip_labels: bool = False,
 ) -> Dataset:
     """Read a data set in one of the field's layouts; `fastmmkd.data.store.write` stores the result.
 
@@ -23,13 +28,19 @@ def import_dataset(
         source: the file or folder.
         resplit: a seed to pool all splits and divide them again (see `resplit.resplit`); None keeps the source's.
         by: what is divided: samples, or videos with all their samples.
+        labels: what its scores are: sentiment in [-3, 3], or in [-1, 1] as those of CH-SIMS, with its metrics. None:
+            the first, but scores that look like the second are refused.
+        clip_labels: scores beyond are set to the limits and counted, not refused.
 
     Raises:
         UserError: an unknown format, the source is not what the format's `load` expects, or it cannot be divided so.
     """
     if format not in FORMATS:
         raise UserError(f"format {format!r} is not one of {', '.join(FORMATS)}")
-    dataset: Dataset = import_module(f"{__name__}.{format}").load(Path(source))
+    loaded: Dataset = import_module(f"{__name__}.{format}").load(Path(source))
+    from fastmmkd.data.importers.settle import with_settled_labels
+
+    dataset = with_settled_labels(loaded, source, labels, clip_labels)
     if resplit is None:
         from fastmmkd.data.importers.videos import shared_videos
 

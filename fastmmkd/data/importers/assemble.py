@@ -14,7 +14,6 @@ import numpy as np
 
 from fastmmkd.data.importers.array_in_file import ArrayInFile
 from fastmmkd.data.importers.padding import Span, given_span, inside, occupied_span, side_counts, union_span
-from fastmmkd.data.integrity import SCORE_LIMIT
 from fastmmkd.data.packing import Sliceable, blocks
 from fastmmkd.data.store import SPLITS, Dataset, Split
 from fastmmkd.errors import UserError
@@ -53,11 +52,9 @@ def assemble(
 
     Raises:
         UserError: arrays disagree in their number of samples or, between splits, in T or d; no modality exists at all,
-            or no sample has a frame; a score lies outside [-3, 3].
+            or no sample has a frame.
     """
     shapes = _common_shapes(raw, source)
-    if label_kind == "score":
-        _check_scores(raw, source)
     # Lengths of its own for one modality say that the modalities have different time axes.
     aligned = len({shape[0] for shape in shapes.values()}) == 1 and not any(split.lengths for split in raw.values())
     notes = _notes(raw, shapes)
@@ -75,13 +72,6 @@ def assemble(
     return Dataset(
         splits=splits, label_kind=label_kind, source=source, importer=importer, label_map=label_map, report=report
     )
-
-
-def _check_scores(raw: Mapping[str, RawSplit], source: str) -> None:
-    for name, split in raw.items():
-        if (beyond := np.abs(split.labels) > SCORE_LIMIT).any():
-            i = int(np.argmax(beyond))
-            raise UserError(f"{source}: {name} label {i} is {split.labels[i]:g}, expected a score in [-3, 3]")
 
 
 def _notes(raw: Mapping[str, RawSplit], shapes: Mapping[str, Any]) -> list[str]:

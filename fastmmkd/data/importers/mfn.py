@@ -30,10 +30,10 @@ def load(source: Path) -> Dataset:
     list of ids per split, in the order of rows.
 
     Labels: when no label of any split is below 1 or above 5 and one is above 3, they are stars, stored as `label - 3`;
-    when all lie in [-3, 3] they are kept; anything else is refused.
+    otherwise they are kept.
 
     Raises:
-        UserError: not such a folder, a split without labels or without any features, or labels of another scale.
+        UserError: not such a folder, a split without labels or without any features.
     """
     if not source.is_dir():
         raise UserError(
@@ -43,7 +43,7 @@ def load(source: Path) -> Dataset:
         raw = {name: _raw_split(source, name, opened) for name in SPLITS}
         if (ids := source / "ids.json").exists():
             _take_ids(raw, ids)
-        label_map = _map_labels(raw, source)
+        label_map = _map_labels(raw)
         return assemble(raw, source=f"MFN {source.resolve().name}", importer="mfn", label_map=label_map)
 
 
@@ -96,13 +96,11 @@ def _only_dataset(file: Path, opened: ExitStack) -> h5py.Dataset:
         raise UserError(f"no data set {' or '.join(DATASET_NAMES)}, found {', '.join(h5) or 'nothing'}")
 
 
-def _map_labels(raw: dict[str, RawSplit], source: Path) -> str:
+def _map_labels(raw: dict[str, RawSplit]) -> str:
     labels = np.concatenate([split.labels for split in raw.values()])
     low, high = labels.min(), labels.max()
     if low >= 1 and 3 < high <= 5:
         for split in raw.values():
             split.labels = split.labels - STAR_CENTRE
         return "label - 3"
-    if low < -3 or high > 3:
-        raise UserError(f"{source}: labels run from {low:g} to {high:g}, expected [-3, 3] or 1 to 5 stars")
     return "identity"
