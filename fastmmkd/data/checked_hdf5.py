@@ -41,8 +41,8 @@ def in_one_line(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: {reason}; copy or make it again") from error
 
 
-def member(file: h5py.File, key: str) -> h5py.Group | h5py.Dataset:
-    """What lies under a key of several parts, each linked in this file and in one place of the tree.
+def member(file: h5py.Group, key: str) -> h5py.Group | h5py.Dataset:
+    """What lies under a key of several parts below a file or group, each linked in this file.
 
     Raises:
         UserError: there is no such thing, or a link leads elsewhere.
@@ -81,7 +81,7 @@ def array(file: h5py.File, key: str, dtypes: tuple[str, ...], shape: tuple[int |
     return dataset
 
 
-def refuse_elsewhere(file: h5py.File, key: str, dataset: h5py.Dataset) -> None:
+def refuse_elsewhere(file: h5py.Group, key: str, dataset: h5py.Dataset) -> None:
     """Raises UserError where the values of a data set lie outside its file, or are not all there."""
     if dataset.external or dataset.is_virtual:
         raise UserError(f"{key} lies in another file, expected its values in this one")
@@ -93,7 +93,7 @@ def refuse_elsewhere(file: h5py.File, key: str, dataset: h5py.Dataset) -> None:
         needed = chunks * math.prod(dataset.chunks) * dataset.dtype.itemsize
         if dataset.id.get_num_chunks() != chunks:
             raise UserError(f"{key} is {list(dataset.shape)}, but only parts of it are stored")
-    if stored > file.id.get_filesize() or needed > DEFLATE_RATIO * stored:
+    if stored > file.file.id.get_filesize() or needed > DEFLATE_RATIO * stored:
         raise UserError(f"{key} is {list(dataset.shape)}, {needed} bytes, but {stored} are stored")
 
 
@@ -103,16 +103,42 @@ def strings(file: h5py.File, key: str) -> list[str]:
     Raises:
         UserError: what `array` raises; or they are longer, taken together, than the file that holds them as they are.
     """
-    dataset, size = array(file, key, ("str",), ("N",)), file.id.get_filesize()
+    dataset = array(file, key, ("str",), ("N",))
     if h5py.check_string_dtype(dataset.dtype).length is not None:
         return dataset.asstr()[()].tolist()
-    texts: list[str] = []
+    return [text for block in _blocks_of_strings(file, key, dataset) for text in block.tolist()]
+
+
+def _blocks_of_strings(file: h5py.Group, key: str, dataset: h5py.Dataset) -> Iterator[np.ndarray]:
+    """Strings of any length, some rows at a time.
+
+    Raises:
+        UserError: they are longer, taken together, than the file that holds them as they are.
+    """
+    size = file.file.id.get_filesize()
     for start in range(0, len(dataset), STRINGS):
-        texts += dataset.asstr()[start : start + STRINGS].tolist()
-        size -= sum(map(len, texts[start:]))
+        block = dataset.asstr()[start : start + STRINGS]
+        size -= sum(map(len, block.reshape(-1).tolist()))
         if size < 0:
             raise UserError(f"{key} are longer than the file, one text stands for many")
-    return texts
+        yield block
+
+
+def values(group: h5py.Group, key: str) -> np.ndarray:
+    """All of an array of one axis or more, of numbers or text.
+
+    Raises:
+        UserError: what `array` raises, but for any dtype and shape; or it holds neither numbers nor text.
+    """
+    dataset = member(group, key)
+    if not isinstance(dataset, h5py.Dataset) or not dataset.shape:
+        raise UserError(f"{key} is no array, expected one with an axis of rows")
+    refuse_elsewhere(group, key, dataset)
+    if dataset.dtype.kind in "iuf" or dataset.dtype.kind == "S":
+        return dataset[()]
+    if h5py.check_string_dtype(dataset.dtype) is None:
+        raise UserError(f"{key} is {dataset.dtype} {list(dataset.shape)}, expected numbers or text")
+    return np.concatenate([np.zeros((0, *dataset.shape[1:]), object), *_blocks_of_strings(group, key, dataset)])
 
 
 def fixed(texts: Sequence[str]) -> np.ndarray:

@@ -82,6 +82,11 @@ def load(source: Path, steps: int = 50) -> Dataset:
     }
     dataset.report["notes"] += [f"{count} {what} left out" for what, count in importer.dropped.items()]
     dataset.report["notes"] += importer.instants_in_words()
+    dataset.report["notes"] += [
+        f"{sum(stream.untimed.values())} rows of {stream.path.name} begin or end at no finite time: left out"
+        for stream in streams.values()
+        if stream.untimed
+    ]
     return dataset
 
 
@@ -117,6 +122,9 @@ class _Importer:
         whole = {role: stream.video_rows(video) for role, stream in self.streams.items() if role != "labels"}
         segments = []
         for name, label in parts:
+            if len(label.start) and not (label.features.size and np.isfinite(label.features[0, 0])):
+                value = label.features[0, 0] if label.features.size else "nothing"
+                raise UserError(f"{labels.path}: the label of {name} is {value}, expected a finite score")
             segment = self._segment(name, label, whole, split) if len(label.start) else None
             if segment is None:
                 self.dropped["segments without words"] += 1

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from fastmmkd.data.checked_hdf5 import in_one_line, member, refuse_elsewhere, values
 from fastmmkd.data.store import SPLITS
 from fastmmkd.errors import UserError
+from fastmmkd.files import read_json
 
 # In order of precedence: "Opinion Segment Labels" must not be read as anything else. "COAVAREP" is how MOSEI spells it.
 ROLE_PATTERNS = (
@@ -61,6 +63,10 @@ class Stream:
     """Video -> its keys, in the order of k."""
     width: int
     """d of its features; 1 for words."""
+    role: str = ""
+    """One of those of `ROLE_PATTERNS`, once it is known."""
+    untimed: dict[str, int] = field(default_factory=dict)
+    """Key -> its rows that were left out, since they begin or end at no finite time."""
 
     @property
     def videos(self) -> list[str]:
@@ -73,7 +79,7 @@ class Stream:
 
     @property
     def dataset_name(self) -> str:
-        return metadata(self.root).get("dataset name", "")
+        return about(self.root, "dataset name")
 
     def has(self, key: str) -> bool:
         return key in self.root["data"]
@@ -87,23 +93,33 @@ class Stream:
         return rows.where(np.argsort(rows.start, kind="stable"))
 
     def rows(self, key: str) -> Rows:
-        """The rows under one key.
+        """The rows under one key that have finite times.
 
         Raises:
-            UserError: features or intervals are missing or unreadable, or do not fit together or the stream's width.
+            UserError: features or intervals are missing, no arrays of this file or unreadable, are not numbers (words
+                are text), or do not fit together or the stream's width; a label without a finite time.
         """
-        try:
-            entry = self.root["data"][key]
-            features, intervals = np.asarray(entry["features"]), np.asarray(entry["intervals"], np.float64)
-        except (KeyError, OSError, ValueError) as error:
-            raise UserError(f"{self.path}: {key} cannot be read ({error})") from error
-        features = features.reshape(len(features), _width(features))
+        with in_one_line(self.path):
+            features = values(self.root, f"data/{key}/features")
+            intervals = values(self.root, f"data/{key}/intervals")
+        if intervals.dtype.kind not in "iuf":
+            raise UserError(f"{self.path}: {key} has intervals of {intervals.dtype}, expected seconds")
+        features, intervals = features.reshape(len(features), _width(features)), intervals.astype(np.float64)
         if features.shape[1] != self.width or intervals.shape != (len(features), 2):
             raise UserError(
                 f"{self.path}: {key} has features {list(features.shape)} and intervals {list(intervals.shape)}, "
                 f"expected [n, {self.width}] and [n, 2]"
             )
-        return Rows(features, intervals[:, 0], intervals[:, 1])
+        if features.dtype.kind not in "iuf" and self.role != "words":
+            raise UserError(f"{self.path}: {key} has features of {features.dtype}, expected numbers")
+        rows, timed = Rows(features, intervals[:, 0], intervals[:, 1]), np.isfinite(intervals).all(axis=1)
+        if timed.all():
+            return rows
+        if self.role == "labels":
+            i = int(np.argmin(timed))
+            raise UserError(f"{self.path}: {key} has the interval {intervals[i].tolist()}, expected finite seconds")
+        self.untimed[key] = int((~timed).sum())
+        return rows.where(timed)
 
 
 @contextmanager
@@ -127,6 +143,7 @@ def open_streams(folder: Path) -> Iterator[dict[str, Stream]]:
                     f"{folder}: both {streams[role].path.name} and {path.name} are {role}; remove one of them"
                 )
             if role is not None:
+                stream.role = role
                 streams[role] = stream
         if missing := [text for role, text in REQUIRED.items() if role not in streams]:
             names = ", ".join(path.name for path in files) or "no .csd files"
@@ -134,17 +151,22 @@ def open_streams(folder: Path) -> Iterator[dict[str, Stream]]:
         yield streams
 
 
-def metadata(root: h5py.Group) -> dict[str, str]:
-    """The metadata of a computational sequence as text; each entry is one JSON string, or bare text in old files."""
-    entries = {}
-    for key, value in root.get("metadata", {}).items():
-        raw = np.asarray(value[()]).reshape(-1)
-        text = raw[0] if len(raw) else ""
-        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
-        with suppress(ValueError):
-            text = str(json.loads(text))
-        entries[key] = text
-    return entries
+def about(root: h5py.Group, key: str) -> str:
+    """An entry of a computational sequence's metadata: a JSON string, or bare text in old files; empty if there is none.
+
+    Raises:
+        UserError: it is a link to another place, or not all there.
+    """
+    if not isinstance(root.get("metadata"), h5py.Group) or key not in root["metadata"]:
+        return ""
+    entry = member(root, f"metadata/{key}")
+    if not isinstance(entry, h5py.Dataset) or h5py.check_string_dtype(entry.dtype) is None or entry.size != 1:
+        return ""
+    refuse_elsewhere(root, f"metadata/{key}", entry)
+    text = entry.asstr(errors="replace")[()] if entry.shape == () else entry.asstr(errors="replace")[:].reshape(-1)[0]
+    with suppress(ValueError, RecursionError):
+        text = str(json.loads(text))
+    return text
 
 
 def read_folds(folder: Path) -> dict[str, str]:
@@ -154,9 +176,12 @@ def read_folds(folder: Path) -> dict[str, str]:
         UserError: neither is there, it lacks a split, or a video is in two splits.
     """
     path = folder / "splits.json"
+    scripts = [script for script in sorted(folder.glob("*_std_folds.py")) if script.is_file()]
     if path.is_file():
-        lists = _json_folds(path)
-    elif scripts := sorted(folder.glob("*_std_folds.py")):
+        lists = read_json(path, f"JSON of the folds, {FOLDS_EXAMPLE}")
+        if not isinstance(lists, dict):
+            raise UserError(f"{path}: holds a {type(lists).__name__}, expected {FOLDS_EXAMPLE}")
+    elif scripts:
         path = scripts[0]
         lists = _sdk_folds(path)
     else:
@@ -171,16 +196,6 @@ def read_folds(folder: Path) -> dict[str, str]:
     return folds
 
 
-def _json_folds(path: Path) -> dict[str, Any]:
-    try:
-        lists = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}), expected {FOLDS_EXAMPLE}") from error
-    if not isinstance(lists, dict):
-        raise UserError(f"{path}: holds a {type(lists).__name__}, expected {FOLDS_EXAMPLE}")
-    return lists
-
-
 def _sdk_folds(path: Path) -> dict[str, Any]:
     """`standard_train_fold = [...]` and its siblings, as literals."""
     lists: dict[str, Any] = {}
@@ -189,30 +204,37 @@ def _sdk_folds(path: Path) -> dict[str, Any]:
             name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else ""
             if isinstance(node, ast.Assign) and (match := _SDK_FOLD.match(name)):
                 lists[match[1]] = ast.literal_eval(node.value)
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not a list of folds ({error}), expected standard_train_fold = [...]") from error
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not a list of folds ({said}), expected standard_train_fold = [...]") from error
     return lists
 
 
 def _open(stack: ExitStack, path: Path) -> Stream:
-    try:
+    if not path.is_file():
+        raise UserError(f"{path}: not a file, expected a computational sequence")
+    with in_one_line(path):
         file = stack.enter_context(h5py.File(path, "r"))
-    except OSError as error:
-        raise UserError(f"{path}: not a readable HDF5 file ({error})") from error
-    roots = [group for group in file.values() if isinstance(group, h5py.Group) and "data" in group]
-    if len(roots) != 1 or not len(roots[0]["data"]):
-        raise UserError(f"{path}: not a computational sequence, expected one group with data, found {', '.join(file)}")
-    keys: dict[str, list[tuple[int, str]]] = {}
-    for key in roots[0]["data"]:
-        match = _SEGMENT_KEY.match(key)
-        video, k = (match[1], int(match[2])) if match else (key, 0)
-        keys.setdefault(video, []).append((k, key))
-    ordered = {video: [key for _, key in sorted(segments)] for video, segments in sorted(keys.items())}
-    try:
-        width = _width(roots[0]["data"][next(iter(roots[0]["data"]))]["features"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a computational sequence, its entries have no features") from error
-    return Stream(path, roots[0], ordered, width)
+        groups = [group for group in (member(file, name) for name in file) if isinstance(group, h5py.Group)]
+        roots = [group for group in groups if isinstance(group.get("data", getlink=True), h5py.HardLink)]
+        if len(roots) != 1 or not isinstance(data := roots[0]["data"], h5py.Group) or not len(data):
+            found = ", ".join(map(ascii, file)) or "nothing"
+            raise UserError(f"not a computational sequence, expected one group with data, found {found}")
+        keys: dict[str, list[tuple[int, str]]] = {}
+        for key in data:
+            if not isinstance(key, str):
+                raise UserError(f"the key {key!a} is no UTF-8, expected the name of a video")
+            match = _SEGMENT_KEY.match(key)
+            video, k = (match[1], int(match[2])) if match else (key, 0)
+            keys.setdefault(video, []).append((k, key))
+        ordered = {video: [key for _, key in sorted(segments)] for video, segments in sorted(keys.items())}
+        first = next(iter(data))
+        if not isinstance(data.get(first), h5py.Group) or "features" not in data[first]:
+            raise UserError("not a computational sequence, its entries have no features")
+        features = member(data, f"{first}/features")
+        if not isinstance(features, h5py.Dataset) or not features.shape:
+            raise UserError(f"not a computational sequence, the features of {first!a} are no array [n, d]")
+    return Stream(path, roots[0], ordered, _width(features))
 
 
 def _width(features: np.ndarray | h5py.Dataset) -> int:
@@ -220,16 +242,16 @@ def _width(features: np.ndarray | h5py.Dataset) -> int:
 
 
 def _role(stream: Stream) -> str | None:
-    about = metadata(stream.root)
-    # The description comes last: it may well mention other streams.
-    names = (
-        stream.root.name,
-        about.get("root name"),
-        stream.path.stem,
-        about.get("computational sequence description"),
-    )
+    with in_one_line(stream.path):
+        # The description comes last: it may well mention other streams.
+        names = (
+            stream.root.name,
+            about(stream.root, "root name"),
+            stream.path.stem,
+            about(stream.root, "computational sequence description"),
+        )
     for name in names:
-        plain = re.sub(r"[^a-z0-9]", "", (name or "").lower())
+        plain = re.sub(r"[^a-z0-9]", "", name.lower())
         for role, pattern in ROLE_PATTERNS:
             if pattern.search(plain):
                 return None if role == "phones" else role
