@@ -148,6 +148,8 @@ def read_json(path: Path, what: str) -> Any:
         UserError: it is missing or not JSON.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe is waited for for ever
+            raise UserError(f"{path}: not a file; expected {what}")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected {what}") from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastmmkd.data.dataset import DTYPES, Dataset
 from fastmmkd.data.importers import FORMATS
-from fastmmkd.errors import UserError
+from fastmmkd.errors import CannotWrite, UserError
 from fastmmkd.files import make_directory
 from fastmmkd.labels import SCORE_LIMITS
 from fastmmkd.modalities import MODALITIES
@@ -82,7 +82,12 @@ def run_import(args: argparse.Namespace) -> int:
     console = Console()
     with console.status(f"reading {args.source}"):
         dataset = import_dataset(args.format, args.source, args.resplit, args.by, args.labels, args.clip_labels)
-    _write(console, dataset, args)
+    try:
+        _write(console, dataset, args)
+    except CannotWrite:
+        raise
+    except UserError as error:  # of the data: an id, a value that --dtype does not reach
+        raise UserError(f"{args.source}: {error}") from None
     return 0
 
 
@@ -133,9 +138,12 @@ def cleaned(dataset: Dataset) -> list[str]:
     """What the importer changed or missed, one line per finding; empty if nothing."""
     report, lines = dataset.report, []
     for m in MODALITIES:
-        counts = [sum(split.get(m, {}).values()) for split in report.get("nonfinite", {}).values()]
-        if total := sum(counts):
+        counts = [split.get(m, {}) for split in report.get("nonfinite", {}).values()]
+        beyond = sum(kinds.get("beyond", 0) for kinds in counts)
+        if total := sum(sum(kinds.values()) for kinds in counts) - beyond:
             lines.append(f"{m}: {total} NaN or infinite values set to 0")
+        if beyond:
+            lines.append(f"{m}: {beyond} values too large for single precision set to 0")
     if dataset.label_map != "identity":
         lines.append(f"labels stored as {dataset.label_map}")
     for i, m in enumerate(MODALITIES):

@@ -17,6 +17,8 @@ from fastmmkd.labels import LABEL_KINDS, SCORE_LIMITS
 from fastmmkd.modalities import CONDITIONS, MODALITIES
 
 _ID = re.compile("[^\0\ud800-\udfff]+")
+LONGEST_ID = 4096
+"""Characters: a store takes as many bytes for every id as the longest of a split has."""
 CONTENT = (*(f"features/{m}" for m in MODALITIES), "lengths", "present", "labels", "ids")
 """Arrays of a split that the content hash is over."""
 
@@ -241,6 +243,8 @@ def _check_ids(dataset: Dataset) -> None:
         if len(split.ids) != len(split):
             raise UserError(f"{name} has {len(split.ids)} ids for {len(split)} samples")
         for sample in split.ids:
+            if isinstance(sample, str) and len(sample) > LONGEST_ID:
+                raise UserError(f"{name}/ids holds one of {len(sample)} characters, expected at most {LONGEST_ID}")
             if not isinstance(sample, str) or not sample or not _ID.fullmatch(sample):
                 raise UserError(f"{name}/ids holds {sample!a}, expected a non-empty string without NUL or surrogates")
             if sample in seen:

@@ -6,7 +6,7 @@ Shape legend: N samples, T_m frames and d_m features of modality m.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,14 +196,15 @@ def _emptied(span: Span, present: np.ndarray) -> Span:
 
 
 def finite_float32(x: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
-    """`x` as float32 with NaN and infinities replaced by 0 (`x` itself where that changes nothing), and their numbers:
-    keys `nan`, `inf`, absent when 0."""
+    """`x` as float32 with what is not finite replaced by 0 (`x` itself where that changes nothing), and their numbers:
+    keys `nan`, `inf`, and `beyond` for numbers that float32 does not reach; absent when 0."""
+    wide = x
     with np.errstate(over="ignore"):
-        x = x.astype(np.float32, copy=False)
+        x = wide.astype(np.float32, copy=False)
     if (finite := np.isfinite(x)).all():
         return x, {}
-    nan = int(np.isnan(x).sum())
-    counts = {"nan": nan, "inf": int((~finite).sum()) - nan}
+    nan, beyond = int(np.isnan(x).sum()), int((~finite & np.isfinite(wide)).sum())
+    counts = {"nan": nan, "inf": int((~finite).sum()) - nan - beyond, "beyond": beyond}
     return np.where(finite, x, np.float32(0)), {kind: count for kind, count in counts.items() if count}
 
 
@@ -233,7 +234,7 @@ def require_scores(labels: np.ndarray, where: str) -> np.ndarray:
     Raises:
         UserError: another shape or dtype, no label, or one that is not finite.
     """
-    labels = np.asarray(labels)
+    labels = plain_array(labels, where)
     if labels.size == 0 or labels.ndim == 0 or labels.size != len(labels) or labels.dtype.kind not in "iuf":
         raise UserError(f"{where} are {labels.dtype} {list(labels.shape)}, expected one number per sample")
     labels = labels.reshape(-1).astype(np.float64)
@@ -248,17 +249,34 @@ def numeric(x: object, where: str) -> Sliceable:
     Raises:
         UserError: ragged, empty or not numbers.
     """
-    try:
-        array = x if isinstance(x, ArrayInFile) else np.asarray(x)
-    except ValueError:
-        raise UserError(f"{where} is ragged, expected one array [N, T, d]") from None
-    if array.dtype.kind not in "iuf":
+    array = x if isinstance(x, ArrayInFile) else plain_array(x, where)
+    if array.dtype.kind not in "iuf" or not array.shape:
         raise UserError(f"{where} is {array.dtype} {list(array.shape)}, expected numbers [N, T, d]")
     return array
 
 
-def text_ids(ids: Iterable[object]) -> list[str]:
-    """Ids of any spelling as text: bytes are decoded, the parts of a tuple or row joined with `_`."""
+def plain_array(x: object, where: str) -> np.ndarray:
+    """What `np.asarray` makes of it.
+
+    Raises:
+        UserError: ragged.
+    """
+    try:
+        return np.asarray(x)
+    except (ValueError, OverflowError):
+        raise UserError(f"{where} is ragged, expected one array") from None
+
+
+def text_ids(ids: object, where: str) -> list[str]:
+    """Ids of any spelling as text: bytes are decoded, the parts of a tuple or row joined with `_`.
+
+    Raises:
+        UserError: no list, tuple or array.
+    """
+    if isinstance(ids, ArrayInFile):
+        ids = np.asarray(ids)
+    if not isinstance(ids, (list, tuple, np.ndarray)) or (isinstance(ids, np.ndarray) and not ids.ndim):
+        raise UserError(f"{where} is {type(ids).__name__}, expected a list of as many as there are samples")
     return [_as_text(entry) for entry in ids]
 
 

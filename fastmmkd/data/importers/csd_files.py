@@ -152,7 +152,7 @@ def open_streams(folder: Path) -> Iterator[dict[str, Stream]]:
 
 
 def about(root: h5py.Group, key: str) -> str:
-    """An entry of a computational sequence's metadata: a JSON string, or bare text in old files; empty if there is none.
+    """An entry of a computational sequence's metadata: a JSON string, or bare text in old files; empty if it lacks.
 
     Raises:
         UserError: it is a link to another place, or not all there.

@@ -73,7 +73,10 @@ def _take_ids(raw: dict[str, RawSplit], path: Path) -> None:
 
 def _feature_file(folder: Path, prefix: str, name: str) -> Path | None:
     candidates = (folder / f"{prefix}_{name}_emb.h5", folder / f"{prefix}_{name}.h5")
-    return next((file for file in candidates if file.is_file()), None)
+    found = next((file for file in candidates if file.exists()), None)
+    if found is not None and not found.is_file():
+        raise UserError(f"{found}: not a file, expected features of {name}")
+    return found
 
 
 def _features(file: Path, opened: ExitStack) -> Sliceable:
@@ -91,6 +94,8 @@ def _only_dataset(file: Path, opened: ExitStack) -> h5py.Dataset:
         h5 = opened.enter_context(h5py.File(file, "r"))
         for name in DATASET_NAMES:
             if name in h5 and isinstance(dataset := member(h5, name), h5py.Dataset):
+                if dataset.shape is None:
+                    raise UserError(f"{name} holds nothing, expected an array")
                 refuse_elsewhere(h5, name, dataset)
                 return dataset
         raise UserError(f"no data set {' or '.join(DATASET_NAMES)}, found {', '.join(h5) or 'nothing'}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastmmkd.data.importers import pickled
-from fastmmkd.data.importers.assemble import RawSplit, assemble, require_scores, text_ids
+from fastmmkd.data.importers.assemble import RawSplit, assemble, plain_array, require_scores, text_ids
 from fastmmkd.data.store import SPLITS, Dataset
 from fastmmkd.errors import UserError
 
@@ -36,7 +36,7 @@ def _raw_split(split: dict[str, Any], where: str) -> RawSplit:
     labels = require_scores(split[LABELS], f"{where} {LABELS}")
     raw = RawSplit(features=pickled.take_features(split, where), labels=labels)
     if split.get("id") is not None:
-        raw.ids = text_ids(split["id"])
+        raw.ids = text_ids(split["id"], f"{where} id")
     for modality in ("audio", "visual"):
         key = f"{pickled.KEYS[modality]}_lengths"
         if split.get(key) is not None and modality in raw.features:
@@ -47,15 +47,17 @@ def _raw_split(split: dict[str, Any], where: str) -> RawSplit:
 
 
 def _per_sample(values: Any, samples: int, where: str) -> np.ndarray:
-    lengths = np.asarray(values).reshape(-1)
+    lengths = plain_array(values, where).reshape(-1)
     if len(lengths) != samples or lengths.dtype.kind not in "iuf":
         raise UserError(f"{where} has {len(lengths)} entries, expected one number for each of the {samples} samples")
+    if not (good := (lengths >= 0) & (lengths < np.iinfo(np.int32).max)).all():
+        i = int(np.argmin(good))
+        raise UserError(f"{where}[{i}] is {lengths[i]:g}, expected a number of frames")
     return lengths.astype(np.int64)
 
 
 def _token_mask(text_bert: Any, expected: tuple[int, ...], where: str) -> np.ndarray:
-    array = np.asarray(text_bert)
-    samples, steps = expected
-    if array.shape != (samples, 3, steps):
-        raise UserError(f"{where} is {list(array.shape)}, expected [{samples}, 3, {steps}] beside that text")
+    array, wanted = plain_array(text_bert, where), (*expected[:1], 3, *expected[1:])
+    if array.shape != wanted:
+        raise UserError(f"{where} is {list(array.shape)}, expected {list(wanted)} beside that text")
     return array[:, TOKEN_MASK_ROW] != 0

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastmmkd.data.importers import pickled
-from fastmmkd.data.importers.assemble import RawSplit, assemble, require_scores, text_ids
+from fastmmkd.data.importers.assemble import RawSplit, assemble, plain_array, require_scores, text_ids
 from fastmmkd.data.store import EMOTIONS, SPLITS, Dataset
 from fastmmkd.errors import UserError
 
@@ -26,7 +26,7 @@ def load(source: Path) -> Dataset:
         UserError: not such a file, or it is refused by the restricted unpickler.
     """
     content = pickled.load_splits(source, "labels")
-    shapes = {np.asarray(content[name]["labels"]).shape[1:] for name in SPLITS}
+    shapes = {plain_array(content[name]["labels"], f"{source}: {name} labels").shape[1:] for name in SPLITS}
     emotions = shapes == {(len(SOURCE_EMOTIONS), 2)}
     raw = {name: _raw_split(content[name], emotions, f"{source}: {name}") for name in SPLITS}
     ambiguous = _ambiguous(raw) if emotions else []
@@ -59,12 +59,14 @@ def _raw_split(split: dict[str, Any], emotions: bool, where: str) -> RawSplit:
     return RawSplit(
         features=pickled.take_features(split, where),
         labels=_emotions(labels, where) if emotions else require_scores(labels, f"{where} labels"),
-        ids=None if split.get("id") is None else text_ids(split["id"]),
+        ids=None if split.get("id") is None else text_ids(split["id"], f"{where} id"),
     )
 
 
 def _emotions(pairs: np.ndarray, where: str) -> np.ndarray:
     """One-hot pairs `[N, 4, 2]` in the source's order -> indicators `[N, 4]` in the store's order."""
+    if pairs.dtype.kind not in "iufb":
+        raise UserError(f"{where} labels are {pairs.dtype} {list(pairs.shape)}, expected one-hot pairs [N, 4, 2]")
     one_hot = ((pairs == 0) | (pairs == 1)).all(-1) & (pairs.sum(-1) == 1)
     if not one_hot.all():
         i, e = np.argwhere(~one_hot)[0]

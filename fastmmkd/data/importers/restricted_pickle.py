@@ -22,7 +22,15 @@ from fastmmkd.errors import UserError
 
 LARGE = 1 << 20
 """Bytes from which on what an array holds is left in the file."""
+DEEPEST = 32
+"""Levels of containers within containers."""
+ENTRIES_PER_BYTE = 16
+"""Entries of containers for each byte of the file: a few lists that hold each other many times unfold into billions."""
 _DTYPE = re.compile(r"[<>=|]?([biufcSU]\d+|\?|O8?)")
+
+
+class _Unfolding(Exception):
+    """Containers that hold each other so that nobody could walk through them."""
 
 
 class _Refused(Exception):
@@ -34,6 +42,38 @@ def _encode(text: str, encoding: str) -> bytes:
     if encoding.lower().replace("-", "") != "latin1":
         raise pickle.UnpicklingError(f"refuses _codecs.encode with {encoding!r}")
     return text.encode("latin1")
+
+
+def _key(value: Any) -> Any:
+    """What a dict or set may have as a key: nothing that takes long to be hashed."""
+    flat = value if isinstance(value, tuple) else (value,)
+    if not all(entry is None or isinstance(entry, (str, bytes, int, float, complex, np.generic)) for entry in flat):
+        raise _Refused(f"a key that is a {type(value).__name__} of containers")
+    return value
+
+
+def _set(entries: Any = ()) -> set[Any]:
+    return {_key(entry) for entry in entries}
+
+
+def _frozenset(entries: Any = ()) -> frozenset[Any]:
+    return frozenset(_set(entries))
+
+
+def _ordered_dict(pairs: Any = ()) -> OrderedDict[Any, Any]:
+    return OrderedDict((_key(key), value) for key, value in pairs)
+
+
+def _bytes(content: bytes | str = b"", encoding: str = "latin1") -> bytes:
+    return _encode(content, encoding) if isinstance(content, str) else b"".join([content])
+
+
+def _bytearray(content: bytes | str = b"", encoding: str = "latin1") -> bytearray:
+    return bytearray(_bytes(content, encoding))
+
+
+def _complex(real: float, imaginary: float) -> complex:
+    return complex(float(real), float(imaginary))
 
 
 class _Dtype:
@@ -103,15 +143,15 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _ordered_dict,
 }
 for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
     _ALLOWED[f"{_core}.multiarray", "_reconstruct"] = _Array
     _ALLOWED[f"{_core}.multiarray", "scalar"] = _scalar
     _ALLOWED[f"{_core}.numeric", "_frombuffer"] = _frombuffer
 for _builtins in ("builtins", "__builtin__"):  # Python 3 and 2
-    for _cls in (list, tuple, dict, set, frozenset, bytes, bytearray, str, int, float, bool, complex):
-        _ALLOWED[_builtins, _cls.__name__] = _cls
+    for _make in (_set, _frozenset, _bytes, _bytearray, _complex):  # all that pickles of plain containers call
+        _ALLOWED[_builtins, _make.__name__[1:]] = _make
 
 
 class _Memo(dict[int, Any]):
@@ -156,6 +196,30 @@ class _RestrictedUnpickler(pickle._Unpickler):
         else:
             raise _Refused(f"a state of {type(unfinished).__name__}")
 
+    def load_setitem(self) -> None:
+        _key(self.stack[-2])
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        for key in self.stack[::2]:
+            _key(key)
+        super().load_setitems()  # type: ignore[misc]
+
+    def load_dict(self) -> None:
+        for key in self.stack[::2]:
+            _key(key)
+        super().load_dict()  # type: ignore[misc]
+
+    def load_additems(self) -> None:
+        for entry in self.stack:
+            _key(entry)
+        super().load_additems()  # type: ignore[misc]
+
+    def load_frozenset(self) -> None:
+        for entry in self.stack:
+            _key(entry)
+        super().load_frozenset()  # type: ignore[misc]
+
     def _bytes(self, length_bytes: int) -> bytes | BytesInFile:
         size = int.from_bytes(self.read(length_bytes), "little")
         # Frames are read whole, and large bytes lie outside of them.
@@ -183,6 +247,11 @@ class _RestrictedUnpickler(pickle._Unpickler):
 
     for _opcode, _load in {
         pickle.BUILD: load_build,
+        pickle.SETITEM: load_setitem,
+        pickle.SETITEMS: load_setitems,
+        pickle.DICT: load_dict,
+        pickle.ADDITEMS: load_additems,
+        pickle.FROZENSET: load_frozenset,
         pickle.BINBYTES: load_binbytes,
         pickle.BINBYTES8: load_binbytes8,
         pickle.BYTEARRAY8: load_bytearray8,
@@ -198,18 +267,103 @@ def load(path: Path) -> Any:
     lie in the file as they are (not if Python 3 wrote it with protocol 2 or less), and bytes are `BytesInFile`.
 
     Raises:
-        UserError: no such file, not a (whole) pickle, or it asks for anything else, which is named and not imported.
+        UserError: no such file, another kind of file, not a (whole) pickle, it asks for anything else, which is named
+            and not imported, or its containers hold each other too deep, too often or in circles.
     """
     if not path.is_file():
-        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}, expected a pickle (.pkl)")
+        raise UserError(f"{path}: {_not_a_file(path)}, expected a pickle (.pkl)")
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        raise UserError(f"{path}: is empty, expected a pickle (.pkl)")
+    if kind := next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None):
+        raise UserError(f"{path}: {kind}, expected a pickle (.pkl)")
     try:
         with path.open("rb") as file:
-            return _RestrictedUnpickler(path, file).load()
+            content = _RestrictedUnpickler(path, file).load()
+        _refuse_bombs(content, path.stat().st_size)
+        return content
     except _Refused as refused:
+        if "\r" in str(refused):
+            raise UserError(
+                f"{path}: its line ends were changed in a transfer as text; fetch it again, in binary"
+            ) from None
         raise UserError(
-            f"{path}: refused, the pickle asks for {refused}; only NumPy arrays and plain containers are allowed"
+            f"{path}: refused, the pickle asks for {' '.join(str(refused).split())}; only NumPy arrays and plain "
+            "containers are allowed"
         ) from None
+    except _Unfolding as error:
+        raise UserError(f"{path}: refused, {error}") from None
     except MemoryError:
         raise UserError(f"{path}: does not fit into memory") from None
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(f"{path}: not a whole pickle file ({type(error).__name__}: {error})") from error
+        raise UserError(
+            f"{path}: not a whole pickle file ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
+
+
+_MAGIC = {
+    b"\x1f\x8b": "compressed by gzip; unpack it first",
+    b"BZh": "compressed by bzip2; unpack it first",
+    b"\xfd7zXZ": "compressed by xz; unpack it first",
+    b"PK\x03\x04": "a zip archive, such as NumPy's .npz and torch.save write; what it holds is not read",
+    b"\x93NUMPY": "an array of NumPy's (.npy)",
+    b"\x89HDF": "an HDF5 file",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself (git lfs pull)",
+    b"<": "a page of HTML or XML; was the download refused?",
+    b"{": "JSON or text",
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": "written by torch.save; what it holds is not read",
+}
+"""What other files begin with."""
+
+
+def _not_a_file(path: Path) -> str:
+    return "is a folder" if path.is_dir() else "not a file" if path.exists() else "no such file"
+
+
+def _refuse_bombs(content: Any, size: int) -> None:
+    """Raises _Unfolding where containers hold each other so that nobody could walk through them.
+
+    Args:
+        size: of the file, in bytes.
+    """
+    measured: dict[int, tuple[int, int]] = {}
+    """Container -> entries in it and all below, and levels; (0, 0) while it is being measured."""
+    waiting = [content]
+    while waiting:
+        container = waiting[-1]
+        if measured.get(id(container), (0, 0)) != (0, 0):
+            waiting.pop()
+            continue
+        inner = [entry for entry in _entries(container) if _is_container(entry)]
+        if id(container) not in measured:
+            measured[id(container)] = (0, 0)
+            unknown = [entry for entry in inner if id(entry) not in measured]
+            if any(measured.get(id(entry)) == (0, 0) for entry in inner):
+                raise _Unfolding("a container holds itself")
+            waiting += unknown
+            if unknown:
+                continue
+        if any(measured[id(entry)] == (0, 0) for entry in inner):
+            raise _Unfolding("a container holds itself")
+        below = [measured[id(entry)] for entry in inner]
+        entries = len(_entries(container)) + sum(count for count, _ in below)
+        levels = 1 + max((depth for _, depth in below), default=0)
+        if levels > DEEPEST:
+            raise _Unfolding(f"it has containers within containers, more than {DEEPEST} levels")
+        if entries > ENTRIES_PER_BYTE * size:
+            raise _Unfolding("its containers hold each other so often that they are far larger than the file")
+        measured[id(container)] = entries, levels
+        waiting.pop()
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (list, tuple, dict)) or (isinstance(value, np.ndarray) and value.dtype.kind == "O")
+
+
+def _entries(container: Any) -> list[Any]:
+    if isinstance(container, np.ndarray):
+        return container.reshape(-1).tolist() if container.dtype.kind == "O" else []
+    if isinstance(container, dict):
+        return list(container.values())
+    return list(container) if isinstance(container, (list, tuple)) else []
