@@ -6,6 +6,7 @@ Each command imports what it needs when it runs; what can be refused without tor
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -55,6 +56,8 @@ def _run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
     """Run a command whose arguments are not empty: as a path, nothing would stand for the folder one is in."""
     before = "the first argument"
     for argument in sys.argv[1:] if argv is None else argv:
+        if "\0" in argument:
+            raise UserError(f"{argument!a}: has a NUL character, which no name of a file can have")
         name, equals, value = argument.partition("=")
         if not argument or (name.startswith("--") and equals and not value):
             raise UserError(f"{name or before}: empty; expected a value")
@@ -145,7 +148,12 @@ def _run_env(args: argparse.Namespace) -> int:
 
 
 def _guarded(command: Callable[[], int], how_to_continue: str) -> int:
-    """Turn the exceptions that users are meant to see into one line and an exit code."""
+    """Turn the exceptions that users are meant to see into one line and an exit code.
+
+    What a terminal cannot show (names in another script, one that knows ASCII alone) is written as escapes.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return command()
     except UserError as error:

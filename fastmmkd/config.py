@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from fastmmkd.blocks import Config
 from fastmmkd.errors import UserError, nearest, shown
+from fastmmkd.files import refuse_special
 
 
 def load_config(path: Path | str, overrides: list[str] | None = None) -> Config:
@@ -40,6 +41,7 @@ def read_config(path: Path | str, overrides: list[str] | None = None) -> dict[st
     """
     path = Path(path)
     try:
+        refuse_special(path, "a config")
         raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise UserError(f"{path}: no such config file{nearest(path.name, _json_names(path.parent))}") from None

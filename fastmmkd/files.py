@@ -44,6 +44,19 @@ def refuse_unwritable(directory: Path) -> None:
         raise CannotWrite(f"{directory}: cannot write in this folder ({error.strerror})") from error
 
 
+def refuse_special(path: Path, what: str) -> None:
+    """Refuse what is neither a file nor a folder: a pipe is waited for for ever, a device has no end.
+
+    Args:
+        what: was expected there.
+
+    Raises:
+        UserError: so it is.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path}: not a file; expected {what}")
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What goes wrong in the block is that `path` cannot be written.
@@ -64,8 +77,14 @@ def replacing(path: Path) -> Iterator[Path]:
     What was written is on the disk before the old file goes, and the new name is when the block is over.
 
     Raises:
-        CannotWrite: the folder cannot be written to.
+        CannotWrite: the folder cannot be written to, the path names no file, or something else lies in its place.
     """
+    if not path.name:
+        raise CannotWrite(f"{path}: cannot write this file (it is a folder)")
+    with writing(path):
+        special = path.exists() and not path.is_file() and not path.is_dir()
+    if special:  # such as /dev/null, which must not be replaced
+        raise CannotWrite(f"{path}: cannot write this file (it is a pipe or a device)")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path):
@@ -148,8 +167,7 @@ def read_json(path: Path, what: str) -> Any:
         UserError: it is missing or not JSON.
     """
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe is waited for for ever
-            raise UserError(f"{path}: not a file; expected {what}")
+        refuse_special(path, what)
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected {what}") from None

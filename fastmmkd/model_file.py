@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from fastmmkd.data.batches import Normalisation
 from fastmmkd.distributed import barrier, rank
 from fastmmkd.errors import UserError
-from fastmmkd.files import replacing
+from fastmmkd.files import refuse_special, replacing
 from fastmmkd.modalities import MODALITIES
 from fastmmkd.run_folder import MODEL_FILE
 
@@ -77,6 +77,7 @@ def _read(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """
     path = directory / MODEL_FILE
     try:
+        refuse_special(path, "a trained model")
         file = path.read_bytes()
         tensors = load(file)
         header, data = _parts(file)

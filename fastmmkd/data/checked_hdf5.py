@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,14 +32,22 @@ def in_one_line(path: Path) -> Iterator[None]:
         if str(error).startswith(str(path)):
             raise
         raise UserError(f"{path}: {error}") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{path}: {error.strerror}") from error
+        raise _in_one_line(path, error) from error
     except MemoryError as error:
         raise UserError(f"{path}: does not fit into memory") from error
     except Exception as error:  # a damaged file can raise nearly anything
-        said = " ".join(str(error).split())
-        if "unable to lock" in said:
-            raise UserError(f"{path}: another program is writing to it; wait for its end") from error
-        reason = "truncated" if "truncated" in said else f"damaged or no HDF5 ({type(error).__name__}: {said})"
-        raise UserError(f"{path}: {reason}; copy or make it again") from error
+        raise _in_one_line(path, error) from error
+
+
+def _in_one_line(path: Path, error: Exception) -> UserError:
+    said = " ".join(str(error).split())
+    if "unable to lock" in said:
+        return UserError(f"{path}: another program is writing to it; wait for its end")
+    reason = "truncated" if "truncated" in said else f"damaged or no HDF5 ({type(error).__name__}: {said})"
+    return UserError(f"{path}: {reason}; copy or make it again")
 
 
 def member(file: h5py.Group, key: str) -> h5py.Group | h5py.Dataset:

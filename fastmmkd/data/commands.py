@@ -98,7 +98,8 @@ def run_inspect(args: argparse.Namespace) -> int:
     from fastmmkd.data import store
     from fastmmkd.data.inspect import describe
 
-    Console().print(describe(store.read(args.file)))
+    console = Console()
+    console.print(describe(store.read(args.file), console.options.ascii_only))
     return 0
 
 

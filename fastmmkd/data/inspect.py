@@ -48,14 +48,14 @@ def quality(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def describe(dataset: Dataset) -> RenderableType:
-    """The report for people: print it with a `rich.console.Console`."""
+def describe(dataset: Dataset, ascii_only: bool = False) -> RenderableType:
+    """The report for people: print it with a `rich.console.Console`, which may know ASCII alone."""
     numbers = quality(dataset)
     return Group(
         _head(dataset),
         _presence_table(numbers),
         _frames_table(numbers),
-        _label_table(numbers),
+        _label_table(numbers, "#" if ascii_only else "█"),
         _feature_table(numbers),
         *_remarks(dataset, numbers),
     )
@@ -153,13 +153,13 @@ def _frames_table(numbers: dict[str, Any]) -> Table:
     return table
 
 
-def _label_table(numbers: dict[str, Any]) -> Table:
+def _label_table(numbers: dict[str, Any], bar: str) -> Table:
     table = _table("Labels", ["label", *SPLITS, "share of train"])
     table.columns[-1].justify = "left"
     for label in numbers["splits"]["train"]["labels"]:
         counts = [numbers["splits"][name]["labels"][label] for name in SPLITS]
         share = counts[0] / numbers["splits"]["train"]["samples"]
-        table.add_row(label, *map(str, counts), f"{'█' * round(share * BAR_WIDTH)} {100 * share:.1f} %")
+        table.add_row(label, *map(str, counts), f"{bar * round(share * BAR_WIDTH)} {100 * share:.1f} %")
     return table
 
 

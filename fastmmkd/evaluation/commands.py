@@ -52,6 +52,7 @@ def print_headline(members: Comparable, console: Console | None = None) -> None:
     console = console or Console()
     # Eight columns of "81.20±0.41" and a name; a narrower terminal gets the means alone.
     spread = console.width >= 120
+    plus_minus = "+-" if console.options.ascii_only else "±"
     headline = tables.metric_table(members.primary, members.runs)
     table = Table(title=Text(f"{headline.title} on {members.title}"), box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold")
@@ -60,7 +61,7 @@ def print_headline(members: Comparable, console: Console | None = None) -> None:
     for row in headline.runs + headline.references:
         texts = [
             Text(
-                tables.format_cell(headline.key, c.mean, c.std if spread else None, plus_minus="±"),
+                tables.format_cell(headline.key, c.mean, c.std if spread else None, plus_minus),
                 style="bold" if c.best else "",
             )
             for c in row.cells

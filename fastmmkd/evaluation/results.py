@@ -12,7 +12,7 @@ from typing import Any
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.schema import VERSION, Results, parse
-from fastmmkd.files import make_directory, write_text
+from fastmmkd.files import make_directory, refuse_special, write_text
 from fastmmkd.modalities import CONDITIONS, INCOMPLETE_CONDITIONS
 from fastmmkd.run_folder import CURVES_FILE, RESULTS_FILE, RESULTS_SHEET, RESULTS_TEXT
 from fastmmkd.tasks import Task
@@ -134,6 +134,7 @@ def read(path: Path) -> Results:
     path = Path(path)
     file = path / RESULTS_FILE if path.is_dir() else path
     try:
+        refuse_special(file, "the results of a run")
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         hint = "evaluate the run first: fastmmkd eval --run DIR" if path.is_dir() else "expected a run folder or file"
