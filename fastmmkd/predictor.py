@@ -98,13 +98,12 @@ def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predi
     Args:
         run: a run's folder (what `train.py --out` named).
         seed: which of its seeds; by default the first one that has a model.
-        device: where to put it.
+        device: where to put it, as torch names it: `"cpu"`, `"cuda"`, `"cuda:1"`.
 
     Raises:
-        UserError: not a run, or no model of that seed.
+        UserError: not a run, no model of that seed, or no such device.
     """
-    extension.ensure()
-    run = Path(run)
+    run, place = Path(run), _device(device)
     config = parse_config(read_record(run)["config"], str(run / RUN_FILE))
     seeds = seeds_with_model(run, config.train.seeds)
     if not seeds or (seed is not None and seed not in seeds):
@@ -112,6 +111,7 @@ def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predi
         raise UserError(f"{run}: no trained model of {wanted}; it has {', '.join(map(str, seeds)) or 'none'}")
     seed = seeds[0] if seed is None else seed
     parameters, normalisation = import_model(seed_directory(run, seed))
+    extension.ensure()
     feature_dims = tuple(len(normalisation[modality][0]) for modality in MODALITIES)
     with torch.random.fork_rng(devices=[]):  # weights are drawn before they are read
         module = METHODS[config.method].network(config, feature_dims)
@@ -119,7 +119,17 @@ def load(run: Path | str, seed: int | None = None, device: str = "cpu") -> Predi
         load_model(module, parameters)
     except RuntimeError:
         raise UserError(f"{seed_directory(run, seed)}: the model is not of the config in {run / RUN_FILE}") from None
-    return Predictor(config, seed, module.float().eval().to(device), normalisation, feature_dims, torch.device(device))
+    return Predictor(config, seed, module.float().eval().to(place), normalisation, feature_dims, place)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"device {name!r}: cannot be used ({said[:100]}); expected 'cpu', or 'cuda' with a GPU"
+        ) from None
 
 
 def load_all(run: Path | str, device: str = "cpu") -> list[Predictor]:

@@ -224,6 +224,13 @@ class TestLoadRefuses:
         ):
             fastmmkd.load(tmp_path)
 
+    @pytest.mark.parametrize("device", ["banana", "", "cuda:99", "meta:x", 1.5])
+    def test_a_device_that_is_none(self, trained: Path, device: str) -> None:
+        with pytest.raises(UserError) as caught:
+            fastmmkd.load(trained, device=device)
+        assert str(caught.value).startswith(f"device {device!r}: cannot be used (")
+        assert "\n" not in str(caught.value)
+
     def test_a_run_without_a_model(self, own_run: Path) -> None:
         for seed in (1, 2):
             (own_run / f"seed_{seed}" / "model.safetensors").unlink()

@@ -68,3 +68,5 @@ def print_headline(members: Comparable, console: Console | None = None) -> None:
         ]
         table.add_row(Text(row.name), *texts, style="" if row in headline.runs else "dim")
     console.print(table)
+    if note := tables.average_note(members.reference):
+        console.print(f"  {note}.", markup=False, highlight=False, soft_wrap=True)

@@ -93,9 +93,8 @@ def legend(results: Results) -> str:
     if results.average.ideal is not None:
         text += IDEAL_LEGEND
     text += SAMPLES_LEGEND
-    empty = tables.empty_conditions(results)
-    if empty:
-        text += f" (here without {', '.join(map(condition_label, empty))}, which no sample can be tested under)"
+    if note := tables.average_note(results):
+        text += f". {note}"
     return text + ".\n"
 
 

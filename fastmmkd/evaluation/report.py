@@ -218,7 +218,9 @@ def as_latex(sets: Sequence[Comparable]) -> str:
     for members in sets:
         for key in members.shown:
             table = tables.metric_table(key, members.runs)
-            parts.append(latex_metric(table, f"{table.title} on {members.title}.{members.task_note}"))
+            note = tables.average_note(members.reference)
+            caption = f"{table.title} on {members.title}.{members.task_note}" + f" {note}." * bool(note)
+            parts.append(latex_metric(table, caption))
         if len(members.runs) > 1:
             rows = [" & ".join(map(escape, row)) + r" \\" for row in _significance_rows(members)]
             head = " & ".join(rf"\textbf{{{escape(h)}}}" for h in _SIGNIFICANCE_HEADER) + r" \\"

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from fastmmkd.blocks import LONGEST_SWEEP
 from fastmmkd.errors import shown
 from fastmmkd.evaluation import metrics
 from fastmmkd.modalities import CONDITIONS
@@ -92,6 +93,8 @@ class Results(Block):
             if samples < 0:
                 raise ValueError(f"{where}.samples is {shown(samples)}, expected 0 or more")
         ratios = [point.p for point in self.sweep]
+        if len(ratios) > LONGEST_SWEEP:
+            raise ValueError(f"sweep has {len(ratios)} entries, expected at most {LONGEST_SWEEP}")
         if not all(0 <= p <= 1 for p in ratios):
             raise ValueError(f"sweep has p of {shown(ratios)}, expected ratios from 0 to 1")
         for where, statistics in measured:

@@ -106,6 +106,16 @@ def empty_conditions(results: Results) -> list[str]:
     return [c for c in INCOMPLETE_CONDITIONS if results.conditions[c].samples == 0]
 
 
+def average_note(results: Results) -> str:
+    """What "Avg." leaves out, as a clause; empty where it is over all six conditions."""
+    empty = empty_conditions(results)
+    if not empty:
+        return ""
+    have = len(INCOMPLETE_CONDITIONS) - len(empty)
+    without = ", ".join(map(condition_label, empty))
+    return f"Avg. is over {have} of {len(INCOMPLETE_CONDITIONS)} conditions: no sample can be tested under {without}"
+
+
 def _entries(results: Results) -> list[Entry]:
     return [results.average if c == "average" else results.conditions[c] for c in COLUMNS]
 

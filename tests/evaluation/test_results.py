@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import metrics, results
+from fastmmkd.evaluation import metrics, report, results
+from fastmmkd.evaluation.commands import print_headline
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation, combine
 from fastmmkd.evaluation.schema import Results, Statistic
 from fastmmkd.modalities import CONDITIONS
@@ -54,7 +55,7 @@ def test_one_seed_has_no_deviation():
     assert summary.average.metrics["f1_non0"].std is None
 
 
-def test_a_condition_without_samples_is_null_and_not_averaged(tmp_path):
+def test_a_condition_without_samples_is_null_and_not_averaged(tmp_path, capsys):
     one = evaluation(1, [60.0] * 7)
     del one.conditions["l"]
     one.conditions["la"] = Outcome(0, dict.fromkeys(metrics.keys(TASK), math.nan))
@@ -66,7 +67,13 @@ def test_a_condition_without_samples_is_null_and_not_averaged(tmp_path):
     assert summary.average.metrics["f1_non0"].mean == 60.0
     assert summary.average.samples == 40
     results.write(tmp_path, summary)
-    assert "here without {l}, {l,a}" in (tmp_path / "results.md").read_text()
+    note = "Avg. is over 4 of 6 conditions: no sample can be tested under {l}, {l,a}."
+    assert note in (tmp_path / "results.md").read_text()
+    report.report([tmp_path], tmp_path / "report")
+    assert note in (tmp_path / "report" / "report.md").read_text()
+    assert "Avg. is over 4 of 6 conditions" in (tmp_path / "report" / "report.tex").read_text()
+    print_headline(report.comparable(report.load([tmp_path]))[0])
+    assert f"  {note}\n" in capsys.readouterr().out
     assert results.read(tmp_path) == summary
 
 
@@ -243,6 +250,14 @@ def test_damaged_results_name_the_key(tmp_path, simulate, path, value, message):
 def test_nesting_without_an_end(tmp_path):
     (tmp_path / "results.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"results\.json: not a JSON file \("):
+        results.read(tmp_path)
+
+
+def test_a_sweep_without_an_end(tmp_path, simulate):
+    content = simulate(seeds=(1,)).model_dump()
+    content["sweep"] *= 1000
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"results\.json: sweep has 3000 entries, expected at most 1000"):
         results.read(tmp_path)
 
 
