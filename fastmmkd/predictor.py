@@ -67,8 +67,9 @@ class Predictor:
         predictions = self.evaluator(unlabelled, source).run(self.module, Scenario(COMPLETE), np.arange(len(split)))[0]
         if not (finite := np.isfinite(predictions).reshape(len(split), -1).all(axis=1)).all():
             i = int(np.argmin(finite))
+            named = f" ({split.ids[i]!a})" if i < len(split.ids) else ""
             raise UserError(
-                f"{source}: sample {i} ({split.ids[i]!a}) is predicted as {predictions[i]}, expected a finite "
+                f"{source}: sample {i}{named} is predicted as {predictions[i]}, expected a finite "
                 "prediction; are its features of the scale that the model was trained on?"
             )
         return predictions

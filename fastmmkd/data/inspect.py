@@ -189,7 +189,8 @@ def _remarks(dataset: Dataset, numbers: dict[str, Any]) -> list[Text]:
     if repeated := report.get("ids", {}).get("repeated"):
         lines.append(f"{repeated} repeated ids were renamed, such as {report['ids']['repeated_examples'][0]}")
     if again := report.get("resplit"):
-        lines.append(f"re-split with seed {again['seed']}; counts of NaN and inf are of the source's splits")
+        by_video = " by video" * (again.get("by") == "video")
+        lines.append(f"re-split with seed {again['seed']}{by_video}; counts of NaN and inf are of the source's splits")
         if again["videos_in_several_splits"]:
             lines.append(f"{again['videos_in_several_splits']} videos have segments in several splits")
     return [Text(f"! {line}", style="yellow") for line in lines]

@@ -85,7 +85,6 @@ LINK = "is a link to another place, expected the array itself"
         (put(FEATURES, h5py.SoftLink("/COVAREP/data/vb/features")), f"va/features {LINK}"),
         (put("data/vb", h5py.SoftLink("/COVAREP/data/va")), f"data/vb/features {LINK}"),
         (put("data/vb", h5py.SoftLink("/nowhere")), f"data/vb/features {LINK}"),
-        (elsewhere("metadata/root name"), f"metadata/root name {LINK}"),
         (virtual, f"{FEATURES} lies in another file, expected its values in this one"),
         (system_file, f"{FEATURES} lies in another file, expected its values in this one"),
         (cycle, "not a computational sequence, the features of 'va' are no array [n, d]"),
@@ -113,6 +112,23 @@ def test_streams_that_are_refused(tmp_path: Path, edit: Edit, message: str) -> N
     with h5py.File(tmp_path / file, "a") as opened:
         edit(opened["COVAREP"], tmp_path)
     assert refusal(tmp_path).startswith(f"{file}: {message}")
+
+
+def test_metadata_that_are_a_link(tmp_path: Path) -> None:
+    write(tmp_path)
+    file, root = NAMES["labels"]
+    with h5py.File(tmp_path / file, "a") as opened:
+        put("metadata/dataset name", h5py.SoftLink("/nowhere"))(opened[root], tmp_path)
+    assert refusal(tmp_path) == f"{file}: metadata/dataset name {LINK}"
+
+
+def test_metadata_of_another_kind_say_nothing(tmp_path: Path) -> None:
+    write(tmp_path)
+    file, root = NAMES["labels"]
+    for value in (np.zeros(3), np.array([b"a", b"b"]), b"", h5py.Empty("S3")):
+        with h5py.File(tmp_path / file, "a") as opened:
+            put("metadata/dataset name", value)(opened[root], tmp_path)
+        assert import_dataset("csd", tmp_path).source == f"CMU-MultimodalSDK {tmp_path.name}"
 
 
 def test_a_cycle_where_nobody_looks(tmp_path: Path) -> None:

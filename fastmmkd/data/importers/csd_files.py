@@ -79,7 +79,8 @@ class Stream:
 
     @property
     def dataset_name(self) -> str:
-        return about(self.root, "dataset name")
+        with in_one_line(self.path):
+            return about(self.root, "dataset name")
 
     def has(self, key: str) -> bool:
         return key in self.root["data"]
@@ -242,17 +243,19 @@ def _width(features: np.ndarray | h5py.Dataset) -> int:
 
 
 def _role(stream: Stream) -> str | None:
-    with in_one_line(stream.path):
-        # The description comes last: it may well mention other streams.
-        names = (
-            stream.root.name,
-            about(stream.root, "root name"),
-            stream.path.stem,
-            about(stream.root, "computational sequence description"),
-        )
-    for name in names:
+    for name in _names(stream):
         plain = re.sub(r"[^a-z0-9]", "", name.lower())
         for role, pattern in ROLE_PATTERNS:
             if pattern.search(plain):
                 return None if role == "phones" else role
     return ROLE_WIDTHS.get(stream.width)
+
+
+def _names(stream: Stream) -> Iterator[str]:
+    """What may say which role it has, one after the other: metadata are not read where the root's name does."""
+    yield stream.root.name
+    with in_one_line(stream.path):
+        yield about(stream.root, "root name")
+        yield stream.path.stem
+        # Last: it may well mention other streams.
+        yield about(stream.root, "computational sequence description")
