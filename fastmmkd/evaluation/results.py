@@ -136,6 +136,7 @@ def read(path: Path) -> Results:
     try:
         refuse_special(file, "the results of a run")
         value = json.loads(file.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair can neither be printed nor written
     except FileNotFoundError as e:
         hint = "evaluate the run first: fastmmkd eval --run DIR" if path.is_dir() else "expected a run folder or file"
         raise UserError(f"{file}: no such file ({hint})") from e

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from layouts import dump, mmsa_split, mult_split, random_clips
 
 from fastmmkd.cli import main
+from fastmmkd.data import store
 from fastmmkd.data.importers import import_dataset, restricted_pickle
 from fastmmkd.errors import UserError
 from fastmmkd.modalities import MODALITIES
@@ -263,6 +264,15 @@ def test_names_that_no_store_takes(tmp_path: Path, name: str, message: str, caps
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=3)
 NAMES = st.text(max_size=2)
+
+
+def test_a_file_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+    out = tmp_path / "a\udcff.h5"
+    words = ["data", "import", "--format", "mmsa", str(dump(mmsa(), tmp_path / "b\udcff.pkl")), "--out", str(out)]
+    assert main(words) == 0
+    assert store.read(out).source == "MMSA b\\udcff.pkl"
+
+
 VALUES = st.recursive(
     LEAVES,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=3) | st.tuples(inner),

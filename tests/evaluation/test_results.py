@@ -253,6 +253,14 @@ def test_nesting_without_an_end(tmp_path):
         results.read(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["method", "data", "data_hash"])
+def test_half_a_surrogate_pair(tmp_path, simulate, key):
+    content = {**simulate(seeds=(1,)).model_dump(), key: "\ud800"}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"results\.json: not a JSON file \(.*surrogates not allowed\)"):
+        results.read(tmp_path)
+
+
 def test_a_sweep_without_an_end(tmp_path, simulate):
     content = simulate(seeds=(1,)).model_dump()
     content["sweep"] *= 1000

@@ -40,6 +40,8 @@ def import_dataset(
     loaded: Dataset = import_module(f"{__name__}.{format}").load(Path(source))
     from fastmmkd.data.importers.settle import with_settled_labels
 
+    # The source's name may be no UTF-8, and its own words anything.
+    loaded.source = loaded.source.replace("\0", "").encode("utf-8", "backslashreplace").decode()
     dataset = with_settled_labels(loaded, source, labels, clip_labels)
     if resplit is None:
         from fastmmkd.data.importers.videos import shared_videos
