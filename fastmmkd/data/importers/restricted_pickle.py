@@ -18,19 +18,12 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from fastmmkd.data.importers.array_in_file import ArrayInFile, BytesInFile
+from fastmmkd.data.importers.containers import Unfolding, refuse_unfolding
 from fastmmkd.errors import UserError
 
 LARGE = 1 << 20
 """Bytes from which on what an array holds is left in the file."""
-DEEPEST = 32
-"""Levels of containers within containers."""
-ENTRIES_PER_BYTE = 16
-"""Entries of containers for each byte of the file: a few lists that hold each other many times unfold into billions."""
 _DTYPE = re.compile(r"[<>=|]?([biufcSU]\d+|\?|O8?)")
-
-
-class _Unfolding(Exception):
-    """Containers that hold each other so that nobody could walk through them."""
 
 
 class _Refused(Exception):
@@ -281,7 +274,7 @@ def load(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             content = _RestrictedUnpickler(path, file).load()
-        _refuse_bombs(content, path.stat().st_size)
+        refuse_unfolding(content, path.stat().st_size)
         return content
     except _Refused as refused:
         if "\r" in str(refused):
@@ -292,7 +285,7 @@ def load(path: Path) -> Any:
             f"{path}: refused, the pickle asks for {' '.join(str(refused).split())}; only NumPy arrays and plain "
             "containers are allowed"
         ) from None
-    except _Unfolding as error:
+    except Unfolding as error:
         raise UserError(f"{path}: refused, {error}") from None
     except MemoryError:
         raise UserError(f"{path}: does not fit into memory") from None
@@ -319,51 +312,3 @@ _MAGIC = {
 
 def _not_a_file(path: Path) -> str:
     return "is a folder" if path.is_dir() else "not a file" if path.exists() else "no such file"
-
-
-def _refuse_bombs(content: Any, size: int) -> None:
-    """Raises _Unfolding where containers hold each other so that nobody could walk through them.
-
-    Args:
-        size: of the file, in bytes.
-    """
-    measured: dict[int, tuple[int, int]] = {}
-    """Container -> entries in it and all below, and levels; (0, 0) while it is being measured."""
-    waiting = [content]
-    while waiting:
-        container = waiting[-1]
-        if measured.get(id(container), (0, 0)) != (0, 0):
-            waiting.pop()
-            continue
-        inner = [entry for entry in _entries(container) if _is_container(entry)]
-        if id(container) not in measured:
-            measured[id(container)] = (0, 0)
-            unknown = [entry for entry in inner if id(entry) not in measured]
-            if any(measured.get(id(entry)) == (0, 0) for entry in inner):
-                raise _Unfolding("a container holds itself")
-            waiting += unknown
-            if unknown:
-                continue
-        if any(measured[id(entry)] == (0, 0) for entry in inner):
-            raise _Unfolding("a container holds itself")
-        below = [measured[id(entry)] for entry in inner]
-        entries = len(_entries(container)) + sum(count for count, _ in below)
-        levels = 1 + max((depth for _, depth in below), default=0)
-        if levels > DEEPEST:
-            raise _Unfolding(f"it has containers within containers, more than {DEEPEST} levels")
-        if entries > ENTRIES_PER_BYTE * size:
-            raise _Unfolding("its containers hold each other so often that they are far larger than the file")
-        measured[id(container)] = entries, levels
-        waiting.pop()
-
-
-def _is_container(value: Any) -> bool:
-    return isinstance(value, (list, tuple, dict)) or (isinstance(value, np.ndarray) and value.dtype.kind == "O")
-
-
-def _entries(container: Any) -> list[Any]:
-    if isinstance(container, np.ndarray):
-        return container.reshape(-1).tolist() if container.dtype.kind == "O" else []
-    if isinstance(container, dict):
-        return list(container.values())
-    return list(container) if isinstance(container, (list, tuple)) else []
