@@ -283,6 +283,8 @@ def text_ids(ids: object, where: str) -> list[str]:
 def _as_text(entry: object) -> str:
     if isinstance(entry, bytes):
         return entry.decode("utf-8", "replace")
+    if isinstance(entry, np.ndarray) and not entry.ndim:
+        return _as_text(entry[()])
     if isinstance(entry, (list, tuple, np.ndarray)):
         return "_".join(_as_text(part) for part in entry)
     return str(entry)
