@@ -7,6 +7,7 @@ folder and says where it does not fit. `docs/gpu.md` has the commands.
     <folder>/manifest.json   what it was made for and from
     <folder>/site/           packages, for PYTHONPATH
     <folder>/lib/fastmmkd/   the extension
+    <folder>/triton/         a cache of Triton's, of the first architecture (`bench.gpu_precompile`)
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from fastmmkd.files import make_directory, write_json
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "gpu_bundle"
-MANIFEST, SITE, LIBRARY = "manifest.json", "site", Path("lib/fastmmkd")
+MANIFEST, SITE, LIBRARY, TRITON = "manifest.json", "site", Path("lib/fastmmkd"), "triton"
 PACKAGES = ("pydantic", "pydantic_core", "annotated_types", "typing-inspection", "deepspeed", "hjson")
 """Not part of what a machine for PyTorch usually has; what they need besides is."""
 ARCHITECTURES = "9.0"
@@ -57,6 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         unpack(packages, new / SITE)
         if not args.no_extension:
             build(new, args.architectures)
+        arch = args.architectures.split(";")[0].replace(".", "").partition("+")[0]
+        run(
+            "-m",
+            "bench.gpu_precompile",
+            str(new / TRITON),
+            "--arch",
+            arch,
+            PYTHONPATH=f"{ROOT}{os.pathsep}{new / SITE}",
+        )
         write_json(new / MANIFEST, made_for() | {"packages": packages, "architectures": args.architectures})
         shutil.rmtree(args.out, ignore_errors=True)
         make_directory(args.out.parent)

@@ -27,7 +27,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bench import entry, gpu_bundle, processes
+from bench import entry, gpu_bundle, gpu_precompile, processes
 from bench.gpu_sections import (
     BUILD_SECONDS,
     FOUND,
@@ -247,6 +247,10 @@ def bring_along() -> None:
     library, package = gpu_bundle.library(), ROOT / "fastmmkd"
     if library and not (package / library.name).exists():
         shutil.copy(library, package / library.name)
+    cache = ROOT / "build" / "triton_cache"
+    if (gpu_bundle.FOLDER / gpu_bundle.TRITON).exists() and "TRITON_CACHE_DIR" not in os.environ:
+        gpu_precompile.settle(gpu_bundle.FOLDER / gpu_bundle.TRITON, cache)
+        os.environ["TRITON_CACHE_DIR"] = str(cache)  # of this process and of the sections'
     print(f"brought along: {gpu_bundle.described(gpu_bundle.made_for())}", flush=True)
 
 

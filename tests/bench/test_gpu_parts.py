@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu_bundle, gpu_preflight, gpu_smoke, gpu_training, lineup
+from bench import gpu_bundle, gpu_precompile, gpu_preflight, gpu_smoke, gpu_training, lineup
 from bench.gpu_sections import pairs, sections, smoke_tests
 from fastmmkd.config import load_config
 from fastmmkd.errors import UserError
@@ -131,3 +131,17 @@ def test_contenders_of_the_sections_are_there(device: str, rehearsed: bool) -> N
             assert lineup.choose(options["--variants"], lineup.names(config, torch.device(device)))
             asked += 1
     assert asked == 2
+
+
+def test_a_cache_of_triton_is_filled_and_moved(tmp_path) -> None:
+    before = os.environ.get("TRITON_CACHE_DIR")
+    count = gpu_precompile.precompile(tmp_path / "made", 90, ["js_divergence"])
+    assert count
+    assert os.environ.get("TRITON_CACHE_DIR") == before
+    assert len(list((tmp_path / "made").rglob("*.cubin"))) > 1
+    assert all(not path.stat().st_size for path in (tmp_path / "made").rglob("*.ptx"))
+    assert gpu_precompile.settle(tmp_path / "made", tmp_path / "there") == count
+    groups = list((tmp_path / "there").rglob("__grp__*.json"))
+    paths = [Path(path) for group in groups for path in json.loads(group.read_text())["child_paths"].values()]
+    assert len(paths) > len(groups) > 1
+    assert all(path.exists() and path.is_relative_to(tmp_path / "there") for path in paths)
