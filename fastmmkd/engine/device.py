@@ -6,7 +6,6 @@ import copy
 import ctypes
 import logging
 import os
-import socket
 import sys
 import threading
 import traceback
@@ -23,6 +22,7 @@ from fastmmkd.blocks import Config
 from fastmmkd.deepspeed_block import without_nulls
 from fastmmkd.distributed import world_size
 from fastmmkd.engine.flat_adam import flat_adam
+from fastmmkd.engine.world import set_world
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, writing
 from fastmmkd.methods.method import Trainable
@@ -114,16 +114,11 @@ def _fuse(parameters: dict[str, Any], capturable: bool) -> None:
 def prepare_process(config: Config) -> None:
     """Set up this process before DeepSpeed is imported.
 
-    Its accelerator; a one-process world where no launcher made one; a fair share of the cores; compiled kernels.
+    Its accelerator; its world; a fair share of the cores; compiled kernels.
     """
     if config.train.device == "cpu" or not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        world = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({key: str(value) for key, value in world.items()})
+    set_world()
     if "OMP_NUM_THREADS" not in os.environ:
         # LOCAL_SIZE is what the deepspeed launcher sets, LOCAL_WORLD_SIZE what torchrun does.
         local = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"]

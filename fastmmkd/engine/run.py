@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from dataclasses import replace
@@ -29,6 +30,7 @@ from fastmmkd.engine.seed_evaluation import evaluation_to_json, read_evaluation
 from fastmmkd.engine.session import Session
 from fastmmkd.engine.step import graph_mode
 from fastmmkd.engine.trainer import Trainer
+from fastmmkd.engine.world import require_alike
 from fastmmkd.errors import CannotWrite, Interrupted, UserError
 from fastmmkd.evaluation.results import SeedEvaluation
 from fastmmkd.files import make_directory, refuse_unwritable, remove_stale, write_json
@@ -75,13 +77,14 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
     log_file = output / LOG_FILE
     with InterruptionWatch() as watch, warnings_to(log_file), RunLock(output) as lock:
         deepspeed = start_deepspeed(placement, log_file)
+        hosts = require_alike(_alike(config, placement, dataset))
         session = Session(config, placement, deepspeed, dataset, console, watch, log_file)
         if teacher:
             for seed in config.train.seeds:  # before anything is written
                 if not teachers.has_teachers(config, seed_directory(output, seed)):
                     teachers.find(config, dataset, seed, teacher)
         is_new = not (output / RUN_FILE).exists()
-        unlocked = _open_run(lock, output, config, placement, dataset, resume)
+        unlocked = _open_run(lock, output, config, placement, dataset, resume, hosts)
         try:
             _train(session, output, teacher, unlocked)
         except CannotWrite as error:
@@ -144,7 +147,13 @@ def _end_of_schedule(config: Config, dataset: Dataset) -> str | None:
 
 
 def _open_run(
-    lock: RunLock, output: Path, config: Config, placement: Placement, dataset: Dataset, resume: bool
+    lock: RunLock,
+    output: Path,
+    config: Config,
+    placement: Placement,
+    dataset: Dataset,
+    resume: bool,
+    hosts: list[str],
 ) -> str | None:
     """Lock the run and write `run.json`, or check that the one that is there belongs to the same run.
 
@@ -156,7 +165,7 @@ def _open_run(
         try:
             note = lock.take()
             remove_stale(files_of_a_run(output))
-            _check_or_write(output / RUN_FILE, config, placement, dataset, resume)
+            _check_or_write(output / RUN_FILE, config, placement, dataset, resume, hosts)
         except UserError as error:
             verdict = [str(error)]
     if world_size() > 1:
@@ -166,7 +175,9 @@ def _open_run(
     return note
 
 
-def _check_or_write(path: Path, config: Config, placement: Placement, dataset: Dataset, resume: bool) -> None:
+def _check_or_write(
+    path: Path, config: Config, placement: Placement, dataset: Dataset, resume: bool, hosts: list[str]
+) -> None:
     resumed: list[dict[str, Any]] = []
     former = former_record(config, path.parent, resume, dataset.content_hash)
     if former:
@@ -179,8 +190,8 @@ def _check_or_write(path: Path, config: Config, placement: Placement, dataset: D
         if former["config"]["train"]["epochs"] < config.train.epochs:
             reopen(groups)
         earlier = former.get("resumed")
-        resumed = [*(earlier if isinstance(earlier, list) else []), _session(placement)]
-    first = former if resumed else _session(placement)
+        resumed = [*(earlier if isinstance(earlier, list) else []), _session(placement, hosts)]
+    first = former if resumed else _session(placement, hosts)
     identity = {
         "version": RUN_VERSION,
         "config": config.model_dump(mode="json"),
@@ -192,8 +203,20 @@ def _check_or_write(path: Path, config: Config, placement: Placement, dataset: D
     )
 
 
-def _session(placement: Placement) -> dict[str, Any]:
-    """What a run was started, or resumed, on."""
+def _alike(config: Config, placement: Placement, dataset: Dataset) -> dict[str, Any]:
+    """What must be the same in all processes of a run."""
+    session = _session(placement, [])
+    config_hash = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]
+    alike = ("commit", "versions", "python", "device", "precision", "operations")
+    return {
+        f"the content of {config.data.path}": dataset.content_hash,
+        "the config's hash": config_hash,
+        **{name: session[name] for name in alike},
+    }
+
+
+def _session(placement: Placement, hosts: list[str]) -> dict[str, Any]:
+    """What a run was started, or resumed, on; the host of each process."""
     example = torch.empty(0, dtype=placement.dtype, device=placement.device)
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -206,6 +229,7 @@ def _session(placement: Placement) -> dict[str, Any]:
         "note": placement.note,
         "deepspeed": {key: value for key, value in placement.deepspeed.items() if key != "steps_per_print"},
         "world_size": world_size(),
+        "hosts": hosts,
         "threads": torch.get_num_threads(),
     }
 

@@ -1,0 +1,140 @@
+"""Which processes train together: found, and held to be alike before a run is written.
+
+`deepspeed` and `torchrun` say it in RANK, WORLD_SIZE and MASTER_ADDR. `mpirun` and `srun` say it in variables of their
+own, by which a world is made here; several tasks that nothing makes a world of are refused, because each of them would
+train by itself into the same folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+
+from fastmmkd.distributed import world_size
+from fastmmkd.errors import UserError
+
+
+class Variables(NamedTuple):
+    """What a launcher says about a process."""
+
+    launcher: str
+    rank: str
+    local_rank: str
+    size: str
+    local_size: str
+    job: str
+    """Tells one job from another on the same host."""
+
+
+LAUNCHERS = (
+    Variables(
+        "Open MPI",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "PMIX_NAMESPACE",
+    ),
+    Variables(
+        "Slurm", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID"
+    ),
+    Variables("PMI", "PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS", "PMI_ID"),
+)
+FIRST_PORT, PORTS = 20_000, 10_000
+
+
+def find_world(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT of this process.
+
+    Returns:
+        What is to be set; nothing where they are, or where no launcher started several processes.
+
+    Raises:
+        UserError: a launcher did, on several hosts, and says nothing of which is the first.
+    """
+    if "RANK" in environment:
+        return {}
+    for of in LAUNCHERS:
+        size = environment.get(of.size, "")
+        if not size.isdigit() or int(size) < 2 or of.rank not in environment:
+            continue
+        local = environment.get(of.local_size, "")
+        on_one_host = local == size
+        nodes = environment.get("SLURM_STEP_NODELIST", "") if of.launcher == "Slurm" else ""
+        address = environment.get("MASTER_ADDR") or ("127.0.0.1" if on_one_host else first_host(nodes))
+        if not address:
+            raise UserError(
+                f"{of.launcher} started {size} processes ({of.size}), and nothing says where the first of them is; "
+                "expected MASTER_ADDR and MASTER_PORT"
+            )
+        job = environment.get(of.job) or str(os.getppid())
+        port = environment.get("MASTER_PORT") or str(FIRST_PORT + _number(job) % PORTS)
+        return {
+            "RANK": environment[of.rank],
+            "LOCAL_RANK": environment.get(of.local_rank, "0"),
+            "WORLD_SIZE": size,
+            "LOCAL_WORLD_SIZE": local if local.isdigit() else "1",
+            "MASTER_ADDR": address,
+            "MASTER_PORT": port,
+        }
+    return {}
+
+
+def first_host(nodes: str) -> str:
+    """The first of a Slurm node list: "gpu[07-09,12],cpu1" -> "gpu07"; nothing where there is none."""
+    match = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?", nodes)
+    return match[1] + (match[2] or "") if match else ""
+
+
+def _number(job: str) -> int:
+    return int(job) if job.isdigit() else sum(ord(letter) * 31**i for i, letter in enumerate(job[-16:]))
+
+
+def set_world() -> None:
+    """Put what `find_world` finds into the environment; a world of one process where nobody started several."""
+    os.environ.update(find_world())
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        world = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in world.items()})
+
+
+def everybodys(fact: Any) -> list[tuple[str, Any]]:
+    """A fact of every process with its host, in the order of ranks."""
+    own = (socket.gethostname(), fact)
+    if world_size() == 1:
+        return [own]
+    facts: list[Any] = [None] * world_size()
+    dist.all_gather_object(facts, own)
+    return facts
+
+
+def require_alike(facts: Mapping[str, Any]) -> list[str]:
+    """Hold every process to the same facts; returns the host of each.
+
+    Args:
+        facts: what must be the same, by what it is called.
+
+    Raises:
+        UserError: in every process, with the first host that differs, what differs and both values.
+    """
+    everyone = everybodys(dict(facts))
+    first_host, first = everyone[0]
+    for i, (host, own) in enumerate(everyone):
+        for name in first:
+            if own[name] != first[name]:
+                here, there = (_brief(x[name]) for x in (own, first))
+                raise UserError(f"{host}, rank {i}: {name} is {here}, on {first_host}, rank 0, it is {there}")
+    return [host for host, _ in everyone]
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
