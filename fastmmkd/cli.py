@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -109,24 +110,32 @@ def _run_eval(args: argparse.Namespace) -> int:
 def _register_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("predict", help="predict every sample of a data file, complete or not, into a CSV")
     parser.add_argument("--run", dest="folder", required=True, type=Path, metavar="DIR", help="a trained run's folder")
-    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="a store file")
+    parser.add_argument(
+        "--data",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="a store, .npz, .pkl or a folder of .csd files; labels need not be there",
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="CSV", help="predictions, one row per sample")
-    parser.add_argument("--seed", type=int, help="which of the run's seeds (default: the first)")
+    parser.add_argument("--seed", type=int, help="which of the run's seeds (default: the means of all)")
     parser.set_defaults(run=_run_predict)
 
 
 def _run_predict(args: argparse.Namespace) -> int:
-    from fastmmkd.data import store
+    from fastmmkd.data.samples import read_samples
     from fastmmkd.run_folder import read_record
 
     read_record(args.folder)
-    store.read_header(args.data)
+    dataset = read_samples(args.data)
 
-    from fastmmkd.predictor import load, write_predictions
+    from fastmmkd.predictor import load, load_all, write_predictions
 
-    predictor = load(args.folder, args.seed)
-    rows = write_predictions(predictor, store.read(args.data), args.out)
-    print(f"{args.out}: {rows} predictions of {predictor.config.method} seed {predictor.seed}")
+    predictors = load_all(args.folder) if args.seed is None else [load(args.folder, args.seed)]
+    rows = write_predictions(predictors, dataset, args.out)
+    seeds = ", ".join(str(predictor.seed) for predictor in predictors)
+    whose = f"seed {seeds}" if len(predictors) == 1 else f"seeds {seeds}, their means"
+    print(f"{args.out}: {rows} predictions of {predictors[0].config.method}, {whose}")
     return 0
 
 
@@ -157,8 +166,9 @@ def _guarded(command: Callable[[], int], how_to_continue: str) -> int:
     try:
         return command()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":  # the other processes of a run would only repeat it
-            print(f"error: {error}", file=sys.stderr)
+        who = _speaker()
+        if who is not None:
+            print(f"error: {who}{error}", file=sys.stderr)
         return USER_ERROR
     except OSError as error:  # a name that is too long, a pipe that is closed
         where = f"{error.filename}: " if error.filename else ""
@@ -171,6 +181,19 @@ def _guarded(command: Callable[[], int], how_to_continue: str) -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"interrupted; everything is saved, {how_to_continue}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _speaker() -> str | None:
+    """What this process puts before an error: nothing in the first one, None where it would only repeat that one's.
+
+    Until the processes have met, the first one of each host speaks: what is wrong there the others cannot know.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        return ""
+    torch = sys.modules.get("torch")
+    have_met = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
+    return None if have_met or os.environ.get("LOCAL_RANK") != "0" else f"{socket.gethostname()}, rank {rank}: "
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -140,27 +141,69 @@ def load_all(run: Path | str, device: str = "cpu") -> list[Predictor]:
     return [first, *(load(run, seed, device) for seed in seeds[1:])]
 
 
-def write_predictions(predictor: Predictor, dataset: Dataset, out: Path) -> int:
+def write_predictions(predictors: Sequence[Predictor], dataset: Dataset, out: Path) -> int:
     """Predict every sample of a data set into a CSV file, written whole; returns the number of rows.
 
-    Columns: split, id, present ("lav" where all modalities are there), then `score`, or one probability per class.
+    Columns: split; id; present ("lav" where all modalities are there); frames of each modality, which are real, whether
+    they say something or not; `score`, or `class` (not of `emotions-binary`) and one probability per class, the means
+    of the predictors; `spread`, where there are several of them: the standard deviation of what they say, of the score
+    or, of several probabilities, the largest; `label`, where the data have any.
+
+    Args:
+        predictors: of one run, its seeds.
+        dataset: as `fastmmkd.data.samples.read_samples` gives it.
+        out: the file.
     """
-    names = prediction_columns(predictor.task)
+    task, dims = predictors[0].task, predictors[0].feature_dims
+    frames = [f"frames_{modality}" for modality in MODALITIES]
+    spread = ["spread"] if len(predictors) > 1 else []
+    label = ["label"] if dataset.label_kind else []
     rows = 0
     with replacing(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["split", "id", "present", *names])
+        writer.writerow(["split", "id", "present", *frames, *prediction_columns(task), *spread, *label])
         for name, split in dataset.splits.items():
-            predictions = predictor.predict(split, str(dataset.path)).reshape(len(split), -1)
-            for sample_id, present, values in zip(split.ids, split.present, predictions, strict=True):
-                letters = "".join(m[0] for m, there in zip(MODALITIES, present, strict=True) if there)
-                writer.writerow([name, sample_id, letters, *(f"{value:.6f}" for value in values)])
+            split = _with_absent(split, dims)
+            said = np.stack([p.predict(split, str(dataset.path or dataset.source)) for p in predictors])
+            said = said.reshape(len(predictors), len(split), -1)  # [S, N, C]
+            for i, sample_id in enumerate(split.ids):
+                letters = "".join(m[0] for m, there in zip(MODALITIES, split.present[i], strict=True) if there)
+                mean, deviation = said[:, i].mean(0), said[:, i].std(0).max()
+                writer.writerow(
+                    [
+                        *(name, sample_id, letters, *split.lengths[i]),
+                        *([task.class_names[mean.argmax()]] if _has_class(task) else []),
+                        *(f"{value:.6f}" for value in mean),
+                        *([f"{deviation:.6f}"] if spread else []),
+                        *([_label(split.labels[i])] if label else []),
+                    ]
+                )
                 rows += 1
     return rows
 
 
+def _with_absent(split: Split, dims: Sequence[int]) -> Split:
+    """Where no sample has a modality, its width is the model's."""
+    features = {
+        m: split.features[m] if split.present[:, i].any() else np.zeros((0, dims[i]), np.float32)
+        for i, m in enumerate(MODALITIES)
+    }
+    return replace(split, features=features)
+
+
+def _label(label: np.ndarray) -> str:
+    """A score, or the emotions that hold, joined by "+"."""
+    if np.ndim(label) == 0:
+        return f"{label:g}"
+    return "+".join(name for name, there in zip(EMOTIONS, label, strict=True) if there > 0.5)
+
+
+def _has_class(task: Task) -> bool:
+    return not task.is_regression and task.problems == 1
+
+
 def prediction_columns(task: Task) -> list[str]:
-    """Names of the values a task predicts per sample."""
+    """Names of what a task predicts per sample."""
     if task.is_regression:
         return ["score"]
-    return [f"p_{name}" for name in task.class_names]
+    return [*(["class"] if _has_class(task) else []), *(f"p_{name}" for name in task.class_names)]

@@ -155,4 +155,4 @@ class TestRefusals:
         assert other == f"{trained / 'run.json'}: --resume with another config: model.width was 8, is 16"
         assert no_run == f"{stray}: holds seed_1 but no run.json; expected a run, or an empty folder"
         assert no_model.startswith(f"{tmp_path / 'run.json'}: ")
-        assert no_file.startswith(f"{config}: not an HDF5 file")
+        assert no_file.startswith(f"{config}: a file of this name cannot be told apart, expected a store (.h5)")

@@ -22,6 +22,7 @@ from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.protocol import Scenario
 from fastmmkd.modalities import MODALITIES
+from fastmmkd.predictor import load_all
 from fastmmkd.tasks import Task
 from tests.handmade import lacking
 
@@ -264,17 +265,49 @@ class TestPredictCommand:
         dataset.splits["test"] = lacking(dataset.splits["test"], "language", slice(0, 3))
         store.write(dataset, tmp_path / "incomplete.h5")
         out = tmp_path / "predictions.csv"
-        assert (
-            main(["predict", "--run", str(trained), "--data", str(tmp_path / "incomplete.h5"), "--out", str(out)]) == 0
-        )
-        assert capsys.readouterr().out == f"{out}: 66 predictions of umdf seed 1\n"
+        command = ["predict", "--run", str(trained), "--data", str(tmp_path / "incomplete.h5"), "--out", str(out)]
+        assert main([*command, "--seed", "1"]) == 0
+        assert capsys.readouterr().out == f"{out}: 66 predictions of umdf, seed 1\n"
         rows = list(csv.reader(out.open(encoding="utf-8")))
-        assert rows[0] == ["split", "id", "present", "score"]
+        assert rows[0] == [
+            "split",
+            "id",
+            "present",
+            "frames_language",
+            "frames_audio",
+            "frames_visual",
+            "score",
+            "label",
+        ]
         assert [row[0] for row in rows[1:]] == ["train"] * 40 + ["valid"] * 12 + ["test"] * 14
         assert [row[2] for row in rows if row[0] == "test"] == ["av"] * 3 + ["lav"] * 11
         assert [row[1] for row in rows if row[0] == "test"] == dataset.splits["test"].ids
         expected = fastmmkd.load(trained).predict(dataset.splits["test"])
-        assert [float(row[3]) for row in rows if row[0] == "test"] == pytest.approx(expected, abs=1e-6)
+        of_test = [row for row in rows if row[0] == "test"]
+        assert [float(row[6]) for row in of_test] == pytest.approx(expected, abs=1e-6)
+        assert [list(map(int, row[3:6])) for row in of_test] == dataset.splits["test"].lengths.tolist()
+        assert [float(row[7]) for row in of_test] == pytest.approx(dataset.splits["test"].labels.tolist(), abs=1e-5)
+
+    def test_several_seeds_and_no_labels(
+        self, trained: Path, test_split: Split, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Arrays of one's own; the audio is missing altogether."""
+        arrays = {m: test_split.padded(m, 9) for m in ("language", "visual")}
+        np.savez(tmp_path / "new.npz", **arrays, ids=np.array(test_split.ids))
+        out = tmp_path / "predictions.csv"
+        assert main(["predict", "--run", str(trained), "--data", str(tmp_path / "new.npz"), "--out", str(out)]) == 0
+        seeds = [p.seed for p in load_all(trained)]
+        assert len(seeds) > 1
+        said = f"seeds {', '.join(map(str, seeds))}, their means"
+        assert capsys.readouterr().out == f"{out}: 14 predictions of umdf, {said}\n"
+        header, *rows = csv.reader(out.open(encoding="utf-8"))
+        assert header[6:] == ["score", "spread"]
+        split = lacking(test_split, "audio", slice(None))
+        expected = np.stack([p.predict(split) for p in load_all(trained)])
+        assert [float(row[6]) for row in rows] == pytest.approx(expected.mean(0), abs=1e-5)
+        assert [float(row[7]) for row in rows] == pytest.approx(expected.std(0), abs=1e-5)
+        assert [row[:3] for row in rows] == [["samples", name, "lv"] for name in test_split.ids]
+        assert {row[4] for row in rows} == {"0"}
 
     def test_it_is_written_whole_or_not_at_all(
         self,
@@ -309,7 +342,10 @@ class TestPredictCommand:
         assert main(["predict", "--run", str(run), "--data", str(tiny_store), "--out", str(out)]) == 0
         rows = list(csv.DictReader(out.open(encoding="utf-8")))
         columns = ["p_negative", "p_zero", "p_positive"]
-        assert list(rows[0]) == ["split", "id", "present", *columns]
+        frames = [f"frames_{m}" for m in MODALITIES]
+        assert list(rows[0]) == ["split", "id", "present", *frames, "class", *columns, "label"]
+        assert {row["class"] for row in rows} <= {"negative", "zero", "positive"}
+        assert all(float(row[f"p_{row['class']}"]) == max(float(row[c]) for c in columns) for row in rows)
         assert all(sum(float(row[c]) for c in columns) == pytest.approx(1, abs=2e-6) for row in rows)
 
     def test_labels_play_no_part(
@@ -329,9 +365,13 @@ class TestPredictCommand:
         for data in (tmp_path / "emotions.h5", tiny_store):
             out = tmp_path / f"{data.stem}.csv"
             assert main(["predict", "--run", str(run), "--data", str(data), "--out", str(out)]) == 0
-        first, second = ((tmp_path / f"{name}.csv").read_text() for name in ("emotions", "tiny"))
-        assert first == second
-        assert first.startswith("split,id,present,p_happy,p_sad,p_angry,p_neutral\n")
+        first, second = (
+            list(csv.reader((tmp_path / f"{name}.csv").open(encoding="utf-8"))) for name in ("emotions", "tiny")
+        )
+        assert [row[:-1] for row in first] == [row[:-1] for row in second]
+        assert first[0][6:] == ["p_happy", "p_sad", "p_angry", "p_neutral", "label"]
+        assert {row[-1] for row in first[1:]} == {"happy", "sad", "angry", "neutral"}
+        assert all(-3 <= float(row[-1]) <= 3 for row in second[1:])
 
 
 class TestEvalCommand:

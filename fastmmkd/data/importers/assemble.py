@@ -15,7 +15,7 @@ import numpy as np
 from fastmmkd.data.importers.array_in_file import ArrayInFile
 from fastmmkd.data.importers.padding import Span, given_span, inside, occupied_span, side_counts, union_span
 from fastmmkd.data.packing import Sliceable, blocks
-from fastmmkd.data.store import SPLITS, Dataset, Split
+from fastmmkd.data.store import Dataset, Split
 from fastmmkd.errors import UserError
 from fastmmkd.modalities import MODALITIES
 
@@ -60,7 +60,7 @@ def assemble(
     notes = _notes(raw, shapes)
     report: dict[str, Any] = {"aligned": aligned, **{key: {} for key in COUNTED}}
     splits = {}
-    for name in SPLITS:
+    for name in raw:
         counted: dict[str, dict[str, Any]] = {key: {} for key in COUNTED}
         splits[name] = _assemble_split(raw[name], shapes, aligned, counted)
         for key in COUNTED:
@@ -78,7 +78,7 @@ def _notes(raw: Mapping[str, RawSplit], shapes: Mapping[str, Any]) -> list[str]:
     nowhere = [f"the source has no {modality} at all" for modality in MODALITIES if modality not in shapes]
     return nowhere + [
         f"the source's {name} split has no {modality}"
-        for name in SPLITS
+        for name in raw
         for modality in shapes
         if modality not in raw[name].features
     ]
@@ -87,8 +87,7 @@ def _notes(raw: Mapping[str, RawSplit], shapes: Mapping[str, Any]) -> list[str]:
 def _common_shapes(raw: Mapping[str, RawSplit], source: str) -> dict[str, tuple[int, int]]:
     """Modality -> (T_m, d_m), the same in every split that has it."""
     shapes: dict[str, tuple[int, int]] = {}
-    for name in SPLITS:
-        split = raw[name]
+    for name, split in raw.items():
         if len(split.labels) == 0:
             raise UserError(f"{source}: {name} has no samples")
         if split.ids is not None and len(split.ids) != len(split.labels):

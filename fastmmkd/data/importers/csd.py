@@ -18,6 +18,8 @@ from fastmmkd.data.store import SPLITS, Dataset
 from fastmmkd.errors import UserError
 from fastmmkd.modalities import MODALITIES
 
+SAMPLES = "samples"
+"""The one split of what is only to be predicted."""
 EPSILON = 1e-5
 """Overlaps shorter than this come from rounding, not from speech, and a word that is shorter has no duration."""
 PAUSE = "sp"
@@ -90,11 +92,34 @@ def load(source: Path, steps: int = 50) -> Dataset:
     return dataset
 
 
+def load_samples(source: Path, steps: int = 50) -> Dataset:
+    """The samples of a folder for prediction, as one split "samples": labelled segments, whatever fold they are in.
+
+    Without labels every video is a sample, or every `video[k]` where the language is cut so; the labels are 0 then, and
+    the data set's `label_kind` is "".
+
+    Raises:
+        UserError: as `load`, but that there need be neither folds nor labels.
+    """
+    with in_one_line(source), open_streams(source, labelled=False) as streams:
+        importer = _Importer(streams, steps)
+        whose = streams.get("labels") or streams["language"]
+        segments = [x for video in whose.videos for x in importer.segments(video, SAMPLES)]
+        widths = {modality: streams[modality].width for modality in MODALITIES}
+    if not segments:
+        raise UserError(f"{source}: no segment with words")
+    kind = "score" if "labels" in streams else ""
+    raw = {SAMPLES: _raw_split(segments, widths, steps)}
+    return assemble(raw, source=str(source), importer="csd", label_kind=kind)
+
+
 class _Importer:
     """Cuts videos into segments and counts what it met on the way."""
 
     def __init__(self, streams: dict[str, Stream], steps: int) -> None:
         self.streams = streams
+        self.cut = (streams.get("labels") or streams["language"]).cut
+        """Whether the samples' streams are cut into `video[k]`."""
         self.steps = steps
         self.nonfinite: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
         """(split, modality) -> numbers of NaN and infinite values in the rows that were used."""
@@ -112,8 +137,12 @@ class _Importer:
 
     def segments(self, video: str, split: str) -> list[_Segment]:
         """The labelled segments of a video that hold at least one word, in the order of their k."""
-        labels = self.streams["labels"]
-        if labels.cut:
+        labels = self.streams.get("labels")
+        if labels is None:
+            names = self.streams["language"].keys[video] if self.cut else [video]
+            always = Rows(np.zeros((1, 1)), np.array([-np.inf]), np.array([np.inf]))
+            parts = [(name, always) for name in names]
+        elif labels.cut:
             parts = [(key, labels.rows(key)) for key in labels.keys[video]]
         else:
             rows = labels.rows(video)
@@ -122,7 +151,7 @@ class _Importer:
         whole = {role: stream.video_rows(video) for role, stream in self.streams.items() if role != "labels"}
         segments = []
         for name, label in parts:
-            if len(label.start) and not (label.features.size and np.isfinite(label.features[0, 0])):
+            if labels and len(label.start) and not (label.features.size and np.isfinite(label.features[0, 0])):
                 value = label.features[0, 0] if label.features.size else "nothing"
                 raise UserError(f"{labels.path}: the label of {name} is {value}, expected a finite score")
             segment = self._segment(name, label, whole, split) if len(label.start) else None
@@ -169,7 +198,7 @@ class _Importer:
         Only where the labels are cut too: otherwise its k may count words.
         """
         stream = self.streams[role]
-        return stream.rows(name) if self.streams["labels"].cut and stream.has(name) else None
+        return stream.rows(name) if self.cut and stream.has(name) else None
 
 
 def mean_over_words(rows: Rows, start: np.ndarray, stop: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:

@@ -124,8 +124,12 @@ class Stream:
 
 
 @contextmanager
-def open_streams(folder: Path) -> Iterator[dict[str, Stream]]:
+def open_streams(folder: Path, labelled: bool = True) -> Iterator[dict[str, Stream]]:
     """Role (`language`, `audio`, `visual`, `labels`, and `words` where there is one) -> open stream.
+
+    Args:
+        folder: of the `.csd` files.
+        labelled: False: there need be no labels.
 
     A file's role is read off its root name, its file name, its description or, last, the width of its features; other
     files are ignored.
@@ -146,7 +150,8 @@ def open_streams(folder: Path) -> Iterator[dict[str, Stream]]:
             if role is not None:
                 stream.role = role
                 streams[role] = stream
-        if missing := [text for role, text in REQUIRED.items() if role not in streams]:
+        required = {role: text for role, text in REQUIRED.items() if labelled or role != "labels"}
+        if missing := [text for role, text in required.items() if role not in streams]:
             names = ", ".join(path.name for path in files) or "no .csd files"
             raise UserError(f"{folder}: no {' and no '.join(missing)}; found {names}")
         yield streams
