@@ -42,6 +42,9 @@ def cross_attention(
     Raises:
         ValueError: segments disagree with each other or with the query in number, shape, dtype, mask or layout.
     """
+    for name, segments in (("keys", keys), ("values", values), ("key_masks", key_masks)):
+        if isinstance(segments, torch.Tensor):
+            raise ValueError(f"{name} is a tensor {tuple(segments.shape)}; expected a list of 1 to 3 segments")
     if not len(keys) == len(values) == len(key_masks) or not keys:
         raise ValueError(f"{len(keys)} key, {len(values)} value and {len(key_masks)} mask segments; expected as many")
     groups, width = query.shape[0], query.shape[-1]
@@ -67,6 +70,8 @@ def cross_attention(
             raise ValueError(f"segment {i}: keys {tuple(key.shape)}, values {tuple(value.shape)}; expected {expected}")
         if key.dtype != query.dtype or value.dtype != query.dtype:
             raise ValueError(f"segment {i}: keys {key.dtype}, values {value.dtype}; query is {query.dtype}")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"segment {i}: key_mask is of {mask.dtype}; expected bool, True = may be attended to")
         if mask.shape[1:] != size or not len(mask) or groups % len(mask):
             raise ValueError(f"segment {i}: key_mask is {tuple(mask.shape)}, keys need {expected[:-1]}")
     return implementation(OP, query)(query, keys, values, key_masks, heads, layout, key_layouts)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import torch
@@ -53,13 +54,36 @@ def explain(name: str, *example: torch.Tensor | torch.device | str) -> Choice:
 
 
 def implementation(op: Op, *tensors: torch.Tensor) -> Callable[..., Any]:
-    """The function that runs `op` on these tensors, which are on one device."""
+    """The function that runs `op` on these tensors, which are on one device.
+
+    Args:
+        op: the operation.
+        tensors: the first of its arguments, which must be numbers with a fraction.
+
+    Raises:
+        ValueError: one is no tensor, or of integers; it is named.
+    """
+    for i, x in enumerate(tensors):
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            raise ValueError(_not_numbers(op, i, x))
     provider = _provider(op, tensors[0].device, [x.dtype for x in tensors])
     if op.composed and provider == COMPOSED:
         return op.composed
     if op.compiled is None or provider == "reference":
         return getattr(reference, op.name)
     return op.compiled
+
+
+def _not_numbers(op: Op, i: int, x: object) -> str:
+    name, first = f"tensor {i}", list(signature(op.definition).parameters.values())
+    if i < len(first) and "Tensor" in str(first[i].annotation):
+        name = first[i].name
+    found = f"of {_short(x.dtype)}" if isinstance(x, torch.Tensor) else f"a {type(x).__name__}"
+    return f"{op.name}: {name} is {found}; expected a tensor of float32, float16, bfloat16 or float64"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _provider(op: Op, device: torch.device, dtypes: list[torch.dtype]) -> str:

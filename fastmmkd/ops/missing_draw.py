@@ -49,6 +49,10 @@ def missing_draw(
     Returns:
         features per modality `[S, R, d_m]` and masks `[S, R]` bool, R the rows of the modality's layout.
     """
+    for name, parts in (("features", features), ("frame_masks", frame_masks), ("starts", starts), ("layouts", layouts)):
+        if isinstance(parts, torch.Tensor) or len(parts) != len(features):
+            found = f"a tensor {tuple(parts.shape)}" if isinstance(parts, torch.Tensor) else f"of {len(parts)} parts"
+            raise ValueError(f"{name} is {found}; expected a list of one for each of {len(features)} modalities")
     if sample.dim() != 2 or seed.shape != sample.shape[:1]:
         raise ValueError(f"sample is {tuple(sample.shape)} and seed {tuple(seed.shape)}; expected [S, B] and [S]")
     expected = (len(sample), versions * sample.shape[1] + 1)

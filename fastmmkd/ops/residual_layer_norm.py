@@ -25,11 +25,17 @@ def residual_layer_norm(
 
     Returns:
         `[G, ..., d]` in x's dtype.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
     if x.shape != residual.shape:
         raise ValueError(f"x is {tuple(x.shape)}, residual is {tuple(residual.shape)}; expected the same shape")
-    if weight.shape != (x.shape[0], x.shape[-1]):
-        raise ValueError(f"weight is {tuple(weight.shape)}; expected {(x.shape[0], x.shape[-1])}")
+    if x.dim() < 2:
+        raise ValueError(f"x is {tuple(x.shape)}; expected [G, ..., d]")
+    for name, of_group in (("weight", weight), ("bias", bias)):
+        if of_group.shape != (x.shape[0], x.shape[-1]):
+            raise ValueError(f"{name} is {tuple(of_group.shape)}; expected {(x.shape[0], x.shape[-1])}")
     return implementation(OP, x, residual, weight, bias)(x, residual, weight, bias, eps)
 
 
