@@ -201,7 +201,9 @@ def run(section: Section, remaining: float, outcome: Outcome, keep: Callable[[],
         in_time = processes.wait(process, limit, keep)
     finally:
         outcome.seconds = time.monotonic() - started
-        text = log.read_text(errors="replace").strip().replace(f"{ROOT}{os.sep}", "")
+        text = log.read_text(errors="replace").strip()
+        for place in (ROOT, sys.prefix, sys.base_prefix):
+            text = text.replace(f"{place}{os.sep}", "")
         outcome.summary = text.splitlines()[-1] if text else ""
         outcome.output = text[-TAIL:]
     outcome.status = "out of time" if not in_time else "passed" if process.returncode == 0 else "failed"
