@@ -15,6 +15,8 @@ from fastmmkd.errors import nearest
 from fastmmkd.tasks import TASKS, Task
 
 LARGEST_SEED = 2**31 - 1
+MOST_LAYERS = 1000
+"""Of a network's part; more would only be a slip of the keyboard."""
 LARGEST_WIDTH = 8192
 LONGEST_SWEEP = 1000
 

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from fastmmkd.blocks import AttentionModel, Block, Config
+from fastmmkd.blocks import LARGEST_WIDTH, MOST_LAYERS, AttentionModel, Block, Config
 from fastmmkd.data.batches import Batch, Inputs, Kept
 from fastmmkd.distributed import gather_rows, rank, world_size
 from fastmmkd.methods.method import Earlier, FeatureDims, Method, Network, Trainable, distillation
@@ -38,7 +38,7 @@ from fastmmkd.tasks import Task
 class CorrkdModel(AttentionModel):
     """CorrKD's network, teacher and student alike."""
 
-    encoder_layers: int = Field(default=4, gt=0)
+    encoder_layers: int = Field(default=4, gt=0, le=MOST_LAYERS)
     """Layers of each modality's transformer encoder (decision; the paper leaves it open)."""
 
 
@@ -57,7 +57,7 @@ class CorrkdLoss(Block):
     """SCD over pairs of samples: mean (decision), or the paper's sum, which grows with the square of the batch."""
     rcd: Literal["mutual-information", "kl"] = "mutual-information"
     """kl: "w/o RCD", KL divergence of the responses in its place (MSE for regression)."""
-    statistics_width: int = Field(default=64, gt=0)
+    statistics_width: int = Field(default=64, gt=0, le=LARGEST_WIDTH)
     """Hidden units of RCD's statistics networks (decision)."""
     prototypes: Literal[2, 3, 7] = 3
     """Regression only: classes that CPD bins the scores into."""

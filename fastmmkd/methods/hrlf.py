@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
-from fastmmkd.blocks import AttentionModel, Block, Config
+from fastmmkd.blocks import LARGEST_WIDTH, MOST_LAYERS, AttentionModel, Block, Config
 from fastmmkd.data.batches import Batch, Inputs, Kept
 from fastmmkd.distributed import gather_rows
 from fastmmkd.methods.method import Earlier, FeatureDims, Method, Network, Trainable, distillation
@@ -41,7 +41,7 @@ SCALE_WIDTHS = (3, 2, 1)
 class HrlfModel(AttentionModel):
     """HRLF's network, teacher and student alike."""
 
-    encoder_layers: int = Field(default=4, gt=0)
+    encoder_layers: int = Field(default=4, gt=0, le=MOST_LAYERS)
     """Layers of each modality's transformer encoder (decision; the paper leaves it open)."""
     frf: bool = True
     """False: "w/o FRF", the joint representation is that of the modalities themselves, none is factorised."""
@@ -66,7 +66,7 @@ class HrlfLoss(Block):
     hmi_negatives: Literal["layer", "joined"] = "layer"
     """What HMI's marginal pairs are taken from. layer (decision): rows of one layer, H with H, H~ with H~. joined: all
     rows of a scale; half of the pairs then tell layers apart, and the bound rises on nothing else."""
-    statistics_width: int = Field(default=64, gt=0)
+    statistics_width: int = Field(default=64, gt=0, le=LARGEST_WIDTH)
     """Hidden units of HMI's statistics networks and of HAL's discriminators (decision)."""
     global_batch: bool = True
     """HMI sees the rows of all processes; false: those of its own only."""

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from fastmmkd.blocks import AttentionModel, Block, Config
+from fastmmkd.blocks import MOST_LAYERS, AttentionModel, Block, Config
 from fastmmkd.data.batches import Batch, Inputs, Kept, View, by_layer
 from fastmmkd.distributed import gather_rows
 from fastmmkd.methods.method import Method, Network, PhaseSpec
@@ -37,8 +37,8 @@ from fastmmkd.tasks import Task
 class UmdfModel(AttentionModel):
     """UMDF's network."""
 
-    mcim_layers: int = Field(default=4, gt=0)
-    encoder_layers: int = Field(default=2, gt=0)
+    mcim_layers: int = Field(default=4, gt=0, le=MOST_LAYERS)
+    encoder_layers: int = Field(default=2, gt=0, le=MOST_LAYERS)
     """Layers of the transformer encoder after MCIM (decision; the paper leaves it open)."""
     mcim: bool = True
     """False: "w/o MCIM", self-attention in place of every crossmodal attention."""

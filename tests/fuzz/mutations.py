@@ -118,7 +118,7 @@ def _odd_array(array: np.ndarray, drawn: random.Random) -> np.ndarray:
             array.flat[drawn.randrange(array.size)] = drawn.choice((np.nan, np.inf, -np.inf, 1e38, 100.0))
         case 1:
             array = array[: len(array) // 2] if array.ndim else array
-        case 2:
+        case 2 if array.dtype.kind in "fiub":
             array = array.astype(drawn.choice((np.float16, np.int32, np.complex64)), copy=False)
         case 3:
             array = array[..., None]

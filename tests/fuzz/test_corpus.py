@@ -26,7 +26,8 @@ def reader() -> Iterator[Reader]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: "/".join(path.relative_to(CORPUS).parts[:2]))
-def test_what_was_found(case, reader, tmp_path: Path) -> None:
+def test_what_was_found(case, reader, trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTMMKD_FUZZ_RUN", str(trained))
     name, _, *file = case.relative_to(CORPUS).parts
     TARGETS[name].make(tmp_path)
     shutil.copy(case, tmp_path.joinpath(*file))

@@ -178,6 +178,7 @@ def test_bfloat16_needs_compute_capability_8(monkeypatch) -> None:
 
 
 def test_an_extension_that_does_not_load_is_a_reason_not_a_crash(monkeypatch) -> None:
+    monkeypatch.setattr(extension.first_use, "kept", lambda: None)
     broken = type("Broken", (), {"build_info": staticmethod(lambda: {"torch": "1.0.0"})})
     monkeypatch.setitem(sys.modules, "fastmmkd._C", broken)
     monkeypatch.setattr(fastmmkd, "_C", broken, raising=False)
