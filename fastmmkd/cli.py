@@ -10,6 +10,7 @@ import io
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation import commands as report_commands
 
 USER_ERROR, INTERRUPTED = 2, 130
+UNTIL_SAID_S = 2.0
+"""What a process that has nothing to say leaves to the one that has."""
 WITH_RESUME = "continue with --resume"
 
 
@@ -169,6 +172,8 @@ def _guarded(command: Callable[[], int], how_to_continue: str) -> int:
         who = _speaker()
         if who is not None:
             print(f"error: {who}{error}", file=sys.stderr)
+        else:
+            time.sleep(UNTIL_SAID_S)  # a launcher ends all processes with the first that ends
         return USER_ERROR
     except OSError as error:  # a name that is too long, a pipe that is closed
         where = f"{error.filename}: " if error.filename else ""
