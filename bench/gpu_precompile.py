@@ -90,9 +90,7 @@ def compiling(folder: Path, arch: int) -> Iterator[None]:
     os.environ["TRITON_CACHE_DIR"] = str(folder.absolute())
     driver.set_active(_Absent(arch))
     try:
-        with launching.watched(
-            lambda kernel, grid, args, options: _compile(kernel, grid, args, options), divmod(arch, 10)
-        ):
+        with launching.watched(_compile, divmod(arch, 10)):
             yield
     finally:
         driver._active = before[1]

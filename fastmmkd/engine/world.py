@@ -126,12 +126,12 @@ def require_alike(facts: Mapping[str, Any]) -> list[str]:
         UserError: in every process, with the first host that differs, what differs and both values.
     """
     everyone = everybodys(dict(facts))
-    first_host, first = everyone[0]
+    host_of_first, first = everyone[0]
     for i, (host, own) in enumerate(everyone):
         for name in first:
             if own[name] != first[name]:
                 here, there = (_brief(x[name]) for x in (own, first))
-                raise UserError(f"{host}, rank {i}: {name} is {here}, on {first_host}, rank 0, it is {there}")
+                raise UserError(f"{host}, rank {i}: {name} is {here}, on {host_of_first}, rank 0, it is {there}")
     return [host for host, _ in everyone]
 
 
