@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "blocks": {"deepspeed_block", "errors", "tasks"},
     "data": {*BASE, "blocks", "ops", "tasks"},
     "nn": {"data", "ops"},
-    "methods": {"blocks", "data", "distributed", "nn", "ops", "tasks"},
+    "methods": {"blocks", "data", "distributed", "errors", "labels", "modalities", "nn", "ops", "tasks"},
     "config": {"blocks", "errors", "files", "methods"},
     "evaluation": {*BASE, "blocks", "data", "distributed", "run_folder", "tasks"},
     "model_file": {*BASE, "data", "distributed", "run_folder"},

@@ -18,7 +18,7 @@ from fastmmkd.blocks import Config, DataBlock
 from fastmmkd.data.missingness import evaluation_drops
 from fastmmkd.data.store import Dataset, Split
 from fastmmkd.modalities import MODALITIES
-from fastmmkd.ops.layout import Layout, split_versions
+from fastmmkd.ops.layout import Layout, split_versions, unpack
 from fastmmkd.ops.missing_draw import missing_draw, missing_pattern, stored_rows
 from fastmmkd.ops.philox import DrawKeys
 
@@ -68,6 +68,16 @@ class Inputs(NamedTuple):
     def aligned(self) -> bool:
         """Whether the modalities share their rows."""
         return all(layout is self.layouts[0] for layout in self.layouts)
+
+    @property
+    def present(self) -> list[torch.Tensor]:
+        """Per modality `[S, R_m]` bool, frames whose content is there, whatever may be attended to: others are 0."""
+        return [(x != 0).any(-1) for x in self.features]
+
+    @property
+    def available(self) -> list[torch.Tensor]:
+        """Per modality `[S, V * B]` bool, samples of which some frame is there."""
+        return [unpack(mask, layout).any(-1) for mask, layout in zip(self.present, self.layouts, strict=True)]
 
     def only(self, kept: Kept) -> Inputs:
         """The samples without some of their modalities, as `ResidentSplit.evaluation_batch` gives them."""

@@ -67,6 +67,11 @@ class Dropout(nn.Module):
         return x * (kept.to(x.dtype) * (LEVELS / (LEVELS - self.dropped)))
 
 
+def of_samples(layout: Layout) -> Layout:
+    """A layout of one row per sample: whose the rows `[S, B, d]` are that a network makes of whole samples."""
+    return Layout.of(torch.ones_like(layout.lengths), layout.batch, 1, is_uniform=True)
+
+
 def number_dropouts(network: nn.Module) -> None:
     """Give every dropout of a network, once it is built, its place."""
     for place, module in enumerate(module for module in network.modules() if isinstance(module, Dropout)):

@@ -43,3 +43,19 @@ def masked_mean(x: torch.Tensor, mask: torch.Tensor, layout: Layout) -> torch.Te
     weight = mask.unsqueeze(-1)
     total = unpack(accumulation(x) * weight, layout).sum(dim=2)
     return (total / unpack(weight, layout).sum(dim=2).clamp_min(1)).to(x.dtype)
+
+
+def attentive_mean(x: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Mean over a sample's frames that count, weighted by the softmax of their scores.
+
+    Args:
+        x: `[G, R, d]`, rows of `layout`.
+        scores: `[G, R, 1]`.
+        mask: `[G, R]` bool, True = counts.
+
+    Returns:
+        `[G, B, d]`, 0 where no frame counts.
+    """
+    counts, scores = unpack(mask, layout), unpack(accumulation(scores).squeeze(-1), layout)
+    weight = scores.masked_fill(~counts, torch.finfo(scores.dtype).min).softmax(-1) * counts
+    return (weight.unsqueeze(2).to(x.dtype) @ unpack(x, layout)).squeeze(2)

@@ -149,21 +149,21 @@ def unpack(x: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Rows as a padded batch: `[G, R, ...]` -> `[G, B, T, ...]`, padding after a sample's rows and 0. See `pack`."""
     if layout.is_uniform:
         return x.unflatten(1, (layout.batch, layout.longest))
-    return _moved(x, Places(*layout._padded_from_rows, *layout._rows_from_padded)).unflatten(1, (layout.batch, -1))
+    return move(x, Places(*layout._padded_from_rows, *layout._rows_from_padded)).unflatten(1, (layout.batch, -1))
 
 
 def pack(x: torch.Tensor, layout: Layout) -> torch.Tensor:
     """The rows of a padded batch: `[G, B, T, ...]` -> `[G, R, ...]`, 0 where they are nobody's."""
     if layout.is_uniform:
         return x.flatten(1, 2)
-    return _moved(x.flatten(1, 2), Places(*layout._rows_from_padded, *layout._padded_from_rows))
+    return move(x.flatten(1, 2), Places(*layout._rows_from_padded, *layout._padded_from_rows))
 
 
 def take(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Some rows of each model: `[G, R, ...]` and `[S, n]` int64, no row twice -> `[G, n, ...]`."""
     taken = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
     back = rows.new_full((len(rows), x.shape[1]), -1).scatter(1, rows, taken)
-    return _moved(x, Places(rows, torch.ones_like(rows, dtype=torch.bool), back.clamp_min(0), back >= 0))
+    return move(x, Places(rows, torch.ones_like(rows, dtype=torch.bool), back.clamp_min(0), back >= 0))
 
 
 def split_versions(x: torch.Tensor, layout: Layout, one: Layout) -> list[torch.Tensor]:
@@ -183,7 +183,7 @@ def split_versions(x: torch.Tensor, layout: Layout, one: Layout) -> list[torch.T
     places = version * total + row, row < total
     at = torch.arange(layout.rows, device=x.device)
     back = at // total.clamp_min(1) * one.rows + at % total.clamp_min(1), at < versions * total
-    moved = _moved(x, Places(places[0].clamp_max(max(layout.rows - 1, 0)), places[1], back[0] * back[1], back[1]))
+    moved = move(x, Places(places[0].clamp_max(max(layout.rows - 1, 0)), places[1], back[0] * back[1], back[1]))
     return list(moved.chunk(versions, dim=1))
 
 
@@ -200,8 +200,11 @@ class Places(NamedTuple):
     """`[S, R]` bool."""
 
 
-def _moved(x: torch.Tensor, places: Places) -> torch.Tensor:
-    """`[G, R, ...]` -> `[G, n, ...]`. Its gradient goes the way back: nothing is added up, in whatever order."""
+def move(x: torch.Tensor, places: Places) -> torch.Tensor:
+    """Rows to their places: `[G, R, ...]` -> `[G, n, ...]`.
+
+    The gradient goes the way back: nothing is added up, in whatever order.
+    """
     moved: torch.Tensor = _Move.apply(x, *places)
     return moved
 
@@ -230,4 +233,4 @@ class _Move(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         index, is_row, back, is_kept = ctx.saved_tensors
-        return _moved(grad, Places(back, is_kept, index, is_row)), None, None, None, None
+        return move(grad, Places(back, is_kept, index, is_row)), None, None, None, None
