@@ -126,7 +126,7 @@ def _register_predict(commands: argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _run_predict(args: argparse.Namespace) -> int:
-    from fastmmkd.data.samples import read_samples
+    from fastmmkd.data.importers.samples import load as read_samples
     from fastmmkd.run_folder import read_record
 
     read_record(args.folder)

@@ -151,7 +151,7 @@ def write_predictions(predictors: Sequence[Predictor], dataset: Dataset, out: Pa
 
     Args:
         predictors: of one run, its seeds.
-        dataset: as `fastmmkd.data.samples.read_samples` gives it.
+        dataset: as `fastmmkd.data.importers.samples.load` gives it.
         out: the file.
     """
     task, dims = predictors[0].task, predictors[0].feature_dims

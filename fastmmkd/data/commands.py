@@ -23,8 +23,15 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
 
     imported = commands.add_parser("import", help="turn a published data set into one HDF5 store")
-    imported.add_argument("--format", required=True, choices=list(FORMATS), help="the layout of SRC")
-    imported.add_argument("source", type=Path, metavar="SRC", help="pickle (mmsa, mult) or folder (csd, mfn)")
+    imported.add_argument(
+        "--format",
+        required=True,
+        choices=list(FORMATS),
+        help="the layout of SRC; samples: any, also .npz, only to be predicted, in one split or more, labelled or not",
+    )
+    imported.add_argument(
+        "source", type=Path, metavar="SRC", help="pickle (mmsa, mult), folder (csd, mfn) or either (samples)"
+    )
     imported.add_argument(
         "--resplit",
         type=int,
@@ -83,7 +90,7 @@ def run_import(args: argparse.Namespace) -> int:
     with console.status(f"reading {args.source}"):
         dataset = import_dataset(args.format, args.source, args.resplit, args.by, args.labels, args.clip_labels)
     try:
-        _write(console, dataset, args)
+        _write(console, dataset, args, only_predicted=args.format == "samples")
     except CannotWrite:
         raise
     except UserError as error:  # of the data: an id, a value that --dtype does not reach
@@ -99,7 +106,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     from fastmmkd.data.inspect import describe
 
     console = Console()
-    console.print(describe(store.read(args.file), console.options.ascii_only))
+    console.print(describe(store.read_samples(args.file), console.options.ascii_only))
     return 0
 
 
@@ -117,11 +124,12 @@ def run_synth(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write(console: Console, dataset: Dataset, args: argparse.Namespace) -> None:
+def _write(console: Console, dataset: Dataset, args: argparse.Namespace, only_predicted: bool = False) -> None:
     from fastmmkd.data import store
 
     with console.status(f"writing {args.out}"):
-        written = store.write(dataset, args.out, args.dtype)
+        write = store.write_samples if only_predicted else store.write
+        written = write(dataset, args.out, args.dtype)
     sizes = "/".join(str(len(split)) for split in written.splits.values())
     shapes = ", ".join(
         f"{m} {frames} x {width}"
@@ -129,7 +137,7 @@ def _write(console: Console, dataset: Dataset, args: argparse.Namespace) -> None
     )
     console.print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)", soft_wrap=True, highlight=False)
     console.print(
-        f"  {sizes} samples (train/valid/test); longest x features: {shapes}", soft_wrap=True, highlight=False
+        f"  {sizes} samples ({'/'.join(written.splits)}); longest x features: {shapes}", soft_wrap=True, highlight=False
     )
     for line in cleaned(written):
         console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)

@@ -150,11 +150,11 @@ class Dataset:
     splits: dict[str, Split]
     label_kind: str
     """`"score"` (sentiment in [-3, 3]), `"sims"` (in [-1, 1], with the metrics of CH-SIMS) or `"emotions"` (happy, sad,
-    angry, neutral)."""
+    angry, neutral); `""` where there are no labels, and those of the splits say nothing."""
     source: str
     """One line on where it comes from, for reports."""
     importer: str
-    """`"mmsa"`, `"mult"`, `"csd"`, `"mfn"` or `"synthetic"`."""
+    """`"mmsa"`, `"mult"`, `"csd"`, `"mfn"`, `"npz"` or `"synthetic"`."""
     label_map: str = "identity"
     """How stored labels were made from the source's: `"label - 3"` for ICT-MMMO."""
     report: dict[str, Any] = field(default_factory=dict)
@@ -170,7 +170,8 @@ class Dataset:
     @property
     def feature_dims(self) -> tuple[int, ...]:
         """d_m of language, audio, visual."""
-        return tuple(self.splits["train"].features[modality].shape[-1] for modality in MODALITIES)
+        first = next(iter(self.splits.values()))
+        return tuple(first.features[modality].shape[-1] for modality in MODALITIES)
 
     @property
     def longest(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastmmkd.data.dataset import EMOTIONS, SPLITS, Dataset, Split
+from fastmmkd.data.dataset import EMOTIONS, Dataset, Split
 from fastmmkd.data.integrity import moments
 from fastmmkd.labels import sims_classes
 from fastmmkd.modalities import MODALITIES
@@ -25,25 +25,25 @@ def quality(dataset: Dataset) -> dict[str, Any]:
 
     Returns:
         `modalities`: per modality `longest` T_m, frames of the longest sequence of all splits, `features` d_m, over the
-        training split's present frames `constant` (indices of features with a single value) and `scale`
+        first split's (training's) present frames `constant` (indices of features with a single value) and `scale`
         (`largest_mean` of |mean|, `largest_std`, `smallest_std`, over the others, each `[feature index, value]`; None
         without frames).
         `splits`: per split `samples`; `present` and `nonfinite` per modality; `combinations` such as `{"la": 3}`
         (`"none"` for a sample with nothing); `lengths` per modality, quantiles over the samples that have it (None
         without any); `labels`, a histogram of scores rounded half to even (of CH-SIMS: of its five classes), or of
-        emotions that hold;
+        emotions that hold (empty where there are no labels);
         `zero_frames` per modality, all-zero frames inside the real part of a sequence, and `real_frames`, the total.
 
         `nonfinite` is what the importer replaced, in the splits of the source (before any re-split).
     """
     return {
         "modalities": {
-            m: _modality_quality(dataset.splits["train"], m, longest)
+            m: _modality_quality(next(iter(dataset.splits.values())), m, longest)
             for m, longest in zip(MODALITIES, dataset.longest, strict=True)
         },
         "splits": {
-            name: _split_quality(dataset.splits[name], dataset, dataset.report.get("nonfinite", {}).get(name, {}))
-            for name in SPLITS
+            name: _split_quality(split, dataset, dataset.report.get("nonfinite", {}).get(name, {}))
+            for name, split in dataset.splits.items()
         },
     }
 
@@ -55,16 +55,16 @@ def describe(dataset: Dataset, ascii_only: bool = False) -> RenderableType:
         _head(dataset),
         _presence_table(numbers),
         _frames_table(numbers),
-        _label_table(numbers, "#" if ascii_only else "█"),
+        *([_label_table(numbers, "#" if ascii_only else "█")] if dataset.label_kind else []),
         _feature_table(numbers),
         *_remarks(dataset, numbers),
     )
 
 
-def _modality_quality(train: Split, modality: str, longest: int) -> dict[str, Any]:
-    width = train.features[modality].shape[1]
+def _modality_quality(first: Split, modality: str, longest: int) -> dict[str, Any]:
+    width = first.features[modality].shape[1]
     quality: dict[str, Any] = {"longest": longest, "features": width, "constant": [], "scale": None}
-    if (known := moments(train, modality)) is None:
+    if (known := moments(first, modality)) is None:
         return quality
     quality["constant"] = np.flatnonzero(known.constant).tolist()
     if not known.constant.all():
@@ -102,6 +102,8 @@ def _quantiles(lengths: np.ndarray) -> dict[str, float] | None:
 
 
 def _histogram(labels: np.ndarray, kind: str) -> dict[str, int]:
+    if not kind:
+        return {}
     if kind == "emotions":
         return {emotion: int(labels[:, i].sum()) for i, emotion in enumerate(EMOTIONS)}
     if kind == "sims":
@@ -116,7 +118,7 @@ def _head(dataset: Dataset) -> RenderableType:
     rows = {
         "file": str(dataset.path or "not written yet"),
         "source": dataset.source,
-        "labels": f"{dataset.label_kind} ({dataset.label_map})",
+        "labels": f"{dataset.label_kind} ({dataset.label_map})" if dataset.label_kind else "none",
         "sequences": "word-aligned: a sample's modalities are of one length" if dataset.aligned else "not aligned",
         "hash": dataset.content_hash or "not computed",
     }
@@ -154,18 +156,21 @@ def _frames_table(numbers: dict[str, Any]) -> Table:
 
 
 def _label_table(numbers: dict[str, Any], bar: str) -> Table:
-    table = _table("Labels", ["label", *SPLITS, "share of train"])
+    splits = numbers["splits"]
+    first = next(iter(splits))
+    table = _table("Labels", ["label", *splits, f"share of {first}"])
     table.columns[-1].justify = "left"
-    for label in numbers["splits"]["train"]["labels"]:
-        counts = [numbers["splits"][name]["labels"][label] for name in SPLITS]
-        share = counts[0] / numbers["splits"]["train"]["samples"]
+    for label in splits[first]["labels"]:
+        counts = [split["labels"][label] for split in splits.values()]
+        share = counts[0] / splits[first]["samples"]
         table.add_row(label, *map(str, counts), f"{bar * round(share * BAR_WIDTH)} {100 * share:.1f} %")
     return table
 
 
 def _feature_table(numbers: dict[str, Any]) -> Table:
     columns = ["modality", "longest", "features", "constant", "largest |mean|", "largest std", "smallest std"]
-    table = _table("Features over the training split's present frames (feature index: value)", columns)
+    first = next(iter(numbers["splits"]))
+    table = _table(f"Features over present frames of {first} (feature index: value)", columns)
     for m, quality in numbers["modalities"].items():
         scale = quality["scale"] or {}
         extremes = [f"{scale[key][0]}: {scale[key][1]:.3g}" if key in scale else "-" for key in _SCALES]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from fastmmkd.errors import UserError
 from fastmmkd.labels import LABEL_KINDS, SCORE_LIMITS
 from fastmmkd.modalities import CONDITIONS, MODALITIES
 
+_SPLIT = re.compile("(?!meta$)[A-Za-z0-9_-]{1,64}")
 _ID = re.compile("[^\0\ud800-\udfff]+")
 LONGEST_ID = 4096
 """Characters: a store takes as many bytes for every id as the longest of a split has."""
@@ -24,14 +25,34 @@ CONTENT = (*(f"features/{m}" for m in MODALITIES), "lengths", "present", "labels
 
 
 def validate(dataset: Dataset) -> None:
-    """Check a data set against the layout in `fastmmkd.data.store`.
+    """Check a data set against the layout in `fastmmkd.data.store`: one that can be trained on.
 
     Raises:
         UserError: names the first array that breaks it, its shape or value, and what was expected.
     """
-    if tuple(dataset.splits) != SPLITS:
-        raise UserError(f"data set has the splits {', '.join(dataset.splits) or 'none'}, expected {', '.join(SPLITS)}")
-    if dataset.label_kind not in LABEL_KINDS:
+    require_trainable(dataset.splits, dataset.label_kind)
+    validate_samples(dataset)
+
+
+def require_trainable(splits: Collection[str], label_kind: str) -> None:
+    """Raises UserError where a data set lacks a split or labels, which training and evaluation need."""
+    hint = "as it is, `fastmmkd predict` takes it (`data import --format samples`)"
+    if tuple(splits) != SPLITS:
+        raise UserError(f"data set has the splits {', '.join(splits) or 'none'}, expected {', '.join(SPLITS)}; {hint}")
+    if not label_kind:
+        raise UserError(f"data set has no labels, expected one of {', '.join(LABEL_KINDS)}; {hint}")
+
+
+def validate_samples(dataset: Dataset) -> None:
+    """Check a data set that need not have labels (`label_kind` "") or more than one split, of any name: what can be
+    predicted. Raises what `validate` raises, but for that."""
+    names = dataset.splits
+    if not names or any(not _SPLIT.fullmatch(name) for name in names):
+        raise UserError(
+            f"data set has the splits {', '.join(map(ascii, names)) or 'none'}, expected names of letters, digits, _ "
+            "and -, and not 'meta'"
+        )
+    if dataset.label_kind not in ("", *LABEL_KINDS):
         raise UserError(f"label_kind is {dataset.label_kind!r}, expected one of {', '.join(LABEL_KINDS)}")
     for name, split in dataset.splits.items():
         _check_labels(name, split, dataset.label_kind)
@@ -66,7 +87,7 @@ def validate_normalisation(dataset: Dataset) -> None:
         UserError: names the first that is not finite, or a standard deviation that is not positive; or their number
             is not that of the features.
     """
-    for modality, width in zip(MODALITIES, dataset.feature_dims, strict=True):
+    for modality, width in zip(dataset.normalisation, dataset.feature_dims, strict=False):
         for moment, values in zip(("mean", "std"), dataset.normalisation[modality], strict=True):
             if values.shape != (width,):
                 raise UserError(f"meta/normalisation/{modality}/{moment} is {list(values.shape)}, expected [{width}]")
@@ -106,7 +127,8 @@ def _array_hash(x: np.ndarray) -> str:
 def content_hash(hashes: Mapping[str, str]) -> str:
     """SHA-256 (hex) over what `array_hashes` says of features, lengths, presence, labels and ids: of what was measured,
     not of what is computed from it."""
-    keys = [f"{name}/{part}" for name in SPLITS for part in CONTENT]
+    splits = [key.removesuffix("/lengths") for key in hashes if key.endswith("/lengths")]
+    keys = [f"{name}/{part}" for name in splits for part in CONTENT]
     return hashlib.sha256("".join(f"{key} {hashes[key]}\n" for key in keys).encode()).hexdigest()
 
 
@@ -182,7 +204,7 @@ def _present_rows(x: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _check_labels(name: str, split: Split, kind: str) -> None:
-    labels, limit = split.labels, SCORE_LIMITS.get(kind)
+    labels, limit = split.labels, SCORE_LIMITS.get(kind or "score")
     expected = f"[N, {len(EMOTIONS)}]" if limit is None else "[N]"
     if labels.ndim == 0 or len(labels) == 0:
         raise UserError(f"{name} has no samples")

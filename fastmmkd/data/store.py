@@ -19,6 +19,9 @@ The rows of sample i are those from sum(lengths[:i]) on, in time order; R_m is t
 Features are stored raw: NaN and infinities replaced by 0, no normalisation applied. An all-zero row is a missing
 frame; `Split.frame_mask` says so.
 
+What is only to be predicted (`write_samples`) may have one split or several of other names, and no labels: `label_kind`
+is "" then, and there are no arrays of labels. Without a training split there is no normalisation either.
+
 Version 1 is read too: features `[N, T_m, d_m]`, padded on the left, everything else the same. Its `content_hash` is
 over the padded arrays and is reported as it is, so that what was trained on such a file still knows it; written again,
 the data get the hash of version 2, which is over the packed rows and so does not depend on T.
@@ -28,7 +31,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,15 +46,28 @@ from fastmmkd.data.integrity import (
     content_hash,
     normalisation,
     padded_content_hash,
+    require_trainable,
     validate,
     validate_normalisation,
+    validate_samples,
 )
 from fastmmkd.data.packing import blocks, pack
 from fastmmkd.errors import UserError
 from fastmmkd.files import replacing
 from fastmmkd.modalities import CONDITIONS, MODALITIES
 
-__all__ = ["EMOTIONS", "SPLITS", "Dataset", "Header", "Split", "read", "read_header", "write"]
+__all__ = [
+    "EMOTIONS",
+    "SPLITS",
+    "Dataset",
+    "Header",
+    "Split",
+    "read",
+    "read_header",
+    "read_samples",
+    "write",
+    "write_samples",
+]
 
 FORMAT = "fastmmkd"
 VERSION = 2
@@ -61,11 +77,6 @@ LIBVER = ("v110", "v110")
 """Of HDF5's file format: the first in which what it says about arrays has checksums."""
 CHUNK_BYTES = 256 * 1024
 """Aim for a chunk: always whole rows, at least one."""
-_PARTS = (
-    *(f"meta/normalisation/{m}/{moment}" for m in MODALITIES for moment in ("mean", "std")),
-    *(f"{name}/{key}" for name in SPLITS for key in ("lengths", "present", "labels", "ids")),
-    *(f"{name}/features/{m}" for name in SPLITS for m in MODALITIES),
-)
 
 
 def write(dataset: Dataset, path: Path | str, dtype: str = "float32") -> Dataset:
@@ -86,12 +97,20 @@ def write(dataset: Dataset, path: Path | str, dtype: str = "float32") -> Dataset
         UserError: a shape, id, label or feature breaks the layout, float16 cannot hold the values, or the
             file cannot be written.
     """
-    path = Path(path)
+    return _write(dataset, Path(path), dtype, validate)
+
+
+def write_samples(dataset: Dataset, path: Path | str, dtype: str = "float32") -> Dataset:
+    """The same of a data set that is only to be predicted: any splits, with labels or without (`label_kind` "")."""
+    return _write(dataset, Path(path), dtype, validate_samples)
+
+
+def _write(dataset: Dataset, path: Path, dtype: str, check: Callable[[Dataset], None]) -> Dataset:
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}, expected {' or '.join(DTYPES)}")
-    validate(dataset)
+    check(dataset)
     stored = replace(dataset, splits={name: _as_stored(name, split, dtype) for name, split in dataset.splits.items()})
-    stored.normalisation = normalisation(stored.splits["train"])
+    stored.normalisation = normalisation(stored.splits["train"]) if "train" in stored.splits else {}
     hashes = array_hashes(stored)
     stored.content_hash = content_hash(hashes)
     stored.path = path
@@ -99,7 +118,7 @@ def write(dataset: Dataset, path: Path | str, dtype: str = "float32") -> Dataset
     with h5py.File(image, "w", libver=LIBVER) as file:
         _write_meta(file, stored, hashes)
         for name, split in stored.splits.items():
-            _write_split(file.create_group(name), split, dtype)
+            _write_split(file.create_group(name), split, dtype, bool(dataset.label_kind))
     # Not straight to the file: HDF5 ends the process where the disk is full.
     with replacing(path) as part:
         part.write_bytes(image.getbuffer())
@@ -114,18 +133,28 @@ def read(path: Path | str) -> Dataset:
     Raises:
         UserError: the file is missing, not HDF5, truncated or damaged, another program's HDF5, written by a newer
             version, lacks a part of the layout, breaks it, or does not match its hashes; what is wrong is named by
-            split, array and row.
+            split, array and row; or it cannot be trained on, because it lacks a split or labels.
     """
-    path = Path(path)
-    with _open(path) as file:
-        dataset = _read_meta(file)
-        dataset.path = path
-        version = int(file.attrs["version"])
-        for name in SPLITS:
-            dataset.splits[name] = _read_split(file, name, dataset.label_kind, version)
-        validate(dataset)
-        validate_normalisation(dataset)
-        _verify(file, dataset, version)
+    with _open(Path(path)) as file:
+        require_trainable(_splits(file), text(file["meta"], "label_kind"))
+        return _read(file, Path(path), validate)
+
+
+def read_samples(path: Path | str) -> Dataset:
+    """The same of a store that need not have labels or more than one split."""
+    with _open(Path(path)) as file:
+        return _read(file, Path(path), validate_samples)
+
+
+def _read(file: h5py.File, path: Path, check: Callable[[Dataset], None]) -> Dataset:
+    dataset = _read_meta(file)
+    dataset.path = path
+    version = int(file.attrs["version"])
+    for name in _splits(file):
+        dataset.splits[name] = _read_split(file, name, dataset.label_kind, version)
+    check(dataset)
+    validate_normalisation(dataset)
+    _verify(file, dataset, version)
     return dataset
 
 
@@ -145,6 +174,7 @@ def read_header(path: Path | str) -> Header:
     """Read hash, label kind and sizes only (milliseconds, whatever the size). Raises what `read` raises, but for what
     only the arrays' values tell."""
     with _open(Path(path)) as file:
+        require_trainable(_splits(file), text(file["meta"], "label_kind"))
         return Header(
             content_hash=text(file["meta"], "content_hash"),
             label_kind=text(file["meta"], "label_kind"),
@@ -207,14 +237,16 @@ def _write_meta(file: h5py.File, dataset: Dataset, hashes: Mapping[str, str]) ->
         meta["ideal_support"] = dataset.ideal_support.astype(np.float32)
 
 
-def _write_split(group: h5py.Group, split: Split, dtype: str) -> None:
+def _write_split(group: h5py.Group, split: Split, dtype: str, labelled: bool) -> None:
     for modality in MODALITIES:
         x = split.features[modality].astype(dtype, copy=False)
         rows = min(len(x), max(1, CHUNK_BYTES // (x.shape[1] * x.itemsize)))
         packed = {"chunks": (rows, x.shape[1]), "compression": "gzip", "compression_opts": 1, "shuffle": True}
         # HDF5 has no chunks of nothing.
         group.create_dataset(f"features/{modality}", data=x, **(packed if rows else {}))
-    group["lengths"], group["present"], group["labels"] = split.lengths, split.present, split.labels
+    group["lengths"], group["present"] = split.lengths, split.present
+    if labelled:
+        group["labels"] = split.labels
     group.create_dataset("ids", data=fixed(split.ids), compression="gzip", compression_opts=1, shuffle=True)
     for condition, posterior in split.ideal.items():
         group[f"ideal/{condition}"] = posterior
@@ -234,10 +266,30 @@ def _read_meta(file: h5py.File) -> Dataset:
         importer=text(file["meta"], "importer"),
         label_map=text(file["meta"], "label_map"),
         report=report,
-        normalisation={m: (_moment(file, m, "mean"), _moment(file, m, "std")) for m in MODALITIES},
+        normalisation={m: (_moment(file, m, "mean"), _moment(file, m, "std")) for m in _scaled(file)},
         ideal_support=support,
         content_hash=text(file["meta"], "content_hash"),
     )
+
+
+def _splits(file: h5py.File) -> list[str]:
+    """Names of the splits: those that training knows first, in its order."""
+    found = [name for name in file if name != "meta"]
+    return [name for name in SPLITS if name in found] + [name for name in found if name not in SPLITS]
+
+
+def _scaled(file: h5py.File) -> tuple[str, ...]:
+    """The modalities that there is a normalisation of: all, where there is a training split."""
+    return MODALITIES if "train" in file else ()
+
+
+def _parts(file: h5py.File) -> Iterator[str]:
+    """What must be there, each where it belongs."""
+    yield from (f"meta/normalisation/{m}/{moment}" for m in _scaled(file) for moment in ("mean", "std"))
+    labelled = ["labels"] if text(member(file, "meta"), "label_kind") else []
+    for name in _splits(file):
+        yield from (f"{name}/{key}" for key in ("lengths", "present", "ids", *labelled))
+        yield from (f"{name}/features/{m}" for m in MODALITIES)
 
 
 def _moment(file: h5py.File, modality: str, moment: str) -> np.ndarray:
@@ -248,14 +300,17 @@ def _read_split(file: h5py.File, name: str, label_kind: str, version: int) -> Sp
     ids = strings(file, f"{name}/ids")
     n = len(ids)
     lengths = array(file, f"{name}/lengths", ("int32",), (n, len(MODALITIES)))[()]
-    classes = (len(EMOTIONS),) if label_kind == "emotions" else ()
+    labels = np.zeros(n, np.float32)
+    if label_kind:
+        classes = (len(EMOTIONS),) if label_kind == "emotions" else ()
+        labels = array(file, f"{name}/labels", ("float32",), (n, *classes))[()]
     return Split(
         features={
             m: _read_features(file, f"{name}/features/{m}", lengths[:, i], version) for i, m in enumerate(MODALITIES)
         },
         lengths=lengths,
         present=array(file, f"{name}/present", ("bool",), (n, len(MODALITIES)))[()],
-        labels=array(file, f"{name}/labels", ("float32",), (n, *classes))[()],
+        labels=labels,
         ids=ids,
         ideal=_read_ideal(file, name, n),
     )
@@ -303,7 +358,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             _refuse_other_formats(file)
             try:
-                for part in _PARTS:
+                for part in _parts(file):
                     member(file, part)
                 yield file
             except UserError as error:

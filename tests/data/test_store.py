@@ -217,13 +217,22 @@ def test_reading_a_newer_version(tmp_path: Path) -> None:
         store.read(tmp_path / "a.h5")
 
 
-@pytest.mark.parametrize("part", ["train", "valid/ids", "test/features/audio", "meta/normalisation/visual/std"])
-def test_reading_a_store_without_a_part(tmp_path: Path, part: str) -> None:
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("train", "data set has the splits valid, test, expected train, valid, test; "),
+        ("valid/ids", "there is no valid/ids"),
+        ("test/features/audio", "there is no test/features/audio"),
+        ("meta/normalisation/visual/std", "there is no meta/normalisation/visual/std"),
+        ("meta", "there is no meta"),
+    ],
+)
+def test_reading_a_store_without_a_part(tmp_path: Path, part: str, said: str) -> None:
     store.write(_tiny(), tmp_path / "a.h5")
     with h5py.File(tmp_path / "a.h5", "a") as file:
         del file[part]
     for read in (store.read, store.read_header):
-        with pytest.raises(UserError, match=rf"a\.h5: there is no {part}") as error:
+        with pytest.raises(UserError, match=rf"a\.h5: {said}") as error:
             read(tmp_path / "a.h5")
         _one_line(error)
 

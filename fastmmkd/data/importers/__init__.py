@@ -9,8 +9,9 @@ from typing import Literal
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.errors import UserError
 
-FORMATS = ("mmsa", "mult", "csd", "mfn")
-"""Modules of this package; the one that is asked for is imported."""
+FORMATS = ("mmsa", "mult", "csd", "mfn", "samples")
+"""Modules of this package; the one that is asked for is imported. "samples" are only to be predicted: labels and splits
+are as they are."""
 
 
 def import_dataset(
@@ -24,7 +25,8 @@ def import_dataset(
     """Read a data set in one of the field's layouts; `fastmmkd.data.store.write` stores the result.
 
     Args:
-        format: `"mmsa"` or `"mult"` (a pickle), `"csd"` (a folder of CMU-MultimodalSDK files), `"mfn"` (a folder).
+        format: `"mmsa"` or `"mult"` (a pickle), `"csd"` (a folder of CMU-MultimodalSDK files), `"mfn"` (a folder),
+            `"samples"` (what `importers.samples` reads, to be predicted).
         source: the file or folder.
         resplit: a seed to pool all splits and divide them again (see `resplit.resplit`); None keeps the source's.
         by: what is divided: samples, or videos with all their samples.
@@ -37,6 +39,8 @@ def import_dataset(
     """
     if format not in FORMATS:
         raise UserError(f"format {format!r} is not one of {', '.join(FORMATS)}")
+    if format == "samples" and resplit is not None:
+        raise UserError(f"{source}: samples are only to be predicted, expected no --resplit")
     loaded: Dataset = import_module(f"{__name__}.{format}").load(Path(source))
     from fastmmkd.data.importers.settle import with_settled_labels
 

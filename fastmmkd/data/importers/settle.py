@@ -26,12 +26,13 @@ def with_settled_labels(dataset: Dataset, source: Path | str, scores: Scores | N
 
     Raises:
         UserError: a score lies beyond the limits; fractions all lie in [-1, 1] and `scores` is None; something was said
-            about scores where labels are emotions.
+            about scores where there are none.
     """
-    if dataset.label_kind == "emotions":
+    if dataset.label_kind in ("", "emotions"):
         if scores is not None or clip:
             option = "--clip-labels" if clip else f"--labels {scores}"
-            raise UserError(f"{source}: its labels are emotions, expected no {option}")
+            has = "its labels are emotions" if dataset.label_kind else "it has no labels"
+            raise UserError(f"{source}: {has}, expected no {option}")
         return dataset
     kind = scores or "score"
     limit = SCORE_LIMITS[kind]

@@ -1,5 +1,7 @@
 """What is to be predicted: any file that has samples, in however many splits, with labels or without.
 
+`fastmmkd predict` reads such files as they are; `fastmmkd data import --format samples` makes a store of them.
+
 A store (`.h5`); a folder of `.csd` files (`importers.csd.load_samples`); a pickle in the layout of MMSA or MulT, of
 some splits or of one, or what MMSA's toolkit makes of a clip (`text [T, d]`, `audio`, `vision`, `id`); or `.npz` with
 
@@ -32,7 +34,7 @@ LABELS = ("regression_labels", "labels")
 EXPECTED = "a store (.h5), .npz, .pkl or a folder of .csd files"
 
 
-def read_samples(path: Path) -> Dataset:
+def load(path: Path) -> Dataset:
     """Every sample of a file, whatever it is.
 
     Returns:
@@ -45,7 +47,7 @@ def read_samples(path: Path) -> Dataset:
     if path.is_dir():
         return csd.load_samples(path)
     if path.suffix in (".h5", ".hdf5"):
-        return store.read(path)
+        return store.read_samples(path)
     if not path.exists():
         raise UserError(f"{path}: no such file, expected {EXPECTED}")
     if path.suffix == ".npz":

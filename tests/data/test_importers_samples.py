@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
-from fastmmkd.data.samples import read_samples
+from fastmmkd.data import store
+from fastmmkd.data.dataset import SPLITS
+from fastmmkd.data.importers import import_dataset
+from fastmmkd.data.importers.samples import load
+from fastmmkd.data.training_file import read_data
 from fastmmkd.errors import UserError
 from fastmmkd.modalities import MODALITIES
 from tests.data.layouts import PICKLE_KEYS, dump, mmsa_split, mult_split, padded, random_clips, write_csd
@@ -29,7 +35,7 @@ def assert_holds(split, clips) -> None:
 def test_arrays(side, clips, tmp_path: Path) -> None:
     arrays = {m: padded(clips, m, 5 + i, side) for i, m in enumerate(MODALITIES)}
     np.savez(tmp_path / "new.npz", **arrays, ids=np.array(["a", "b", "c", "d"]), labels=np.array([1.0, -1, 0, 3]))
-    dataset = read_samples(tmp_path / "new.npz")
+    dataset = load(tmp_path / "new.npz")
     split = dataset.splits["samples"]
     assert_holds(split, clips)
     assert split.ids == ["a", "b", "c", "d"]
@@ -39,7 +45,7 @@ def test_arrays(side, clips, tmp_path: Path) -> None:
 
 def test_one_sample_of_arrays(clips, tmp_path: Path) -> None:
     np.savez(tmp_path / "new.npz", language=clips[0]["language"], visual=clips[0]["visual"])
-    dataset = read_samples(tmp_path / "new.npz")
+    dataset = load(tmp_path / "new.npz")
     split = dataset.splits["samples"]
     assert dataset.label_kind == ""
     assert split.present.tolist() == [[True, False, True]]
@@ -50,29 +56,29 @@ def test_lengths_say_what_zeros_cannot(tmp_path: Path) -> None:
     language = np.zeros((2, 4, 3), np.float32)
     language[:, :2] = 1
     np.savez(tmp_path / "new.npz", language=language, language_lengths=np.array([3, 2]))
-    assert read_samples(tmp_path / "new.npz").splits["samples"].lengths[:, 0].tolist() == [3, 2]
+    assert load(tmp_path / "new.npz").splits["samples"].lengths[:, 0].tolist() == [3, 2]
 
 
 def test_a_single_clip_of_mmsa(clips, tmp_path: Path) -> None:
     clip = {PICKLE_KEYS[m]: clips[0][m] for m in MODALITIES} | {"id": "0001", "raw_text": "fine"}
-    split = read_samples(dump(clip, tmp_path / "clip.pkl")).splits["samples"]
+    split = load(dump(clip, tmp_path / "clip.pkl")).splits["samples"]
     assert split.ids == ["0001"]
     assert_holds(split, clips[:1])
 
 
 def test_one_split_of_a_pickle(clips, tmp_path: Path) -> None:
     part = mmsa_split(clips, [0.5, -1, 2, 0], "test", STEPS)
-    dataset = read_samples(dump({"test": part}, tmp_path / "new.pkl"))
+    dataset = load(dump({"test": part}, tmp_path / "new.pkl"))
     assert list(dataset.splits) == ["test"]
     assert dataset.splits["test"].ids == [f"test$_${i}" for i in range(4)]
     assert dataset.splits["test"].labels.tolist() == [0.5, -1, 2, 0]
     del part["regression_labels"]
-    assert read_samples(dump({"test": part}, tmp_path / "new.pkl")).label_kind == ""
+    assert load(dump({"test": part}, tmp_path / "new.pkl")).label_kind == ""
 
 
 def test_emotions_of_a_pickle_are_no_scores(clips, tmp_path: Path) -> None:
     labels = np.zeros((4, 4, 2))
-    dataset = read_samples(dump({"valid": mult_split(clips, labels, STEPS)}, tmp_path / "new.pkl"))
+    dataset = load(dump({"valid": mult_split(clips, labels, STEPS)}, tmp_path / "new.pkl"))
     assert dataset.label_kind == ""
     assert_holds(dataset.splits["valid"], clips)
 
@@ -86,7 +92,7 @@ def test_computational_sequences(labelled, tmp_path: Path) -> None:
     if labelled:
         label = (np.array([[2.0]]), np.array([[0.4, 1.5]]))
         write_csd(tmp_path / "labels.csd", "Opinion Segment Labels", {"video1": label})
-    dataset = read_samples(tmp_path)
+    dataset = load(tmp_path)
     split = dataset.splits["samples"]
     if labelled:
         assert (split.ids, split.labels.tolist(), dataset.label_kind) == (["video1[0]"], [2.0], "score")
@@ -109,20 +115,73 @@ def test_computational_sequences(labelled, tmp_path: Path) -> None:
 def test_arrays_that_cannot_be_read(arrays, said, tmp_path: Path) -> None:
     np.savez(tmp_path / "new.npz", **arrays)
     with pytest.raises(UserError, match=said) as raised:
-        read_samples(tmp_path / "new.npz")
+        load(tmp_path / "new.npz")
     assert str(raised.value).startswith(str(tmp_path / "new.npz"))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_store_of_them(labelled, clips, tmp_path: Path) -> None:
+    labels = {"labels": np.array([1.0, -1, 0, 3])} if labelled else {}
+    np.savez(tmp_path / "new.npz", **{m: padded(clips, m, 6, "left") for m in MODALITIES}, **labels)
+    dataset = import_dataset("samples", tmp_path / "new.npz")
+    written = store.write_samples(dataset, tmp_path / "new.h5")
+    again = load(tmp_path / "new.h5")
+    assert list(again.splits) == ["samples"]
+    assert_holds(again.splits["samples"], clips)
+    assert again.splits["samples"].labels.tolist() == ([1, -1, 0, 3] if labelled else [0, 0, 0, 0])
+    assert (again.label_kind, again.content_hash) == ("score" if labelled else "", written.content_hash)
+    with h5py.File(tmp_path / "new.h5") as file:
+        assert ("labels" in file["samples"]) == labelled
+    for refuses in (store.read, store.read_header, read_data):
+        with pytest.raises(UserError, match=r"new.h5: data set has the splits samples, expected train, valid, test; "):
+            refuses(tmp_path / "new.h5")
+
+
+def test_a_store_of_three_splits_without_labels_is_not_trained_on(clips, tmp_path: Path) -> None:
+    parts = {name: mmsa_split(clips, [0, 0, 0, 0], name, STEPS) for name in SPLITS}
+    for part in parts.values():
+        del part["regression_labels"]
+    store.write_samples(load(dump(parts, tmp_path / "new.pkl")), tmp_path / "new.h5")
+    assert list(load(tmp_path / "new.h5").splits) == list(SPLITS)
+    with pytest.raises(UserError, match="data set has no labels, expected one of score, sims, emotions; as it is, "):
+        store.read(tmp_path / "new.h5")
+
+
+def test_a_damaged_store_of_them(clips, tmp_path: Path) -> None:
+    np.savez(tmp_path / "new.npz", **{m: padded(clips, m, 6, "left") for m in MODALITIES})
+    store.write_samples(load(tmp_path / "new.npz"), tmp_path / "new.h5")
+    with h5py.File(tmp_path / "new.h5", "r+") as file:
+        file["samples/features/audio"][0, 0] += 1
+    with pytest.raises(UserError, match="samples/features/audio does not match its stored hash"):
+        load(tmp_path / "new.h5")
+
+
+def test_samples_are_not_divided(clips, tmp_path: Path) -> None:
+    np.savez(tmp_path / "new.npz", **{m: padded(clips, m, 6, "left") for m in MODALITIES})
+    with pytest.raises(UserError, match=r"new.npz: samples are only to be predicted, expected no --resplit$"):
+        import_dataset("samples", tmp_path / "new.npz", resplit=1)
+    with pytest.raises(UserError, match=r"new.npz: it has no labels, expected no --labels sims$"):
+        import_dataset("samples", tmp_path / "new.npz", labels="sims")
+
+
+def test_names_of_splits(clips, tmp_path: Path) -> None:
+    np.savez(tmp_path / "new.npz", **{m: padded(clips, m, 6, "left") for m in MODALITIES})
+    dataset = load(tmp_path / "new.npz")
+    for name in ("meta", "a/b", ""):
+        with pytest.raises(UserError, match="expected names of letters, digits"):
+            store.write_samples(replace(dataset, splits={name: dataset.splits["samples"]}), tmp_path / "new.h5")
 
 
 def test_what_is_no_such_file(tmp_path: Path) -> None:
     expected = r"a store \(.h5\), .npz, .pkl or a folder of .csd files$"
     with pytest.raises(UserError, match=f"new.npz: no such file, expected {expected}"):
-        read_samples(tmp_path / "new.npz")
+        load(tmp_path / "new.npz")
     (tmp_path / "new.txt").write_text("x")
     with pytest.raises(UserError, match=f"cannot be told apart, expected {expected}"):
-        read_samples(tmp_path / "new.txt")
+        load(tmp_path / "new.txt")
     (tmp_path / "new.npz").write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(UserError, match=r"not a .npz file of plain arrays"):
-        read_samples(tmp_path / "new.npz")
+        load(tmp_path / "new.npz")
     np.savez(tmp_path / "new.npz", language=np.array([{"a": 1}], dtype=object))
     with pytest.raises(UserError, match=r"not a .npz file of plain arrays"):
-        read_samples(tmp_path / "new.npz")
+        load(tmp_path / "new.npz")
