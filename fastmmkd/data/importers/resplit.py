@@ -34,12 +34,20 @@ def resplit(dataset: Dataset, seed: int, by: By = "sample") -> Dataset:
     """
     if seed < 0:
         raise UserError(f"--resplit {seed}: expected a seed from 0")
-    pool = _pooled(list(dataset.splits.values()))
-    sizes = np.array([len(dataset.splits[name]) for name in SPLITS])
-    strata, rng = _strata(pool, dataset.label_kind), np.random.default_rng(seed)
+    sources = [dataset.splits[name] for name in SPLITS]
+    sizes = np.array([len(source) for source in sources])
+    labels, present = (np.concatenate(x) for x in zip(*((s.labels, s.present) for s in sources), strict=True))
+    strata, rng = _strata(labels, present, dataset.label_kind), np.random.default_rng(seed)
     by_video = by == "video"
-    target = _allocate_groups(_videos(pool.ids), strata, sizes, rng) if by_video else _allocate(strata, sizes, rng)
-    splits = {name: pool.take(np.flatnonzero(target == s)) for s, name in enumerate(SPLITS)}
+    if by_video:
+        target = _allocate_groups(_videos([x for s in sources for x in s.ids]), strata, sizes, rng)
+    else:
+        target = _allocate(strata, sizes, rng)
+    targets = np.split(target, np.cumsum(sizes)[:-1])
+    splits = {
+        name: _joined([source.take(of_source == s) for source, of_source in zip(sources, targets, strict=True)])
+        for s, name in enumerate(SPLITS)
+    }
     record: dict[str, Any] = {"seed": seed, "by": by, "sizes": [len(split) for split in splits.values()]}
     record["videos_in_several_splits"] = shared_videos({name: split.ids for name, split in splits.items()})
     return replace(
@@ -65,14 +73,13 @@ def _videos(ids: list[str]) -> np.ndarray:
     return numbers
 
 
-def _strata(pool: Split, label_kind: str) -> np.ndarray:
+def _strata(labels: np.ndarray, present: np.ndarray, label_kind: str) -> np.ndarray:
     """`[N]` int64 stratum of each sample."""
     if label_kind == "emotions":
-        kind = (pool.labels > 0.5) @ (1 << np.arange(pool.labels.shape[1]))
+        kind = (labels > 0.5) @ (1 << np.arange(labels.shape[1]))
     else:
-        kind = np.sign(pool.labels).astype(np.int64) + 1
-    modalities = pool.present @ np.array([1, 2, 4])
-    return kind * 8 + modalities
+        kind = np.sign(labels).astype(np.int64) + 1
+    return kind * 8 + present @ np.array([1, 2, 4])
 
 
 def _allocate(strata: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -121,10 +128,11 @@ def _allocate_groups(groups: np.ndarray, strata: np.ndarray, sizes: np.ndarray, 
     return chosen[groups]
 
 
-def _pooled(splits: list[Split]) -> Split:
+def _joined(splits: list[Split]) -> Split:
+    """Their samples in one split; a modality of theirs is gone when it is joined, for the sake of memory."""
     first = splits[0]
     return Split(
-        features={m: np.concatenate([s.features[m] for s in splits]) for m in first.features},
+        features={m: np.concatenate([s.features.pop(m) for s in splits]) for m in list(first.features)},
         lengths=np.concatenate([s.lengths for s in splits]),
         present=np.concatenate([s.present for s in splits]),
         labels=np.concatenate([s.labels for s in splits]),
