@@ -496,8 +496,8 @@ def refused_or_accepted(file: Path) -> None:
         ("model.width", 10**7, "expected a number less than or equal to 8192, got 10000000"),
         ("data.path", "", "expected the name of a file"),
         ("data.path", "a\0b", "expected the name of a file"),
-        ("method", ["umdf"], 'expected one of umdf, corrkd, hrlf, got ["umdf"]'),
-        ("method", None, "expected one of umdf, corrkd, hrlf, got null"),
+        ("method", ["umdf"], f'expected one of {", ".join(METHODS)}, got ["umdf"]'),
+        ("method", None, f"expected one of {', '.join(METHODS)}, got null"),
     ],
 )
 def test_odd_values_are_refused_by_key(key: str, value: Any, message: str | None) -> None:

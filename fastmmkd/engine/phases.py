@@ -91,7 +91,9 @@ def initialised(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(spec.seed_offset + seed)
             modules.append(spec.build(config, dataset.feature_dims, earlier))
-    return stack_models(modules)
+    module = stack_models(modules)
+    module.start()
+    return module
 
 
 def frozen(network: Network, device: torch.device, dtype: torch.dtype) -> Network:

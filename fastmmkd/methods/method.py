@@ -65,6 +65,9 @@ class Trainable(nn.Module):
         generator = torch.Generator().manual_seed((seed << 20) + epoch)
         return rows[torch.randperm(len(rows), generator=generator)]
 
+    def start(self) -> None:
+        """Called once when the models are stacked, before there is an optimiser: take over what was learnt before."""
+
     def prepare(self, split: ResidentSplit) -> None:
         """Called once when the phase begins, before a checkpoint is read: fill tables and banks."""
 

@@ -30,6 +30,12 @@ def _positions(steps: int, d: int, device: torch.device) -> torch.Tensor:
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)[:, :d]
 
 
+def position_codes(layout: Layout, frame: Positions, d: int, dtype: torch.dtype) -> torch.Tensor:
+    """`[S, R, d]`, the code of every row's position, counted from its sample's first real frame or from its last."""
+    room = 1 << (layout.longest - 1).bit_length()  # few tables, whatever lengths come
+    return sinusoidal_positions(room, d, layout.starts.device, dtype)[layout.counted_from(frame)]
+
+
 class TemporalEmbedding(nn.Module):
     """`Z_m = dropout(Conv1d(X_m) + positions)`; a dropped frame still gets its position, which is known.
 
@@ -59,8 +65,6 @@ class TemporalEmbedding(nn.Module):
             assert isinstance(convolution, GroupedLinear)
             z = temporal_convolution(x, layout, convolution.weight, convolution.bias)
             if id(layout) not in positions:
-                room = 1 << (layout.longest - 1).bit_length()  # few tables, whatever lengths come
-                position = layout.counted_from(self.positions)
-                positions[id(layout)] = sinusoidal_positions(room, z.shape[-1], z.device, z.dtype)[position]
+                positions[id(layout)] = position_codes(layout, self.positions, z.shape[-1], z.dtype)
             embedded.append(self.dropout(z + positions[id(layout)], layout, draw, m))
         return embedded

@@ -107,6 +107,17 @@ class Layout:
         """`[S, R]` bool."""
         return self.sample < self.batch
 
+    @cached_property
+    def is_frame(self) -> torch.Tensor:
+        """`[S, R]` bool, whether a row is a frame of somebody's and no padding before one.
+
+        Whoever has no frame at all has one here, the last row.
+        """
+        whose = self.sample.clamp_max(self.batch - 1)
+        before_end = self.starts.gather(1, whose + 1) - torch.arange(self.rows, device=whose.device)
+        frames = self.position.gather(1, self.last) + 1
+        return (before_end <= frames.gather(1, whose)) & self.is_somebodys
+
     def factor(self, dtype: torch.dtype) -> torch.Tensor:
         """`[S, R]`, 1 for rows that are somebody's and 0 for others."""
         if dtype not in self._factors:

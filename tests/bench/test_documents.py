@@ -142,7 +142,6 @@ class TestOtherRecords:
             report.main(["--study", str(runs)])
 
     def test_a_folder_without_runs_is_refused(self, records: Path, tmp_path: Path) -> None:
-        with pytest.raises(
-            UserError, match="expected one of the folders umdf_ict_mmmo, corrkd_ict_mmmo, hrlf_ict_mmmo"
-        ):
+        folders = ", ".join(f"{method}_ict_mmmo" for method in ABLATIONS)
+        with pytest.raises(UserError, match=f"expected one of the folders {folders}"):
             report.main(["--real", str(tmp_path)])

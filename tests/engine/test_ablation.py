@@ -59,7 +59,8 @@ def test_a_method_without_ablations(
     config = tmp_path / "tiny.json"
     config.write_text(json.dumps(tiny_config))
     assert main(["ablate", "--config", str(config), "--out", str(tmp_path / "out")]) == 2
-    expected = f"error: {config}: UMDF has no ablations; expected a config of one of corrkd, hrlf\n"
+    others = ", ".join(name for name, method in METHODS.items() if method.ablations)
+    expected = f"error: {config}: UMDF has no ablations; expected a config of one of {others}\n"
     assert capsys.readouterr().err == expected
 
 

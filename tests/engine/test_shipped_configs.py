@@ -10,6 +10,7 @@ from run_records import records
 from fastmmkd.config import load_config
 from fastmmkd.data import store
 from fastmmkd.data.synthetic import synthesize
+from fastmmkd.engine.phases import phases_of
 from fastmmkd.engine.teachers import phases_at_floor
 from fastmmkd.methods import METHODS
 
@@ -46,7 +47,7 @@ def test_every_phase_leaves_the_floor_within_a_fifth_of_its_epochs(
     run = train_tiny(config.model_dump(mode="json"), tmp_path / name)
     key = config.train.select or ("mae" if config.task.is_regression else "loss")
     with capsys.disabled():
-        for phase in ("teacher", "") if config.teacher else ("",):
+        for phase in (*(spec.name for spec in phases_of(config)[:-1]), ""):
             reached = ", ".join(f"{record['valid'][key]:.3f}" for record in records(run, phase=phase))
             print(f"\n{name} {phase or 'last phase'}: validation {key} {reached}", end="")
     assert not any(phases_at_floor(config, run / "seed_1").values())

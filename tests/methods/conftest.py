@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastmmkd import distributed
-from fastmmkd.methods import corrkd
+from fastmmkd.methods import baselines, corrkd
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def in_two_processes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int
             raise
 
     def run(work: Callable[[int], Any]) -> list[Any]:
-        for module in (distributed, corrkd):
+        for module in (distributed, baselines, corrkd):
             monkeypatch.setattr(module, "world_size", lambda: 2)
-            monkeypatch.setattr(module, "rank", lambda: own.rank)
+            monkeypatch.setattr(module, "rank", lambda: own.rank, raising=False)
         monkeypatch.setattr(distributed.dist, "all_gather", all_gather)
         with ThreadPoolExecutor(2) as pool:
             return [f.result() for f in [pool.submit(process, work, rank) for rank in range(2)]]

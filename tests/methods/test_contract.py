@@ -88,7 +88,7 @@ def test_a_sample_of_which_nothing_is_left_has_a_finite_loss_and_prediction(conf
     total.backward()
     assert total.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in objective.module.parameters())
-    logits, joint = objective.module.network.predict(nothing)
+    logits, joint = objective.module.network.eval().predict(nothing)
     assert logits.isfinite().all()
     assert joint.isfinite().all()
 
@@ -130,9 +130,9 @@ def test_a_step_never_waits_for_the_device(config: Config, dataset: Dataset) -> 
 def test_what_it_exports_predicts_the_same(config: Config, dataset: Dataset) -> None:
     objective = objective_of(config, dataset, 1)
     inputs = objective.draw(rows_of(1), torch.tensor(0)).inputs
-    network = METHODS[config.method].network(config, dataset.feature_dims).double()
+    network = METHODS[config.method].network(config, dataset.feature_dims).double().eval()
     load_model(network, model_state(objective.module.network, 0))
-    torch.testing.assert_close(network.predict(inputs), objective.module.network.predict(inputs))
+    torch.testing.assert_close(network.predict(inputs), objective.module.network.eval().predict(inputs))
 
 
 @torch.no_grad()
