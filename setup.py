@@ -1,4 +1,5 @@
-"""Packaging that pyproject.toml cannot say: `kernels/` is installed as `fastmmkd.kernels`, `csrc/` as `fastmmkd._C`.
+"""Packaging that pyproject.toml cannot say: `kernels/` is installed as `fastmmkd.kernels`, `csrc/` as `fastmmkd._C`,
+and of `docs/` the papers' tables, as `fastmmkd._docs`.
 
 The extension is compiled where torch and a C++ compiler are at hand (`pip install --no-build-isolation`), with its CUDA
 kernels where torch is a CUDA build and the toolkit is there. The sources are installed too, as `fastmmkd._csrc`: where
@@ -16,10 +17,16 @@ building = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(building)
 
 PACKAGES = {
-    "packages": [*find_packages(include=["fastmmkd", "fastmmkd.*"]), "fastmmkd.kernels", "fastmmkd._csrc"],
-    "package_dir": {"fastmmkd.kernels": "kernels", "fastmmkd._csrc": "csrc"},
+    "packages": [
+        *find_packages(include=["fastmmkd", "fastmmkd.*"]),
+        "fastmmkd.kernels",
+        "fastmmkd._csrc",
+        "fastmmkd._docs",
+    ],
+    "package_dir": {"fastmmkd.kernels": "kernels", "fastmmkd._csrc": "csrc", "fastmmkd._docs": "docs"},
     "package_data": {
         "fastmmkd.kernels": ["launch_parameters.json"],
+        "fastmmkd._docs": ["paper_results.json"],
         "fastmmkd._csrc": [f"**/*{suffix}" for suffix in building.SOURCES],
     },
 }

@@ -4,7 +4,8 @@ run.json                           what is run, on which data, and what on
 run.lock                           locked, and naming who trains, while somebody does
 deepspeed.log                      what DeepSpeed and torch print
 results.json, .md, .csv            what was reached; written last
-curves.png, embedding.png
+curves.png, confusion.png
+embedding.json, embedding.png      the map of representations, and its picture
 seed_<s>/                          one seed, in the state of its last phase
     model.safetensors              its best model
     metrics.jsonl, tensorboard/    its records, one an epoch
@@ -31,7 +32,8 @@ RUN_FILE = "run.json"
 LOCK_FILE = "run.lock"
 LOG_FILE = "deepspeed.log"
 RESULTS_FILE, RESULTS_TEXT, RESULTS_SHEET = "results.json", "results.md", "results.csv"
-CURVES_FILE, EMBEDDING_FILE = "curves.png", "embedding.png"
+CURVES_FILE, CONFUSION_FILE = "curves.png", "confusion.png"
+EMBEDDING_FILE, EMBEDDING_PICTURE = "embedding.json", "embedding.png"
 
 RUN_VERSION = 2
 """Of a run's folder, whose models and checkpoints mean the same. 1: positions counted from the first padding."""

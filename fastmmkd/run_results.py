@@ -8,13 +8,21 @@ import numpy as np
 from rich.console import Console
 
 from fastmmkd.data.dataset import Dataset
-from fastmmkd.evaluation import floors, plots, report, results
+from fastmmkd.evaluation import embedding, floors, metrics, report, results
 from fastmmkd.evaluation.commands import print_headline
 from fastmmkd.evaluation.protocol import Scenario
 from fastmmkd.evaluation.results import SeedEvaluation
 from fastmmkd.modalities import CONDITIONS, condition_modalities
 from fastmmkd.predictor import Predictor
-from fastmmkd.run_folder import CURVES_FILE, EMBEDDING_FILE, RESULTS_FILE, RESULTS_SHEET, RESULTS_TEXT
+from fastmmkd.run_folder import (
+    CONFUSION_FILE,
+    CURVES_FILE,
+    EMBEDDING_FILE,
+    EMBEDDING_PICTURE,
+    RESULTS_FILE,
+    RESULTS_SHEET,
+    RESULTS_TEXT,
+)
 
 LANGUAGE_ONLY_HALF = Scenario((True, False, False), p=0.5, index=1 << 10)
 """What the papers' t-SNE pictures show; its index keys draws of its own."""
@@ -23,7 +31,7 @@ LANGUAGE_ONLY_HALF = Scenario((True, False, False), p=0.5, index=1 << 10)
 def write_run_results(
     directory: Path, predictor: Predictor, dataset: Dataset, evaluations: list[SeedEvaluation], console: Console
 ) -> None:
-    """Write `results.{json,md,csv}`, `curves.png` and `embedding.png` of a run's seeds, and print the headline.
+    """Write `results.{json,md,csv}`, `{curves,confusion}.png` and `embedding.{json,png}`, and print the headline.
 
     Args:
         directory: where to write; created if missing.
@@ -33,9 +41,10 @@ def write_run_results(
         console: where to print.
     """
     config, test, train = predictor.config, dataset.splits["test"], dataset.splits["train"]
-    floor, ideal = {}, {}
+    floor, ideal, used = {}, {}, {}
     for condition in CONDITIONS:
         rows = np.flatnonzero(test.present[:, list(condition_modalities(condition))].all(axis=1))
+        used[condition] = metrics.used(config.task, test.labels[rows])
         if len(rows):
             floor[condition] = floors.floor(config.task, test.labels[rows], train.labels)
         if len(rows) and condition in test.ideal and dataset.ideal_support is not None:
@@ -51,21 +60,27 @@ def write_run_results(
         floor,
         ideal or None,
         floors.trivial(config.task, test.labels[test.present.all(axis=1)], train.labels),
+        used,
     )
     results.write(directory, content)
-    draw_embedding(directory / EMBEDDING_FILE, predictor, dataset)
+    draw_embedding(directory, predictor, dataset)
     print_headline(report.comparable(report.load([directory]))[0], console)
-    for name in (RESULTS_TEXT, RESULTS_SHEET, RESULTS_FILE, CURVES_FILE, EMBEDDING_FILE):
+    for name in (RESULTS_TEXT, RESULTS_SHEET, RESULTS_FILE, CURVES_FILE, CONFUSION_FILE, EMBEDDING_PICTURE):
         console.print(f"  {directory / name}", markup=False, highlight=False, soft_wrap=True)
 
 
-def draw_embedding(path: Path, predictor: Predictor, dataset: Dataset) -> None:
-    """t-SNE of joint representations with language only and half of its frames missing, as in the papers."""
+def draw_embedding(directory: Path, predictor: Predictor, dataset: Dataset) -> None:
+    """t-SNE of joint representations with language only and half of its frames missing, as in the papers.
+
+    The picture is for looking, `embedding.json` for `fastmmkd report`, which shows several side by side.
+    """
     test = dataset.splits["test"]
     evaluator = predictor.evaluator(test, str(dataset.path))
     rows = evaluator.rows(LANGUAGE_ONLY_HALF)
     representations = np.zeros((0, 1))
     if len(rows):
         representations = evaluator.run(predictor.module, LANGUAGE_ONLY_HALF, rows)[1]
-    title = f"{predictor.config.method}, language only, p = 0.5 (seed {predictor.seed})"
-    plots.embedding(path, representations, test.labels[rows], title)
+    placed = embedding.place(representations, test.labels[rows], rows, predictor.seed, "language only, p = 0.5")
+    embedding.write(directory / EMBEDDING_FILE, placed)
+    title = f"{predictor.config.method}, {placed.condition} (seed {placed.seed})"
+    embedding.draw(directory / EMBEDDING_PICTURE, [(title, placed)])

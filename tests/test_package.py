@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import pickle
 import subprocess
 import sys
@@ -46,3 +47,18 @@ def test_another_process_finds_them_too(folder: Path) -> None:
     environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
     printed = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert printed.stdout.split() == ["fastmmkd.kernels.launch", str(ROOT / "kernels" / "launch.py")], printed.stderr
+
+
+def test_an_installation_has_the_sources_and_the_papers_tables(tmp_path: Path) -> None:
+    """What `pip install` copies, without compiling anything."""
+    command = ["setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "build_py", "-d", str(tmp_path / "lib")]
+    environment = os.environ | {"FASTMMKD_EXT": "none"}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    package = tmp_path / "lib" / "fastmmkd"
+    for name in ("_docs/paper_results.json", "_csrc/registration.cpp", "kernels/launch_parameters.json"):
+        assert (package / name).exists()
+    assert [path.name for path in (package / "_docs").iterdir()] == ["paper_results.json"]
+    code = "from fastmmkd.evaluation import published; print(published.path(), len(published.shipped().rows))"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "lib", capture_output=True, text=True)
+    assert printed.stdout.split() == [str(package / "_docs" / "paper_results.json"), "170"], printed.stderr

@@ -376,13 +376,13 @@ class TestPredictCommand:
 
 class TestEvalCommand:
     def test_it_reproduces_what_training_wrote(self, trained: Path, own_run: Path) -> None:
-        for name in ("results.json", "results.md", "results.csv", "curves.png", "embedding.png"):
+        pictures = ("curves.png", "confusion.png", "embedding.png")
+        for name in ("results.json", "results.md", "results.csv", "embedding.json", *pictures):
             (own_run / name).unlink()
         assert main(["eval", "--run", str(own_run)]) == 0
-        for name in ("results.json", "results.md", "results.csv"):
+        for name in ("results.json", "results.md", "results.csv", "embedding.json"):
             assert (own_run / name).read_text() == (trained / name).read_text()
-        assert (own_run / "curves.png").stat().st_size > 0
-        assert (own_run / "embedding.png").stat().st_size > 0
+        assert all((own_run / name).stat().st_size > 0 for name in pictures)
 
     def test_data_that_are_not_there(self, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["eval", "--run", str(trained), "--data", str(tmp_path / "mosi.h5")]) == 2

@@ -9,6 +9,7 @@ from fastmmkd.blocks import Config
 from fastmmkd.config import command_overrides, load_config
 from fastmmkd.engine.suite import Member, train_and_report
 from fastmmkd.errors import UserError
+from fastmmkd.evaluation.commands import papers_asked_for
 from fastmmkd.methods import METHODS
 
 
@@ -32,8 +33,9 @@ def run_ablate(args: argparse.Namespace) -> int:
         if slugs[name] in wanted:
             config = load_config(args.config, [*common, *rows[name]])
             shared = folders[name] != first and same_teacher(config, full)
-            members.append(Member(name, config, folders[name], first if shared else None))
-    train_and_report(members, args.out)
+            variant = None if folders[name] == first else name
+            members.append(Member(name, config, folders[name], first if shared else None, variant))
+    train_and_report(members, args.out, papers_asked_for(args))
     return 0
 
 

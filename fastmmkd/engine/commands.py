@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fastmmkd.evaluation.commands import add_paper_arguments
+
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the commands; each sets `run`, a function from parsed arguments to an exit code."""
@@ -58,6 +60,7 @@ def _add_overrides(parser: argparse.ArgumentParser, whose: str, each: str) -> No
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"override for {each}")
     parser.add_argument("--seeds", metavar="1,2,3", help=f"seeds in place of {whose}'s train.seeds")
     parser.add_argument("--together", action="store_true", help=f"train the seeds of {each} at once")
+    add_paper_arguments(parser)
 
 
 def run_train(args: argparse.Namespace) -> int:

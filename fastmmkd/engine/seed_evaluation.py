@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from fastmmkd.engine.session import Session
 from fastmmkd.errors import UserError
+from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
 from fastmmkd.files import read_json
 from fastmmkd.modalities import CONDITIONS, condition_modalities
 from fastmmkd.run_folder import EVALUATION_FILE
+from fastmmkd.tasks import Task
 
 
 def evaluation_to_json(evaluation: SeedEvaluation) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def evaluation_to_json(evaluation: SeedEvaluation) -> dict[str, Any]:
     return {
         "seed": evaluation.seed,
         "conditions": {
-            name: {"samples": outcome.samples, "metrics": finite(outcome.metrics)}
+            name: {"samples": outcome.samples, "metrics": finite(outcome.metrics), "confusion": outcome.confusion}
             for name, outcome in evaluation.conditions.items()
         },
         "sweep": [{"p": p, "metrics": finite(metrics)} for p, metrics in evaluation.sweep],
@@ -41,6 +43,7 @@ class _Part(BaseModel):
 class _Outcome(_Part):
     samples: NonNegativeInt
     metrics: dict[str, float | None]
+    confusion: dict[str, list[list[NonNegativeInt]]] = {}
 
 
 class _SweepPoint(_Part):
@@ -74,12 +77,33 @@ def evaluation_from_json(value: Any) -> SeedEvaluation:
     return SeedEvaluation(
         seed=saved.seed,
         conditions={
-            name: Outcome(outcome.samples, with_nan(outcome.metrics)) for name, outcome in saved.conditions.items()
+            name: Outcome(outcome.samples, with_nan(outcome.metrics), outcome.confusion)
+            for name, outcome in saved.conditions.items()
         },
         sweep=[(point.p, with_nan(point.metrics)) for point in saved.sweep],
         sweep_samples=saved.sweep_samples,
         at_floor=saved.at_floor,
     )
+
+
+def _check_confusion(condition: str, outcome: Outcome, task: Task) -> None:
+    """Refuse matrices that are not the task's; an evaluation of an earlier version has none.
+
+    Raises:
+        ValueError: they are not.
+    """
+    matrices = outcome.confusion
+    if not matrices:
+        return
+    sizes = {key: len(metrics.confused_classes(key)) for key in metrics.CONFUSED[task.name]}
+    fit = matrices.keys() == sizes.keys() and all(
+        len(matrices[key]) == size
+        and all(len(row) == size for row in matrices[key])
+        and sum(map(sum, matrices[key])) == outcome.samples
+        for key, size in sizes.items()
+    )
+    if not fit:
+        raise ValueError(f"its confusion matrices of {condition}")
 
 
 def read_evaluation(session: Session, seed: int, directory: Path) -> SeedEvaluation | None:
@@ -100,6 +124,8 @@ def read_evaluation(session: Session, seed: int, directory: Path) -> SeedEvaluat
             raise ValueError(f"of seed {evaluation.seed}, {sum(counts.values())} samples and the sweep {ratios}")
         if sweep and evaluation.sweep_samples != samples["lav"]:
             raise ValueError(f"its sweep of {evaluation.sweep_samples} samples")
+        for name, outcome in evaluation.conditions.items():
+            _check_confusion(name, outcome, session.config.task)
         return evaluation
     except UserError as error:
         reason = str(error)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastmmkd.blocks import Config
 from fastmmkd.config import command_overrides, load_config
@@ -14,7 +15,11 @@ from fastmmkd.data.single_label import single_labelled
 from fastmmkd.data.training_file import read_data, read_data_header
 from fastmmkd.engine.checks import check_fit
 from fastmmkd.errors import UserError
+from fastmmkd.evaluation.commands import papers_asked_for
 from fastmmkd.run_folder import is_evaluated, seed_directory
+
+if TYPE_CHECKING:
+    from fastmmkd.evaluation.report import AgainstPapers
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Member:
     folder: Path
     teacher: Path | None = None
     """A run of the same teachers: they are taken from there where it has trained them for every seed."""
+    variant: str | None = None
+    """The row of its method's ablation table that it is; None for the full method."""
 
 
 def run_suite(args: argparse.Namespace) -> int:
@@ -39,12 +46,14 @@ def run_suite(args: argparse.Namespace) -> int:
             raise UserError(f"--config {files[file.stem]} {file}: both would go to {folder}; expected other file names")
         files[file.stem] = file
     members = [Member(name, load_config(file, common), args.out / name) for name, file in files.items()]
-    train_and_report(members, args.out)
+    train_and_report(members, args.out, papers_asked_for(args))
     return 0
 
 
-def train_and_report(members: Sequence[Member], out: Path) -> None:
+def train_and_report(members: Sequence[Member], out: Path, papers: AgainstPapers | None = None) -> None:
     """Train every member where it is not trained yet, write the report into `out` and print its headline tables.
+
+    Published rows are shown as `papers` says; the variants are the members'.
 
     A member that fails, for example because its loss diverges, does not keep the others from being trained.
 
@@ -82,7 +91,9 @@ def train_and_report(members: Sequence[Member], out: Path) -> None:
             print(f"{member.name}: failed: {error}", flush=True)
     trained = [member for member in members if member.name not in failed]
     if trained:
-        sets, files = report([m.folder for m in trained], out, names=[m.name for m in trained])
+        if papers is not None and any(member.variant for member in members):
+            papers = replace(papers, variants=[member.variant for member in trained])
+        sets, files = report([m.folder for m in trained], out, names=[m.name for m in trained], papers=papers)
         for runs in sets:
             print_headline(runs)
         print("\n".join(map(str, files)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fastmmkd.evaluation.report import Comparable
+    from fastmmkd.evaluation.report import AgainstPapers, Comparable
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -22,7 +23,37 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder (or its results.json)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the report to")
+    add_paper_arguments(parser)
     parser.set_defaults(run=run_report)
+
+
+def add_paper_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `papers_asked_for` reads."""
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="show the papers' numbers on the same data (real MOSI, MOSEI, IEMOCAP), and whether they are reproduced",
+    )
+    parser.add_argument(
+        "--paper-data", metavar="NAME", help="show those on mosi, mosei or iemocap whatever the runs were evaluated on"
+    )
+
+
+def papers_asked_for(args: argparse.Namespace) -> AgainstPapers | None:
+    """What a command's arguments say about published rows.
+
+    Raises:
+        UserError: there are none on the data set that is named.
+    """
+    if not (args.paper or args.paper_data):
+        return None
+
+    from fastmmkd.evaluation.published import refuse_unknown
+    from fastmmkd.evaluation.report import AgainstPapers
+
+    if args.paper_data:
+        refuse_unknown(args.paper_data)
+    return AgainstPapers(args.paper_data)
 
 
 def run_report(args: argparse.Namespace) -> int:
@@ -33,7 +64,7 @@ def run_report(args: argparse.Namespace) -> int:
     """
     from fastmmkd.evaluation.report import report
 
-    groups, files = report(args.runs, args.out)
+    groups, files = report(args.runs, args.out, papers=papers_asked_for(args))
     for members in groups:
         print_headline(members)
     print("\n".join(str(f) for f in files))
@@ -53,20 +84,19 @@ def print_headline(members: Comparable, console: Console | None = None) -> None:
     # Eight columns of "81.20±0.41" and a name; a narrower terminal gets the means alone.
     spread = console.width >= 120
     plus_minus = "+-" if console.options.ascii_only else "±"
-    headline = tables.metric_table(members.primary, members.runs)
+    headline = members.table(members.primary)
     table = Table(title=Text(f"{headline.title} on {members.title}"), box=box.SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold")
     for header in tables.HEADERS:
         table.add_column(header, justify="right", no_wrap=True)
-    for row in headline.runs + headline.references:
+    for row in headline.runs + headline.published + headline.references:
+        cells = row.cells if spread else [replace(cell, std=None) for cell in row.cells]
         texts = [
-            Text(
-                tables.format_cell(headline.key, c.mean, c.std if spread else None, plus_minus),
-                style="bold" if c.best else "",
-            )
-            for c in row.cells
+            Text(tables.cell_text(headline.key, cell, plus_minus), style="bold" if cell.best else "") for cell in cells
         ]
         table.add_row(Text(row.name), *texts, style="" if row in headline.runs else "dim")
     console.print(table)
+    if note := members.papers_note([headline.key]):
+        console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
     if note := tables.average_note(members.reference):
         console.print(f"  {note}.", markup=False, highlight=False, soft_wrap=True)

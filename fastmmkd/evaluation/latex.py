@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastmmkd.evaluation.tables import HEADERS, Cell, MetricTable, format_cell
+from fastmmkd.evaluation.tables import HEADERS, Cell, MetricTable, cell_text
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -21,6 +21,7 @@ _SPECIAL = {
     "–": "--",
     "±": r"$\pm$",
     "−": "$-$",
+    "†": r"$^\dagger$",
 }
 
 
@@ -36,7 +37,7 @@ def latex_metric(table: MetricTable, caption: str) -> str:
         return " & ".join([escape(name), *cells]) + r" \\"
 
     def text(cell: Cell) -> str:
-        plain = escape(format_cell(table.key, cell.mean, cell.std, plus_minus=" ± ")).replace(" $\\pm$ ", "$\\pm$")
+        plain = escape(cell_text(table.key, cell)).replace(" $\\pm$ ", "$\\pm$").replace(" $^", "$^")
         return rf"\textbf{{{plain}}}" if cell.best else plain
 
     lines = [
@@ -48,6 +49,8 @@ def latex_metric(table: MetricTable, caption: str) -> str:
         row("", [escape(h) for h in HEADERS]),
         r"\midrule",
         *(row(r.name, [text(c) for c in r.cells]) for r in table.runs),
+        *([r"\midrule"] if table.published else []),
+        *(row(r.name, [text(c) for c in r.cells]) for r in table.published),
         r"\midrule",
         *(row(r.name, [text(c) for c in r.cells]) for r in table.references),
         row("samples", [str(n) for n in table.samples]),

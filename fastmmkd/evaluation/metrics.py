@@ -51,6 +51,12 @@ class Metric:
     percent: bool
     truth: Truth
     score: Score
+    used: Callable[[np.ndarray], int] = len
+    """The truth of N samples -> how many of them the score is computed on."""
+
+
+def nonzero(truth: np.ndarray) -> int:
+    return int(np.count_nonzero(truth))
 
 
 def as_labelled(scores: np.ndarray) -> np.ndarray:
@@ -132,8 +138,8 @@ def mean_over_emotions(score: Score) -> Score:
 
 
 SIGNS = (
-    Metric("f1_non0", "F1 non0 (%)", True, True, np.sign, without_zeros(weighted_f1)),
-    Metric("acc2_non0", "Acc-2 non0 (%)", True, True, np.sign, without_zeros(accuracy)),
+    Metric("f1_non0", "F1 non0 (%)", True, True, np.sign, without_zeros(weighted_f1), used=nonzero),
+    Metric("acc2_non0", "Acc-2 non0 (%)", True, True, np.sign, without_zeros(accuracy), used=nonzero),
     Metric("f1_has0", "F1 has0 (%)", True, True, nonnegative, weighted_f1),
     Metric("acc2_has0", "Acc-2 has0 (%)", True, True, nonnegative, accuracy),
 )
@@ -175,6 +181,27 @@ METRICS: dict[str, tuple[Metric, ...]] = {
 }
 """Task name -> its metrics; the first one is the headline metric."""
 
+CONFUSED: dict[str, tuple[str, ...]] = {
+    "regression": ("acc7",),
+    "regression-sims": ("acc5_sims",),
+    "classification-2": ("acc2_has0",),
+    "classification-3": ("acc3",),
+    "classification-7": ("acc7",),
+    "emotions-binary": tuple(f"acc_{e}" for e in EMOTIONS),
+    "emotions-4way": ("acc_4way",),
+}
+"""Task name -> the accuracies whose confusion matrices are kept: those of the finest classes."""
+
+_CONFUSED_CLASSES: dict[str, tuple[tuple[str, int], ...]] = {
+    "acc7": tuple((f"{score:+d}" if score else "0", score) for score in range(-3, 4)),
+    "acc5_sims": (("negative", 0), ("weakly negative", 1), ("neutral", 2), ("weakly positive", 3), ("positive", 4)),
+    "acc2_has0": (("negative", False), ("nonnegative", True)),
+    "acc3": (("negative", -1), ("zero", 0), ("positive", 1)),
+    **{f"acc_{e}": (("other", False), (e, True)) for e in EMOTIONS},
+    "acc_4way": tuple((emotion, i) for i, emotion in enumerate(EMOTIONS)),
+}
+"""Accuracy -> its classes: name, and the value of truths and decisions that stands for it."""
+
 _BY_KEY = {metric.key: metric for of_task in METRICS.values() for metric in of_task}
 _OF_SCORES = {m.key: m for name, of_task in METRICS.items() if Task(name).has_scores for m in of_task}
 
@@ -198,6 +225,12 @@ def primary(task: Task) -> str:
 def higher_is_better(key: str) -> bool:
     """False only for mean absolute errors and the loss."""
     return key != "loss" and _BY_KEY[key].higher_is_better
+
+
+def of_emotions(task: Task) -> tuple[str, ...]:
+    """The F1 of each emotion, which the papers report one by one; none where labels are scores."""
+    suffix = {"emotions-binary": "", "emotions-4way": "_ovr"}.get(task.name)
+    return () if suffix is None else tuple(f"f1_{emotion}{suffix}" for emotion in EMOTIONS)
 
 
 def error(task: Task) -> str:
@@ -251,6 +284,41 @@ def compute(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str
     if bad:
         raise UserError(f"{bad} of {len(predictions)} predictions are NaN or infinite: the model has diverged")
     return score_all(task, labels, decisions(task, predictions))
+
+
+def used(task: Task, labels: np.ndarray) -> dict[str, int]:
+    """Per metric of a task, how many of some samples it is computed on: *non0* leaves out those labelled 0.
+
+    Args:
+        labels: `[N]` or `[N, 4]` as stored.
+    """
+    labels = np.asarray(labels, dtype=np.float64)
+    return {metric.key: metric.used(metric.truth(labels)) for metric in METRICS[task.name]}
+
+
+def confusion(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str, list[list[int]]]:
+    """Confusion matrices of a task's finest classes: accuracy (`CONFUSED`) -> counts `[true][decided]`.
+
+    Args:
+        labels, predictions: as `compute` takes them.
+    """
+    labels = np.asarray(labels, dtype=np.float64)
+    made = decisions(task, np.asarray(predictions, dtype=np.float64))
+    matrices = {}
+    for key in CONFUSED[task.name]:
+        values = np.array([value for _, value in _CONFUSED_CLASSES[key]], dtype=np.float64)
+        true, decided = (
+            np.searchsorted(values, of.astype(np.float64)) for of in (_BY_KEY[key].truth(labels), made[key])
+        )
+        counts = np.zeros((len(values), len(values)), dtype=np.int64)
+        np.add.at(counts, (true, decided), 1)
+        matrices[key] = counts.tolist()
+    return matrices
+
+
+def confused_classes(key: str) -> tuple[str, ...]:
+    """Names of the rows and columns of a matrix of `confusion`."""
+    return tuple(name for name, _ in _CONFUSED_CLASSES[key])
 
 
 def loss(task: Task, labels: np.ndarray, predictions: np.ndarray) -> float:

@@ -1,11 +1,10 @@
-"""Pictures: curves against the ratio of missing frames, and the t-SNE map of joint representations.
+"""Pictures of results: curves against the ratio of missing frames, and confusion matrices.
 
 Figures are built without pyplot, so nothing here needs a display or touches global state.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.manifold import TSNE
+from matplotlib.patches import Patch
 
 from fastmmkd.evaluation import metrics, tables
-from fastmmkd.evaluation.schema import Results
+from fastmmkd.evaluation.schema import Confusion, Results
 from fastmmkd.files import replacing
-from fastmmkd.labels import EMOTIONS
+from fastmmkd.modalities import CONDITIONS, condition_label
 from fastmmkd.tasks import Task
 
 # Okabe and Ito's palette: told apart with every common kind of colour blindness.
@@ -41,23 +40,15 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 150,
 }
 
-SCORE_CLASSES = (("negative", "#d62728", "v"), ("neutral", "#2ca02c", "o"), ("positive", "#1f77b4", "^"))
-"""Name, colour (the papers' red, green, blue) and marker (so that red and green differ in shape too)."""
-EMOTION_CLASSES = tuple(
-    (name, colour, marker)
-    for name, colour, marker in zip(EMOTIONS, ("#E69F00", "#0072B2", "#D55E00", "#7f7f7f"), "^vso", strict=True)
-)
-
-SAMPLES_PER_CLASS = 100
-MIN_EMBEDDED = 4
-"""t-SNE of fewer points shows nothing."""
+STAR = -0.07
+"""Where the ideal on complete data stands: beside p = 0, whose points it would cover."""
 
 
 def curves(path: Path, results: Results | Sequence[tuple[str, Results]]) -> None:
     """Metrics against the ratio p of missing frames, as PNG.
 
     One line per run with a band of one standard deviation over its seeds, the floor dashed, and the ideal on complete
-    data as a star at p = 0 where it is known. Panels: the headline F1 of scores, and MAE of regressions;
+    data as a star beside p = 0 where it is known. Panels: the headline F1 of scores, and MAE of regressions;
     one F1 per emotion; F1 of the single label.
 
     Args:
@@ -79,56 +70,87 @@ def curves(path: Path, results: Results | Sequence[tuple[str, Results]]) -> None
             _curve_panel(axis, key, runs)
             _draw_references(axis, key, runs)
         handles, names = axes[0].get_legend_handles_labels()
-        data = runs[0][1].data
-        title = data if len(data) <= 70 else data[:69] + "…"
-        figure.suptitle(title, fontsize=12)
+        if any(statistic.std for _, content in runs for point in content.sweep for statistic in point.metrics.values()):
+            handles.append(Patch(color="#777777", alpha=0.3, linewidth=0))
+            names.append("± standard deviation over seeds")
+        figure.suptitle(_shortened(runs[0][1].data), fontsize=12)
         figure.legend(handles, names, loc="outside lower center", ncols=_legend_columns(names, width))
         save(figure, path)
 
 
-def embedding(path: Path, representations: np.ndarray, labels: np.ndarray, title: str) -> None:
-    """t-SNE map of joint representations, up to 100 samples per class, as PNG; the same input gives the same picture.
+def confusion(path: Path, results: Results) -> None:
+    """Confusion matrices of every condition as PNG: what share of each true class was decided to be what, all seeds.
+
+    A panel per condition; of the four binary emotions a row of panels each.
 
     Args:
         path: the PNG to write.
-        representations: `[N, D]`, N >= 0; with fewer than 4 samples the picture says so instead of showing a map.
-        labels: `[N]` scores (classes negative, neutral, positive: red, green, blue) or `[N, 4]` emotion indicators
-            (class: the first that holds).
-        title: printed above.
+        results: of a version that counts them, with at least one condition that has samples.
 
     Raises:
-        ValueError: the shapes do not fit each other, or representations hold NaN or infinity.
         UserError: the file cannot be written.
     """
-    representations, labels = np.asarray(representations, dtype=np.float64), np.asarray(labels)
-    if representations.ndim != 2 or len(representations) != len(labels):
-        raise ValueError(f"representations {representations.shape} and labels {labels.shape}, expected [N, D] and [N]")
-    if not np.isfinite(representations).all():
-        raise ValueError("representations hold NaN or infinity")
-    classes, styles = _classes(labels)
-    chosen = _choose(classes, len(styles))
-    with rc_context({**STYLE, "axes.grid": False, "axes.spines.bottom": False, "axes.spines.left": False}):
-        figure = Figure(figsize=(5.6, 5.4), layout="constrained")
-        axis = figure.subplots()
-        axis.set(xticks=[], yticks=[], title=title)
-        if len(chosen) < MIN_EMBEDDED:
-            note = f"{len(chosen)} samples: too few for a map"
-            axis.text(0.5, 0.5, note, ha="center", va="center", transform=axis.transAxes)
-        else:
-            points = _tsne(representations[chosen])
-            _scatter(axis, points, classes[chosen], styles)
-            figure.legend(
-                *axis.get_legend_handles_labels(), loc="outside lower center", ncols=len(styles), fontsize=10,
-                handletextpad=0.1, columnspacing=1.0,
-            )  # fmt: skip
+    keys = metrics.CONFUSED[Task(results.task).name]
+    counted = {c: results.conditions[c].confusion for c in CONDITIONS}
+    classes = max(len(metrics.confused_classes(key)) for key in keys)
+    columns = len(CONDITIONS) if len(keys) > 1 else 4
+    rows = len(keys) if len(keys) > 1 else 2
+    side = 1.9 if classes < 4 else 2.6
+    with rc_context({**STYLE, "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True}):
+        figure = Figure(figsize=(side * columns + 1.2, (side + 0.2) * rows + 1.3), layout="constrained")
+        axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+        panels = [(key, condition) for key in keys for condition in CONDITIONS]
+        for i, (axis, (key, condition)) in enumerate(zip(axes, panels, strict=False)):
+            matrices = counted[condition]
+            names = metrics.confused_classes(key) if i % columns == 0 else ()
+            _confusion_panel(axis, condition_label(condition), matrices[key] if matrices else None, names)
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
+        for first in range(0, len(axes), columns):
+            axes[first].set_ylabel("true")
+        seeds = len(results.seeds)
+        figure.suptitle(f"{results.method}: {_shortened(results.data)}", fontsize=12)
+        classed = f"classes of {metrics.title(keys[0]).removesuffix(' (%)')}" if len(keys) == 1 else "each emotion"
+        note = f"decided; {classed}, percent of each true class, {seeds} seed{'s' * (seeds > 1)}"
+        figure.supxlabel(note, fontsize=11)
         save(figure, path)
+
+
+def _confusion_panel(axis: Axes, title: str, matrix: Confusion | None, rows: Sequence[str]) -> None:
+    """One matrix; its rows are named where names are given."""
+    axis.set_title(title, fontsize=11)
+    axis.set(xticks=[], yticks=[])
+    if matrix is None:
+        axis.text(0.5, 0.5, "no samples", ha="center", va="center", transform=axis.transAxes)
+        return
+    counts = np.array(matrix.counts, dtype=np.float64)
+    total = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    small = 7 if len(counts) > 4 else 9
+    for (i, j), value in np.ndenumerate(share):
+        if np.isfinite(value):
+            axis.text(
+                j, i, f"{100 * value:.0f}", ha="center", va="center", fontsize=small,
+                color="white" if value > 0.6 else "black",
+            )  # fmt: skip
+    ticks = range(len(counts))
+    slanted: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(counts) < 6 else {}
+    axis.set_xticks(ticks, matrix.classes, fontsize=small, **slanted)
+    axis.tick_params(length=0)
+    if rows:
+        axis.set_yticks(ticks, rows, fontsize=small)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 70 else text[:69] + "…"
 
 
 def _curve_keys(task: Task) -> list[str]:
     if task.is_regression:
         return [metrics.primary(task), metrics.error(task)]
     if task.name == "emotions-binary":
-        return [f"f1_{emotion}" for emotion in EMOTIONS]
+        return list(metrics.of_emotions(task))
     return [metrics.primary(task)]
 
 
@@ -139,13 +161,13 @@ def _curve_panel(axis: Axes, key: str, runs: Sequence[tuple[str, Results]]) -> N
         known = [(point.p, point.metrics[key]) for point in results.sweep if key in point.metrics]
         points = [(q, s.mean, s.std or 0.0) for q, s in known if s.mean is not None]
         p, mean, deviation = np.array(points).reshape(-1, 3).T
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
         axis.plot(p, mean, color=colour, marker=marker, markersize=5, linewidth=1.8, label=name, zorder=3)
         axis.fill_between(p, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
     axis.set(
         xlabel="ratio p of missing frames",
         title=metrics.title(key) + ("" if metrics.higher_is_better(key) else ", lower is better"),
-        xlim=(-0.03, 1.03),
+        xlim=(STAR - 0.03, 1.03),
         xticks=np.linspace(0, 1, 6),
     )
 
@@ -157,7 +179,7 @@ def _draw_references(axis: Axes, key: str, runs: Sequence[tuple[str, Results]]) 
             axis.axhline(value, color="#555555", linestyle="--", linewidth=1.4, label=f"{row.name} (no features)")
         elif value is not None:
             axis.plot(
-                0, value, marker="*", markersize=15, color="#F0E442", markeredgecolor="black", linestyle="none",
+                STAR, value, marker="*", markersize=15, color="#F0E442", markeredgecolor="black", linestyle="none",
                 label=f"{row.name}, complete data", zorder=2.5, clip_on=False,
             )  # fmt: skip
 
@@ -166,39 +188,6 @@ def _legend_columns(names: Sequence[str], width: float) -> int:
     """As many columns as fit into `width` inches, by the length of the longest name."""
     widest = 0.8 + 0.085 * max(len(name) for name in names)
     return max(1, min(len(names), int(width / widest)))
-
-
-def _classes(labels: np.ndarray) -> tuple[np.ndarray, tuple[tuple[str, str, str], ...]]:
-    if labels.ndim == 2:
-        return labels.argmax(axis=1), EMOTION_CLASSES
-    return np.sign(labels).astype(np.int64) + 1, SCORE_CLASSES
-
-
-def _choose(classes: np.ndarray, count: int) -> np.ndarray:
-    """Indices of up to `SAMPLES_PER_CLASS` samples of each class, drawn with a fixed seed."""
-    generator = np.random.default_rng(0)
-    drawn = [generator.permutation(np.flatnonzero(classes == c))[:SAMPLES_PER_CLASS] for c in range(count)]
-    return np.sort(np.concatenate(drawn))
-
-
-def _tsne(points: np.ndarray) -> np.ndarray:
-    """`[n, D]` -> `[n, 2]`, n >= 4. The perplexity is 30, or a third of the neighbours where there are fewer."""
-    # The PCA start divides by the spread, which one feature or equal points do not have.
-    spread = points.shape[1] > 1 and bool(np.ptp(points, axis=0).any())
-    perplexity = min(30.0, (len(points) - 1) / 3)
-    model = TSNE(perplexity=perplexity, init="pca" if spread else "random", random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return model.fit_transform(points)
-
-
-def _scatter(axis: Axes, points: np.ndarray, classes: np.ndarray, styles: Sequence[tuple[str, str, str]]) -> None:
-    for i, (name, colour, marker) in enumerate(styles):
-        x, y = points[classes == i].T
-        axis.scatter(
-            x, y, s=34, c=colour, marker=marker, alpha=0.75, edgecolors="white", linewidths=0.5,
-            label=f"{name} ({len(x)})",
-        )  # fmt: skip
 
 
 def save(figure: Figure, path: Path) -> None:

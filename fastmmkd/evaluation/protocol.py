@@ -146,7 +146,8 @@ class Evaluator:
         for of_model in torch.cat(logits, dim=1):
             predictions = self.task.predictions(of_model)
             values = metrics.compute(self.task, labels, predictions)
-            outcomes.append(Outcome(len(rows), values | {"loss": metrics.loss(self.task, labels, predictions)}))
+            values |= {"loss": metrics.loss(self.task, labels, predictions)}
+            outcomes.append(Outcome(len(rows), values, metrics.confusion(self.task, labels, predictions)))
         return outcomes
 
     def constants(self, scenarios: Sequence[Scenario]) -> list[Outcome]:

@@ -28,8 +28,8 @@ IDEAL_LEGEND = (
     "classifier is expected to be more accurate; on F1 of a rare class one may be). "
 )
 SAMPLES_LEGEND = (
-    "*samples*: a condition is evaluated on the samples that have the modalities it asks for; Avg. is the mean of the "
-    "six incomplete conditions"
+    "*samples*: a condition is evaluated on the samples that have the modalities it asks for{dropped}; Avg. is the "
+    "mean of the six incomplete conditions"
 )
 
 
@@ -44,7 +44,7 @@ def results_markdown(results: Results) -> str:
     if results.sweep:
         parts += [
             "## Frames missing at ratio p\n",
-            f"All modalities present, {results.sweep[0].samples} samples.\n",
+            f"All modalities present, {_sweep_samples(results)}.\n",
             tables.markdown_table(
                 ["p", *map(metrics.title, shown)],
                 [[f"{point.p:g}", *(_cell(key, point.metrics.get(key)) for key in shown)] for point in results.sweep],
@@ -63,6 +63,16 @@ def results_markdown(results: Results) -> str:
             ),
         ]
     return "\n".join(parts)
+
+
+def _sweep_samples(results: Results) -> str:
+    """`"343 samples"`, and of which metrics some are left out."""
+    count = results.sweep[0].samples
+    used = results.conditions["lav"].used or {}
+    fewer = [key for key, kept in used.items() if kept < count]
+    if not fewer:
+        return f"{count} samples"
+    return f"{count} samples, of which {' and '.join(map(metrics.title, fewer))} use {used[fewer[0]]}"
 
 
 def facts(results: Results) -> str:
@@ -92,7 +102,10 @@ def legend(results: Results) -> str:
     text = of_kind[Task(results.task).label_kind] + FLOOR_LEGEND
     if results.average.ideal is not None:
         text += IDEAL_LEGEND
-    text += SAMPLES_LEGEND
+    dropped = ""
+    if results.average.used is None and Task(results.task).label_kind == "score":
+        dropped = ", here counted before *non0* drops any"
+    text += SAMPLES_LEGEND.format(dropped=dropped)
     if note := tables.average_note(results):
         text += f". {note}"
     return text + ".\n"
@@ -116,7 +129,9 @@ def results_csv(results: Results) -> str:
         floor, ideal = (entry.floor, entry.ideal or {}) if isinstance(entry, Entry) else ({}, {})
         for key, s in entry.metrics.items():
             references = floor.get(key), ideal.get(key)
-            writer.writerow([part, condition, p, key, entry.samples, s.mean, s.std, *references, *s.per_seed])
+            judged = entry if isinstance(entry, Entry) else results.conditions["lav"]  # which the sweep is on
+            samples = (judged.used or {}).get(key, entry.samples)
+            writer.writerow([part, condition, p, key, samples, s.mean, s.std, *references, *s.per_seed])
     return out.getvalue()
 
 

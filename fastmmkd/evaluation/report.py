@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import metrics, plots, render, results, tables
+from fastmmkd.evaluation import embedding, metrics, plots, published, render, results, tables
+from fastmmkd.evaluation.embedding import Embedding
 from fastmmkd.evaluation.latex import escape, latex_metric
+from fastmmkd.evaluation.published import Published
 from fastmmkd.evaluation.schema import Results
-from fastmmkd.evaluation.significance import MIN_T_PAIRS, MIN_WILCOXON_PAIRS, PairedTest, paired_test
+from fastmmkd.evaluation.significance import MIN_T_PAIRS, MIN_WILCOXON_PAIRS, PairedTest, holm, paired_test
+from fastmmkd.evaluation.tables import MetricTable
 from fastmmkd.files import make_directory, write_text
-from fastmmkd.run_folder import CURVES_FILE, RESULTS_FILE
+from fastmmkd.run_folder import CURVES_FILE, EMBEDDING_FILE, EMBEDDING_PICTURE, RESULTS_FILE
 from fastmmkd.tasks import TASKS, Task
 
 Run = tuple[str, Results]
@@ -32,6 +35,12 @@ class Comparable:
     """
 
     runs: list[Run]
+    published: Published | None = None
+    """The papers' rows on the same data, where they are asked for."""
+    variants: Mapping[str, str] = field(default_factory=dict)
+    """Runs that are a row of an ablation table -> which."""
+    without_papers: str = ""
+    """Where the papers' rows are asked for and there are none: why."""
 
     @property
     def reference(self) -> Results:
@@ -60,6 +69,15 @@ class Comparable:
         """The metrics that get a table."""
         return list(dict.fromkeys(key for task in self.tasks for key in tables.shown_metrics(task)))
 
+    def table(self, key: str) -> MetricTable:
+        """One metric of the runs that have it, with the published rows."""
+        rows = self.published.table_rows(key, self.reference) if self.published else []
+        return tables.metric_table(key, self.runs, rows)
+
+    def papers_note(self, keys: Sequence[str]) -> str:
+        """What the published rows in the tables of some metrics are, or why there are none; empty if not asked for."""
+        return self.published.legend(keys) if self.published else self.without_papers
+
     @property
     def title(self) -> str:
         return f"{self.reference.data}, {' and '.join(task.name for task in self.tasks)}"
@@ -82,10 +100,27 @@ class Comparison:
     second: str
     key: str
     test: PairedTest
+    holm_t: float | None
+    holm_wilcoxon: float | None
+    """p values corrected for the number of comparisons that `compare` makes."""
 
 
-def report(runs: Sequence[Path], out: Path, names: Sequence[str] | None = None) -> tuple[list[Comparable], list[Path]]:
-    """Compare finished runs; writes report.md, report.csv, report.tex and curves.png into `out` (created if missing).
+@dataclass(frozen=True)
+class AgainstPapers:
+    """How published rows are to be shown."""
+
+    data: str | None = None
+    """Whose: a key of `PaperResults.data_sets`; None: of the data set that each run's data are recognised as."""
+    variants: Sequence[str | None] | None = None
+    """Per run, the row of its method's ablation table that it is, None for the full method; None: all are that. The
+    ablation tables of methods that have such a run are shown."""
+
+
+def report(
+    runs: Sequence[Path], out: Path, names: Sequence[str] | None = None, papers: AgainstPapers | None = None
+) -> tuple[list[Comparable], list[Path]]:
+    """Compare finished runs; writes report.md, report.csv, report.tex, curves.png and, of runs that have stored their
+    maps of representations, embedding.png into `out` (created if missing).
 
     Runs that are not comparable (see `Comparable`) never share a table: each set gets its own tables and its own curves
     (curves.png, curves-2.png, ...). A metric that only some runs of a set have is tabled for those.
@@ -93,6 +128,7 @@ def report(runs: Sequence[Path], out: Path, names: Sequence[str] | None = None) 
     Args:
         runs: run folders, or their results.json.
         names: what to call them, in place of the method's name.
+        papers: show the papers' rows on the same data, and how far the runs are from them.
 
     Returns:
         The comparable sets, in order of first appearance, and the files that were written.
@@ -100,19 +136,73 @@ def report(runs: Sequence[Path], out: Path, names: Sequence[str] | None = None) 
     Raises:
         UserError: a run without readable results, the same run twice, or an `out` that cannot be written.
     """
-    sets = comparable(load(runs, names))
+    loaded = load(runs, names)
+    sets = comparable(loaded)
+    if papers is not None:
+        sets = against_papers(sets, [name for name, _ in loaded], papers)
+    maps = _maps(sets, {name: run for (name, _), run in zip(loaded, runs, strict=True)})
     make_directory(out)
-    pictures = [out / (CURVES_FILE if i == 0 else f"curves-{i + 1}.png") for i in range(len(sets))]
-    for members, picture in zip(sets, pictures, strict=True):
-        plots.curves(picture, members.runs)
+    pictures = []
+    for i, (members, of_set) in enumerate(zip(sets, maps, strict=True)):
+        curves, embedded = (out / _numbered(name, i) for name in (CURVES_FILE, EMBEDDING_PICTURE))
+        plots.curves(curves, members.runs)
+        pictures.append(curves)
+        if of_set:
+            embedding.draw(embedded, of_set)
+            pictures.append(embedded)
     texts = {
-        "report.md": markdown(sets, [p.name for p in pictures]),
+        "report.md": markdown(sets, maps),
         "report.csv": as_csv(sets),
         "report.tex": as_latex(sets),
     }
     for name, text in texts.items():
         write_text(out / name, text)
     return sets, [out / name for name in texts] + pictures
+
+
+def against_papers(sets: Sequence[Comparable], names: Sequence[str], papers: AgainstPapers) -> list[Comparable]:
+    """The sets with the published rows on their data; without, where no paper reports on them.
+
+    Args:
+        names: of all runs, in the order of `papers.variants`.
+
+    Raises:
+        UserError: there are no published results.
+    """
+    content = published.shipped()
+    variants = {n: v for n, v in zip(names, papers.variants or [None] * len(names), strict=True) if v is not None}
+    found = []
+    for members in sets:
+        reference = members.reference
+        ablated = list(dict.fromkeys(results.method for name, results in members.runs if name in variants))
+        if papers.data is None:
+            rows = published.recognise(content, reference, ablated)
+        else:
+            rows = published.as_told(content, reference, papers.data, ablated)
+        known = [content.data_sets[papers.data]] if papers.data else list(content.data_sets.values())
+        why = "" if rows else f"No published numbers are shown: {published.why_not(known, reference)}."
+        found.append(replace(members, published=rows, variants=variants, without_papers=why))
+    return found
+
+
+def _numbered(name: str, i: int) -> str:
+    """Of the i-th set: `curves.png`, `curves-2.png`, ..."""
+    return name if i == 0 else f"{Path(name).stem}-{i + 1}{Path(name).suffix}"
+
+
+def _maps(sets: Sequence[Comparable], paths: Mapping[str, Path]) -> list[list[tuple[str, Embedding]]]:
+    """Per set, title and map of representations of every run that has stored one beside its results."""
+    of_sets = []
+    for members in sets:
+        of_set = []
+        for name, _ in members.runs:
+            path = paths[name]
+            file = (path if path.is_dir() else path.parent) / EMBEDDING_FILE
+            if file.exists():
+                stored = embedding.read(file)
+                of_set.append((f"{name} (seed {stored.seed})", stored))
+        of_sets.append(of_set)
+    return of_sets
 
 
 def load(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Run]:
@@ -147,12 +237,16 @@ def comparable(runs: Sequence[Run]) -> list[Comparable]:
 
 
 def compare(members: Comparable) -> list[Comparison]:
-    """Paired tests on "Avg." for each two runs of a set: the headline metric, and MAE for two that have it."""
+    """Paired tests on "Avg." for each two runs of a set: the headline metric, F1 of each emotion, and MAE for two that
+    have it. All of them are one family, for whose size p values are corrected."""
     keys = [members.primary, *(metrics.error(task) for task in members.tasks if task.is_regression)]
+    keys += [key for task in members.tasks for key in metrics.of_emotions(task)]
+    pairs = [(a, b, key) for key in keys for a, b in combinations(tables.with_metric(key, members.runs), 2)]
+    tests = [paired_on_average(a, b, key) for (_, a), (_, b), key in pairs]
+    corrected = zip(holm([test.t_p for test in tests]), holm([test.wilcoxon_p for test in tests]), strict=True)
     return [
-        Comparison(a_name, b_name, key, paired_on_average(a, b, key))
-        for key in keys
-        for (a_name, a), (b_name, b) in combinations(tables.with_metric(key, members.runs), 2)
+        Comparison(a, b, key, test, *p_values)
+        for ((a, _), (b, _), key), test, p_values in zip(pairs, tests, corrected, strict=True)
     ]
 
 
@@ -167,24 +261,35 @@ def paired_on_average(a: Results, b: Results, key: str) -> PairedTest:
     return paired_test(values(a), values(b))
 
 
-def markdown(sets: Sequence[Comparable], pictures: Sequence[str]) -> str:
-    """`report.md`."""
+def markdown(sets: Sequence[Comparable], maps: Sequence[Sequence[tuple[str, Embedding]]]) -> str:
+    """`report.md`.
+
+    Args:
+        maps: per set, what its picture of representations shows.
+    """
     parts = ["# Comparison of runs\n"]
     if len(sets) > 1:
         parts.append("Runs on different data or labels cannot be compared; each has its own section.\n")
-    for members, picture in zip(sets, pictures, strict=True):
+    for i, (members, of_set) in enumerate(zip(sets, maps, strict=True)):
         parts += [f"## {members.title}\n", _runs_table(members)]
         parts += [f"{name}: {note}\n" for name, content in members.runs if (note := render.floor_note(content))]
         parts.append(render.legend(members.reference))
+        if note := members.papers_note(members.shown):
+            parts.append(note + "\n")
         if len(members.tasks) > 1:
             parts.append(
                 "The runs had different tasks. A metric that several have compares the same labels of the same "
                 "samples; runs whose task lacks a metric are not in its table.\n"
             )
         for key in members.shown:
-            table = tables.metric_table(key, members.runs)
+            table = members.table(key)
             parts += [f"### {table.title}\n", tables.markdown_metric(table)]
+        parts += _reproduction(members)
+        picture = _numbered(CURVES_FILE, i)
         parts += ["### Frames missing at ratio p\n", f"![Metrics against the ratio of missing frames]({picture})\n"]
+        if of_set:
+            parts += ["### Representations\n", f"t-SNE, {of_set[0][1].condition}; a map per run, each by itself.\n"]
+            parts.append(f"![Maps of joint representations]({_numbered(EMBEDDING_PICTURE, i)})\n")
         if len(members.runs) > 1:
             parts += ["### Significance on Avg.\n", _significance(members)]
     return "\n".join(parts)
@@ -204,8 +309,8 @@ def as_csv(sets: Sequence[Comparable]) -> str:
         known = {name: (content.task, len(content.seeds)) for name, content in members.runs}
         shared = members.tasks[0].name if len(members.tasks) == 1 else ""
         for key in members.keys:
-            table = tables.metric_table(key, members.runs)
-            for row in table.runs + table.references:
+            table = members.table(key)
+            for row in table.runs + table.published + table.references:
                 task, count = known[row.name] if row in table.runs else (shared, "")
                 cells = [*(c.mean for c in row.cells), *(c.std for c in row.cells)]
                 writer.writerow([*facts, task, key, row.name, count, *cells])
@@ -217,20 +322,21 @@ def as_latex(sets: Sequence[Comparable]) -> str:
     parts = ["% Needs \\usepackage{booktabs} and \\usepackage[T1]{fontenc}.\n"]
     for members in sets:
         for key in members.shown:
-            table = tables.metric_table(key, members.runs)
+            table = members.table(key)
             note = tables.average_note(members.reference)
             caption = f"{table.title} on {members.title}.{members.task_note}" + f" {note}." * bool(note)
             parts.append(latex_metric(table, caption))
         if len(members.runs) > 1:
-            rows = [" & ".join(map(escape, row)) + r" \\" for row in _significance_rows(members)]
-            head = " & ".join(rf"\textbf{{{escape(h)}}}" for h in _SIGNIFICANCE_HEADER) + r" \\"
+            header, cells = _significance_table(members)
+            rows = [" & ".join(map(escape, row)) + r" \\" for row in cells]
+            head = " & ".join(rf"\textbf{{{escape(h)}}}" for h in header) + r" \\"
             parts.append(
                 "\n".join(
                     [
                         r"\begin{table*}[t]",
                         r"\centering",
                         rf"\caption{{Paired tests on Avg., {escape(members.title + '.' + members.task_note)}}}",
-                        r"\begin{tabular}{llcccc}",
+                        rf"\begin{{tabular}}{{ll{'c' * (len(header) - 2)}}}",
                         *(r"\toprule", head, r"\midrule", *rows, r"\bottomrule"),
                         r"\end{tabular}",
                         r"\end{table*}",
@@ -239,9 +345,6 @@ def as_latex(sets: Sequence[Comparable]) -> str:
                 + "\n"
             )
     return "\n".join(parts)
-
-
-_SIGNIFICANCE_HEADER = ("runs (first - second)", "metric", "common seeds", "mean difference", "t-test p", "Wilcoxon p")
 
 
 def _runs_table(members: Comparable) -> str:
@@ -261,28 +364,48 @@ def _significance(members: Comparable) -> str:
         notes.append(f"Not enough common seeds for some tests: the t-test needs {MIN_T_PAIRS}.")
     if any(c.test.n < MIN_WILCOXON_PAIRS for c in comparisons):
         notes.append(f"The Wilcoxon test needs {MIN_WILCOXON_PAIRS} common seeds to be able to fall below p = 0.05.")
-    if len(members.runs) > 2:
-        notes.append("p values are not corrected for the number of comparisons.")
-    return tables.markdown_table(_SIGNIFICANCE_HEADER, _significance_rows(members)) + "\n" + " ".join(notes) + "\n"
+    if len(comparisons) > 1:
+        notes.append(f"*Holm*: the p value before it, corrected for the {len(comparisons)} comparisons of this table.")
+    header, rows = _significance_table(members)
+    return tables.markdown_table(header, rows) + "\n" + " ".join(notes) + "\n"
 
 
-def _significance_rows(members: Comparable) -> list[list[str]]:
-    return [
+def _significance_table(members: Comparable) -> tuple[list[str], list[list[str]]]:
+    """Header and rows; p values corrected for the number of comparisons where there are several."""
+    comparisons = compare(members)
+    several = len(comparisons) > 1
+    header = ["runs (first - second)", "metric", "common seeds", "mean difference"]
+    header += ["t-test p", *["Holm"] * several, "Wilcoxon p", *["Holm"] * several]
+    rows = [
         [
             f"{c.first} - {c.second}",
             metrics.title(c.key),
             str(c.test.n),
-            tables.NONE if c.test.mean_difference is None else _signed(c.key, c.test.mean_difference),
+            tables.signed(c.key, c.test.mean_difference),
             _p(c.test.t_p, c.test.n, MIN_T_PAIRS),
+            *[_corrected(c.holm_t)] * several,
             _p(c.test.wilcoxon_p, c.test.n, MIN_WILCOXON_PAIRS),
+            *[_corrected(c.holm_wilcoxon)] * several,
         ]
-        for c in compare(members)
+        for c in comparisons
     ]
+    return header, rows
 
 
-def _signed(key: str, value: float) -> str:
-    text = tables.format_number(key, value)
-    return text if value < 0 else f"+{text}"
+def _reproduction(members: Comparable) -> list[str]:
+    """How far runs are from the published rows of their own methods; nothing where papers were not asked for."""
+    if members.published is None:
+        return []
+    runs = [(name, content, members.variants.get(name)) for name, content in members.runs]
+    parts = []
+    for key in members.shown:
+        if rows := published.reproduction_rows(members.published, key, runs):
+            parts += [f"{metrics.title(key)}:\n", tables.markdown_table(["", *tables.HEADERS], rows)]
+    return ["### Against the papers\n", published.METHOD_NOTE + "\n", *parts] if parts else []
+
+
+def _corrected(value: float | None) -> str:
+    return tables.NONE if value is None else _p(value, 0, 0)
 
 
 def _p(value: float | None, pairs: int, needed: int) -> str:

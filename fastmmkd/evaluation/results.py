@@ -14,7 +14,7 @@ from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.schema import VERSION, Results, parse
 from fastmmkd.files import make_directory, refuse_special, write_text
 from fastmmkd.modalities import CONDITIONS, INCOMPLETE_CONDITIONS
-from fastmmkd.run_folder import CURVES_FILE, RESULTS_FILE, RESULTS_SHEET, RESULTS_TEXT
+from fastmmkd.run_folder import CONFUSION_FILE, CURVES_FILE, RESULTS_FILE, RESULTS_SHEET, RESULTS_TEXT
 from fastmmkd.tasks import Task
 
 
@@ -25,6 +25,8 @@ class Outcome:
     samples: int
     metrics: dict[str, float]
     """As `metrics.compute` returns them; NaN where there is no value."""
+    confusion: dict[str, list[list[int]]] = field(default_factory=dict)
+    """As `metrics.confusion` returns them; empty where they were not counted."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def combine(
     floors: Mapping[str, Mapping[str, float]],
     ideals: Mapping[str, Mapping[str, float]] | None,
     trivial: Mapping[str, Mapping[str, float]] | None = None,
+    used: Mapping[str, Mapping[str, int]] | None = None,
 ) -> Results:
     """Per-seed evaluations -> the contents of `results.json`, NaN as None.
 
@@ -62,6 +65,7 @@ def combine(
         floors: condition -> `floors.floor` on that condition's samples.
         ideals: condition -> `floors.ideal`, or None where the generator is unknown (real data).
         trivial: `floors.trivial` on the complete condition, quoted in the footnote of results.md.
+        used: condition -> `metrics.used` of its samples; None where that is not known.
 
     Raises:
         ValueError: no evaluation, a seed twice, or evaluations that do not match each other.
@@ -77,6 +81,8 @@ def combine(
             "metrics": {key: _statistic([o.metrics.get(key, math.nan) for o in outcomes]) for key in names},
             "floor": _values(floors.get(condition, {}), names),
             "ideal": None if ideals is None else _values(ideals.get(condition, {}), names),
+            "used": None if used is None else {key: used.get(condition, {}).get(key, 0) for key in names},
+            "confusion": _confusion([o.confusion for o in outcomes]),
         }
     return Results.model_validate(
         {
@@ -108,9 +114,10 @@ def combine(
 
 
 def write(directory: Path, results: Results) -> None:
-    """Write `results.md`, `results.csv`, `curves.png` and `results.json` into a folder, created if missing.
+    """Write `results.md`, `.csv`, `curves.png`, `confusion.png` and `results.json` into a folder, created if missing.
 
-    Each file appears whole or not at all; `results.json` comes last, so where it lies the others do too.
+    Each file appears whole or not at all; `results.json` comes last, so where it lies the others do too. Results
+    without confusion matrices, which earlier versions did not count, get no `confusion.png`.
 
     Raises:
         UserError: the folder cannot be written to.
@@ -122,6 +129,8 @@ def write(directory: Path, results: Results) -> None:
     write_text(directory / RESULTS_TEXT, render.results_markdown(results))
     write_text(directory / RESULTS_SHEET, render.results_csv(results))
     plots.curves(directory / CURVES_FILE, results)
+    if any(entry.confusion for entry in results.conditions.values()):
+        plots.confusion(directory / CONFUSION_FILE, results)
     write_text(directory / RESULTS_FILE, json.dumps(results.model_dump(), indent=1, allow_nan=False) + "\n")
 
 
@@ -181,6 +190,24 @@ def _average(conditions: dict[str, Any], names: Sequence[str], has_ideal: bool) 
         "ideal": _values({key: _mean(part["ideal"][key] for part in parts) for key in names}, names)
         if has_ideal
         else None,
+        "used": {key: sum(part["used"][key] for part in parts) for key in names} if parts[0]["used"] else None,
+        "confusion": None,
+    }
+
+
+def _confusion(of_seeds: Sequence[Mapping[str, list[list[int]]]]) -> dict[str, Any] | None:
+    """The seeds' confusion matrices, summed; None where one of them has none."""
+    if not all(of_seeds):
+        return None
+    return {
+        key: {
+            "classes": list(metrics.confused_classes(key)),
+            "counts": [
+                [sum(counts) for counts in zip(*rows, strict=True)]
+                for rows in zip(*(matrices[key] for matrices in of_seeds), strict=True)
+            ],
+        }
+        for key in of_seeds[0]
     }
 
 

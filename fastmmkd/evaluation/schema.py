@@ -31,6 +31,14 @@ class Statistic(Block):
     per_seed: list[float | None]
 
 
+class Confusion(Block):
+    """Decisions of all seeds against what is true, counted."""
+
+    classes: list[str]
+    counts: list[list[int]]
+    """`[true][decided]`, summed over seeds."""
+
+
 class Entry(Block):
     """A condition, or the average over the incomplete ones."""
 
@@ -38,6 +46,10 @@ class Entry(Block):
     metrics: dict[str, Statistic]
     floor: dict[str, float | None]
     ideal: dict[str, float | None] | None
+    used: dict[str, int] | None = None
+    """Metric -> how many of the samples it is computed on; None in files of versions that did not count."""
+    confusion: dict[str, Confusion] | None = None
+    """Accuracy (`metrics.CONFUSED`) -> what it counts; None in such files, and in the average."""
 
     def references(self) -> list[tuple[str, dict[str, float | None]]]:
         """Floor, and ideal where there is one, under their names."""
@@ -92,6 +104,8 @@ class Results(Block):
         ]:
             if samples < 0:
                 raise ValueError(f"{where}.samples is {shown(samples)}, expected 0 or more")
+        for where, entry in entries:
+            _check_counts(where, entry, len(self.seeds))
         ratios = [point.p for point in self.sweep]
         if len(ratios) > LONGEST_SWEEP:
             raise ValueError(f"sweep has {len(ratios)} entries, expected at most {LONGEST_SWEEP}")
@@ -116,6 +130,23 @@ def _check_statistic(where: str, key: str, statistic: Statistic) -> None:
         _check_value(where, key, value)
     if statistic.std is not None and statistic.std < 0:
         raise ValueError(f"{where}.std is {statistic.std:g}, expected 0 or more")
+
+
+def _check_counts(where: str, entry: Entry, seeds: int) -> None:
+    for key, used in (entry.used or {}).items():
+        if not 0 <= used <= entry.samples:
+            raise ValueError(f"{where}.used.{key} is {shown(used)}, expected 0 to {entry.samples} samples")
+    for key, confusion in (entry.confusion or {}).items():
+        size = len(confusion.classes)
+        if len(confusion.counts) != size or any(len(row) != size for row in confusion.counts):
+            raise ValueError(f"{where}.confusion.{key}.counts is not {size} x {size}, one row and column per class")
+        if any(count < 0 for row in confusion.counts for count in row):
+            raise ValueError(f"{where}.confusion.{key}.counts has a negative count")
+        total = sum(map(sum, confusion.counts))
+        if total != entry.samples * seeds:
+            raise ValueError(
+                f"{where}.confusion.{key}.counts sum up to {total}, expected {entry.samples} samples x {seeds} seeds"
+            )
 
 
 def _check_value(where: str, key: str, value: float | None) -> None:

@@ -47,6 +47,28 @@ def paired_test(a: Sequence[float | None], b: Sequence[float | None]) -> PairedT
     return PairedTest(t_p, wilcoxon_p, float(difference.mean()), n)
 
 
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p values corrected for their number by Holm's step-down method (Scandinavian Journal of Statistics 6, 1979).
+
+    The k-th smallest of m is multiplied by m - k + 1, and none comes out smaller than one before it. Rejecting where
+    the corrected value is at most alpha keeps the chance of any false rejection at alpha, however the tests depend on
+    each other.
+
+    Args:
+        p_values: of one family of tests; None stands for a test that could not be made, which does not count.
+
+    Returns:
+        In the same order, None where there was None.
+    """
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for k, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - k) * p))
+        corrected[i] = largest
+    return corrected
+
+
 def _t_p(difference: np.ndarray) -> float | None:
     if not difference.any():
         return 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fastmmkd.evaluation import metrics
@@ -24,6 +24,8 @@ class Cell:
     mean: float | None
     std: float | None = None
     best: bool = False
+    printed: str | None = None
+    """What stands there in place of the formatted mean: a number that others have rounded, with its mark."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class MetricTable:
     references: list[Row]
     """Floor, and ideal where it is known; one row each, or several that name their runs where runs disagree."""
     samples: list[int]
+    """What the metric was computed on: see `Entry.used`."""
+    published: list[Row] = field(default_factory=list)
+    """The papers' numbers on the same data."""
 
     @property
     def title(self) -> str:
@@ -61,7 +66,7 @@ def with_metric(key: str, runs: Sequence[tuple[str, Results]]) -> list[tuple[str
     return [(name, results) for name, results in runs if key in metrics.keys(Task(results.task))]
 
 
-def metric_table(key: str, runs: Sequence[tuple[str, Results]]) -> MetricTable:
+def metric_table(key: str, runs: Sequence[tuple[str, Results]], published: Sequence[Row] = ()) -> MetricTable:
     """Arrange one metric of named results (same data); the best run per column is marked if there are two.
 
     Runs whose task lacks the metric are left out; at least one has it. One that an earlier version evaluated, which did
@@ -73,7 +78,8 @@ def metric_table(key: str, runs: Sequence[tuple[str, Results]]) -> MetricTable:
         key,
         _mark_best(key, rows) if len(rows) > 1 else rows,
         _references(key, "floor", runs) + _references(key, "ideal", runs),
-        [entry.samples for entry in _entries(runs[0][1])],
+        _samples(key, runs),
+        list(published),
     )
 
 
@@ -90,14 +96,25 @@ def format_cell(key: str, mean: float | None, std: float | None, plus_minus: str
     return text if mean is None or std is None else f"{text}{plus_minus}{format_number(key, std)}"
 
 
+def signed(key: str, value: float | None) -> str:
+    """A difference, with its sign."""
+    text = format_number(key, value)
+    return text if value is None or text.startswith("-") else f"+{text}"
+
+
+def cell_text(key: str, cell: Cell, plus_minus: str = " ± ") -> str:
+    """What a cell prints, whether or not it is the best."""
+    return cell.printed if cell.printed is not None else format_cell(key, cell.mean, cell.std, plus_minus)
+
+
 def markdown_metric(table: MetricTable) -> str:
     """One metric as Markdown, the best run per column bold."""
 
     def text(cell: Cell) -> str:
-        plain = format_cell(table.key, cell.mean, cell.std)
+        plain = cell_text(table.key, cell)
         return f"**{plain}**" if cell.best else plain
 
-    rows = [[row.name, *map(text, row.cells)] for row in table.runs + table.references]
+    rows = [[row.name, *map(text, row.cells)] for row in table.runs + table.published + table.references]
     return markdown_table(["", *HEADERS], [*rows, ["samples", *map(str, table.samples)]])
 
 
@@ -118,6 +135,12 @@ def average_note(results: Results) -> str:
 
 def _entries(results: Results) -> list[Entry]:
     return [results.average if c == "average" else results.conditions[c] for c in COLUMNS]
+
+
+def _samples(key: str, runs: Sequence[tuple[str, Results]]) -> list[int]:
+    """Of a run that says what the metric used; of any where none does, which counts all that were evaluated."""
+    told = [results for _, results in runs if key in (results.average.used or {})]
+    return [(entry.used or {}).get(key, entry.samples) for entry in _entries((told or [runs[0][1]])[0])]
 
 
 def _references(key: str, kind: Literal["floor", "ideal"], runs: Sequence[tuple[str, Results]]) -> list[Row]:

@@ -56,6 +56,7 @@ def distilled(method: str, distilled_of: Callable[[str], Path]) -> Path:
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than the trainings."""
     monkeypatch.setattr(plots, "curves", lambda path, runs: path.touch())
+    monkeypatch.setattr(plots, "confusion", lambda path, results: path.touch())
     monkeypatch.setattr(run_results, "draw_embedding", lambda *arguments: None)
 
 

@@ -39,6 +39,7 @@ def test_rows_are_trained_and_reported(
     tiny_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(plots, "curves", lambda path, runs: path.touch())
+    monkeypatch.setattr(plots, "confusion", lambda path, results: path.touch())
     monkeypatch.setattr(run_results, "draw_embedding", lambda *arguments: None)
     (tmp_path / "tiny.json").write_text(json.dumps(tiny_config | {"train": tiny_config["train"] | {"epochs": 1}}))
     rows, out = ("w/o L_logits", "UMDF"), tmp_path / "out"

@@ -216,6 +216,8 @@ class TestFiles:
             {"sweep_samples": -14},
             {"sweep_samples": 13},
             {"at_floor": {"network": 3}},
+            {"confusion": {"acc7": [[14]]}},
+            {"confusion": {"acc3": [[14, 0, 0], [0, 0, 0], [0, 0, 0]]}},
         ],
     )
     def test_a_seed_whose_evaluation_is_damaged_is_evaluated_anew(
@@ -231,6 +233,8 @@ class TestFiles:
         shutil.copytree(trained, run)
         path = run / "seed_1" / "evaluation.json"
         saved = json.loads(path.read_text())
+        if "confusion" in change:
+            saved["conditions"]["l"] |= change
         path.write_text(change if isinstance(change, str) else json.dumps(saved | change))
         tiny_config["train"]["seeds"] = [1, 2]
         train_tiny(tiny_config, run, resume=True)

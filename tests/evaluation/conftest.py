@@ -61,12 +61,12 @@ class World:
         return np.stack([p[:, columns == k].sum(axis=1) for k in range(self.task.outputs)], axis=1)
 
     def evaluate(self, noise: float, seed: int, steps: int = 11) -> SeedEvaluation:
-        def outcome(condition: str, extra: float = 0.0) -> dict[str, float]:
-            return metrics.compute(self.task, self.labels, self.predict(condition, noise + extra, seed))
+        def outcome(condition: str, extra: float = 0.0) -> Outcome:
+            judged = self.task, self.labels, self.predict(condition, noise + extra, seed)
+            return Outcome(len(self.labels), metrics.compute(*judged), metrics.confusion(*judged))
 
-        sweep = [(float(p), outcome("lav", extra=2 * p)) for p in np.linspace(0, 1, steps)]
-        n = len(self.labels)
-        return SeedEvaluation(seed, {c: Outcome(n, outcome(c)) for c in CONDITIONS}, sweep, n)
+        sweep = [(float(p), outcome("lav", extra=2 * p).metrics) for p in np.linspace(0, 1, steps)]
+        return SeedEvaluation(seed, {c: outcome(c) for c in CONDITIONS}, sweep, len(self.labels))
 
     def floor(self) -> dict[str, float]:
         return floors.floor(self.task, self.labels, self.train_labels)
@@ -95,17 +95,19 @@ def simulate(make_world: Callable[..., World]) -> Callable[..., Results]:
         known_posterior: bool = True,
         steps: int = 3,
         samples: int = 120,
+        data: str = "simulated MOSI (seed 0)",
     ) -> Results:
         world = make_world(Task(task), samples)
         return combine(
             method,
-            "simulated MOSI (seed 0)",
+            data,
             data_hash,
             world.task,
             [world.evaluate(noise, seed, steps) for seed in seeds],
             {c: world.floor() for c in CONDITIONS},
             {c: world.ideal(c) for c in CONDITIONS} if known_posterior else None,
             floors.trivial(world.task, world.labels, world.train_labels),
+            {c: metrics.used(world.task, world.labels) for c in CONDITIONS},
         )
 
     return run

@@ -321,3 +321,54 @@ class TestAMetricIsOneEntry:
             best = 0.0 if not metric.higher_is_better else 100.0 if metric.percent else 1.0
             assert metric.score(metric.truth(labels), metric.truth(labels)) == pytest.approx(best)
             assert math.isnan(metric.score(metric.truth(labels[:0]), metric.truth(labels[:0])))
+
+
+class TestConfusion:
+    def test_scores_by_hand(self) -> None:
+        """Rounded half to even and clipped: labels -3 0 0 2 3, predictions -2 0 1 2 3."""
+        y, p = np.array([-3.0, 0.5, -0.2, 1.5, 3.0]), np.array([-2.5, 0.3, 1.2, 2.5, 9.0])
+        counts = np.zeros((7, 7), dtype=int)
+        for true, decided in ((-3, -2), (0, 0), (0, 1), (2, 2), (3, 3)):
+            counts[true + 3, decided + 3] += 1
+        assert metrics.confusion(REGRESSION, y, p) == {"acc7": counts.tolist()}
+        assert metrics.confused_classes("acc7") == ("-3", "-2", "-1", "0", "+1", "+2", "+3")
+
+    def test_emotions_by_hand(self) -> None:
+        y = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0]])
+        p = np.array([[0.9, 0.1, 0.2, 0.0], [0.4, 0.6, 0.5, 0.1], [0.7, 0.2, 0.8, 0.3]])
+        found = metrics.confusion(Task("emotions-binary"), y, p)
+        assert found["acc_happy"] == [[0, 1], [1, 1]]  # rows: it does not hold, it does
+        assert found["acc_neutral"] == [[3, 0], [0, 0]]
+        assert metrics.confused_classes("acc_sad") == ("other", "sad")
+
+    @pytest.mark.parametrize("name", TASKS)
+    def test_its_diagonal_is_the_accuracy(self, name: str) -> None:
+        task, rng = Task(name), np.random.default_rng(0)
+        labels = rng.integers(-9, 10, 60) / 3 if task.has_scores else np.eye(4)[rng.integers(0, 4, 60)]
+        logits = torch.from_numpy(rng.normal(size=(60, task.outputs)))
+        predictions = task.predictions(logits)
+        values, found = metrics.compute(task, labels, predictions), metrics.confusion(task, labels, predictions)
+        assert tuple(found) == metrics.CONFUSED[name]
+        for key, rows in found.items():
+            counts = np.array(rows)
+            assert counts.shape == (len(metrics.confused_classes(key)),) * 2
+            assert counts.sum() == 60
+            assert 100 * np.trace(counts) / 60 == pytest.approx(values[key])
+
+    @pytest.mark.parametrize("name", TASKS)
+    def test_no_samples(self, name: str) -> None:
+        task = Task(name)
+        labels = np.zeros((0,) if task.has_scores else (0, 4))
+        predictions = task.predictions(torch.zeros(0, task.outputs))
+        assert all(not np.any(counts) for counts in metrics.confusion(task, labels, predictions).values())
+
+
+def test_only_non0_uses_fewer_samples():
+    labels = np.array([0.0, -1.0, 2.0, 0.0, 1 / 3])
+    used = metrics.used(REGRESSION, labels)
+    assert tuple(used) == metrics.keys(REGRESSION)
+    assert {key for key, count in used.items() if count == 3} == {"f1_non0", "acc2_non0"}
+    assert set(used.values()) == {3, 5}
+    emotions = np.eye(4)[[0, 1, 1]]
+    for name in ("emotions-binary", "emotions-4way"):
+        assert set(metrics.used(Task(name), emotions).values()) == {3}

@@ -3,69 +3,7 @@ import pytest
 from matplotlib.image import imread
 
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import plots
-
-RED, GREEN, BLUE = (214, 39, 40), (44, 160, 44), (31, 119, 180)
-
-
-def near(picture: np.ndarray, colour: tuple[int, int, int], tolerance: float = 0.16) -> int:
-    """Pixels within a tolerance of a colour drawn at 75% opacity on white."""
-    shown = 0.75 * np.array(colour) / 255 + 0.25
-    return int((np.abs(picture[..., :3] - shown).max(axis=-1) < tolerance).sum())
-
-
-def clusters(n: int, width: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    generator = np.random.default_rng(seed)
-    labels = generator.choice([-1.5, 0.0, 2.0], size=n)
-    return generator.normal(size=(n, width)) + 0.5 * labels[:, None], labels
-
-
-def test_embedding_uses_the_papers_colours_and_repeats_itself(tmp_path):
-    points, labels = clusters(60)
-    plots.embedding(tmp_path / "a.png", points, labels, "title")
-    plots.embedding(tmp_path / "b.png", points, labels, "title")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    picture = imread(tmp_path / "a.png")
-    assert all(near(picture, colour) > 800 for colour in (RED, GREEN, BLUE))
-    plots.embedding(tmp_path / "c.png", points[labels < 0], labels[labels < 0], "negative only")
-    picture = imread(tmp_path / "c.png")
-    # Only the marker in the legend is left of the other classes.
-    assert near(picture, RED, 0.05) > 5 * near(picture, BLUE, 0.05)
-
-
-def test_at_most_a_hundred_samples_of_each_class_are_drawn():
-    classes = np.repeat([0, 1, 2], [500, 30, 101])
-    chosen = plots._choose(classes, 3)
-    assert np.bincount(classes[chosen]).tolist() == [100, 30, 100]
-    assert len(set(chosen.tolist())) == len(chosen)
-
-
-def test_scores_and_emotions_fall_into_their_classes():
-    classes, styles = plots._classes(np.array([-0.2, 0.0, 3.0]))
-    assert [styles[c][0] for c in classes] == ["negative", "neutral", "positive"]
-    classes, styles = plots._classes(np.array([[0, 0, 1, 0], [0, 1, 0, 1]]))
-    assert [styles[c][0] for c in classes] == ["angry", "sad"]
-
-
-@pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 9])
-def test_embedding_of_few_samples(tmp_path, n):
-    points, labels = clusters(n)
-    plots.embedding(tmp_path / "e.png", points, labels, "few")
-    assert imread(tmp_path / "e.png").ndim == 3
-
-
-@pytest.mark.parametrize("points", [np.ones((12, 3)), np.arange(12.0)[:, None]], ids=["equal points", "one feature"])
-def test_embedding_of_degenerate_points(points):
-    placed = plots._tsne(points)
-    assert placed.shape == (12, 2)
-    assert np.isfinite(placed).all()
-
-
-def test_embedding_checks_its_input(tmp_path):
-    with pytest.raises(ValueError, match=r"representations \(3, 2\) and labels \(4,\)"):
-        plots.embedding(tmp_path / "e.png", np.ones((3, 2)), np.ones(4), "")
-    with pytest.raises(ValueError, match="NaN"):
-        plots.embedding(tmp_path / "e.png", np.full((3, 2), np.nan), np.ones(3), "")
+from fastmmkd.evaluation import metrics, plots
 
 
 @pytest.mark.parametrize(
@@ -82,6 +20,7 @@ def test_curves_have_a_panel_per_metric(tmp_path, simulate, task, panels, monkey
         "umdf",
         "floor (no features)",
         "ideal, complete data",
+        "± standard deviation over seeds",
     ]
     assert imread(tmp_path / "c.png").shape[1] > 600
 
@@ -98,6 +37,65 @@ def test_curves_show_the_mean_over_seeds_the_floor_and_every_run(tmp_path, simul
         np.testing.assert_allclose(line.get_ydata(), [s.metrics["f1_non0"].mean for s in run.sweep])
     assert set(floor.get_ydata()) == {runs[0][1].conditions["lav"].floor["f1_non0"]}
     assert list(ideal.get_ydata()) == [runs[1][1].conditions["lav"].ideal["f1_non0"]]  # the second run knows it
+    bands = figures[0].axes[0].collections
+    for band, (_, run) in zip(bands, runs, strict=True):
+        ends = band.get_paths()[0].get_extents()
+        spread = [(s.mean - s.std, s.mean + s.std) for s in (point.metrics["f1_non0"] for point in run.sweep)]
+        assert (ends.ymin, ends.ymax) == pytest.approx((min(low for low, _ in spread), max(high for _, high in spread)))
+
+
+def test_the_star_covers_no_point(tmp_path, simulate, monkeypatch):
+    """In pixels of the finished picture, whatever the values."""
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    for task in ("regression", "emotions-binary"):
+        plots.curves(tmp_path / "c.png", simulate(task=task))
+        figures[-1].canvas.draw()
+        for axis in figures[-1].axes:
+            curve, *_, star = axis.get_lines()
+            assert star.get_label() == "ideal, complete data"
+            (point, _), (centre, _) = (axis.transData.transform((line.get_xdata()[0], 0.0)) for line in (curve, star))
+            radii = [line.get_markersize() / 2 * figures[-1].dpi / 72 for line in (curve, star)]
+            assert point - centre > sum(radii)
+            assert axis.transAxes.transform((0, 0))[0] < centre - 0.8 * radii[1]
+
+
+def test_ten_runs_look_different(tmp_path, simulate, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    plots.curves(tmp_path / "c.png", [(f"run {i}", simulate(seeds=(1,))) for i in range(10)])
+    lines = figures[0].axes[0].get_lines()[:10]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 10
+    assert "± standard deviation over seeds" not in [t.get_text() for t in figures[0].legends[0].get_texts()]
+
+
+@pytest.mark.parametrize(("task", "panels", "classes"), [("regression", 7, 7), ("emotions-binary", 28, 2)])
+def test_a_confusion_matrix_per_condition(tmp_path, simulate, task, panels, classes, monkeypatch):
+    figures = []
+    save = plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    run = simulate(task=task)
+    plots.confusion(tmp_path / "c.png", run)
+    drawn = [axis for axis in figures[0].axes if axis.images]
+    assert len(drawn) == panels
+    assert [axis.get_title() for axis in drawn[:7]] == ["{l}", "{a}", "{v}", "{l,a}", "{l,v}", "{a,v}", "{l,a,v}"]
+    key = metrics.CONFUSED[task][0]
+    counts = np.array(run.conditions["a"].confusion[key].counts)
+    shown = np.asarray(drawn[1].images[0].get_array())
+    assert shown.shape == (classes, classes)
+    np.testing.assert_allclose(shown, counts / counts.sum(axis=1, keepdims=True))
+    assert imread(tmp_path / "c.png").ndim == 3
+
+
+def test_a_condition_without_samples_has_no_matrix(tmp_path, simulate, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    run = simulate(task="classification-2").model_copy(deep=True)
+    run.conditions["l"].confusion = None
+    plots.confusion(tmp_path / "c.png", run)
+    first = figures[0].axes[0]
+    assert not first.images
+    assert first.texts[0].get_text() == "no samples"
 
 
 def test_a_panel_shows_the_runs_that_have_its_metric(tmp_path, simulate, monkeypatch):

@@ -88,6 +88,7 @@ def test_an_outcome_is_the_metrics_of_the_predictions(natural: Dataset) -> None:
     expected = metrics.compute(*judged) | {"loss": metrics.loss(*judged)}
     outcome = conditions(judge, Counting())["lv"]
     assert outcome.metrics == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    assert outcome.confusion == metrics.confusion(*judged)
     predictions, joint = judge.run(Counting(), Scenario((True, False, True)), rows)
     assert predictions.dtype == np.float64
     np.testing.assert_allclose(joint, np.stack([x[0], 0 * x[0], x[1]], axis=1), rtol=1e-6)

@@ -2,11 +2,13 @@ import argparse
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import commands, report, results, tables
+from fastmmkd.evaluation import commands, embedding, report, results, tables
 from fastmmkd.evaluation.latex import escape
+from fastmmkd.evaluation.significance import holm
 
 
 @pytest.fixture
@@ -143,6 +145,60 @@ class TestScoresWithDifferentTasks:
         assert all(name in printed for name in ("F1 non0", "corrkd", "hrlf", "umdf", "floor", "ideal"))
 
 
+def test_p_values_are_corrected_for_their_number(tmp_path, make_run):
+    """Three runs, two metrics: six comparisons are one family; MAE and F1 of a pair are tests like any others."""
+    seeds = (1, 2, 3, 4, 5, 6)
+    runs = [make_run(name, method=name, noise=noise, seeds=seeds) for name, noise in (("a", 0.2), ("b", 0.4), ("c", 1))]
+    groups, files = report.report(runs, tmp_path / "out")
+    comparisons = report.compare(groups[0])
+    assert len(comparisons) == 6
+    assert [c.holm_t for c in comparisons] == holm([c.test.t_p for c in comparisons])
+    assert [c.holm_wilcoxon for c in comparisons] == holm([c.test.wilcoxon_p for c in comparisons])
+    text = files[0].read_text()
+    table = text.split("### Significance on Avg.\n\n")[1].split("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    assert cells[0][4:] == ["t-test p", "Holm", "Wilcoxon p", "Holm"]
+    smallest = min(comparisons, key=lambda c: c.test.wilcoxon_p)
+    assert smallest.holm_wilcoxon == pytest.approx(6 * 2 / 2**6)
+    assert cells[2 + comparisons.index(smallest)][6:] == ["0.031", "0.188"]
+    assert "corrected for the 6 comparisons of this table" in text
+
+
+def test_one_comparison_needs_no_correction(tmp_path, make_run):
+    runs = [make_run("a", task="classification-2"), make_run("b", task="classification-2", noise=0.6)]
+    groups, files = report.report(runs, tmp_path / "out")
+    (comparison,) = report.compare(groups[0])
+    assert comparison.holm_t == comparison.test.t_p
+    assert "Holm" not in files[0].read_text()
+
+
+@pytest.mark.parametrize(("task", "suffix"), [("emotions-binary", ""), ("emotions-4way", "_ovr")])
+def test_each_emotion_is_compared(tmp_path, make_run, task, suffix):
+    runs = [make_run("a", method="a", task=task, noise=0.2), make_run("b", method="b", task=task, noise=1.0)]
+    groups, files = report.report(runs, tmp_path / "out")
+    keys = [c.key for c in report.compare(groups[0])]
+    assert keys[1:] == [f"f1_{emotion}{suffix}" for emotion in ("happy", "sad", "angry", "neutral")]
+    assert files[0].read_text().split("### Significance on Avg.")[1].count("| a - b ") == 5
+
+
+def test_maps_of_representations_share_a_picture(tmp_path, make_run):
+    runs = [make_run("a", method="a"), make_run("b", method="b"), make_run("c", method="c", data_hash="cd" * 32)]
+    points, labels = np.random.default_rng(0).normal(size=(12, 3)), np.repeat([-1.0, 0.0, 1.0], 4)
+    for run in runs[:2]:
+        embedding.write(
+            run / "embedding.json", embedding.place(points, labels, np.arange(12), 4, "language only, p = 0.5")
+        )
+    _, files = report.report([runs[0], runs[1] / "results.json", runs[2]], tmp_path / "out")
+    assert [f.name for f in files[3:]] == ["curves.png", "embedding.png", "curves-2.png"]
+    text = files[0].read_text()
+    assert "t-SNE, language only, p = 0.5; a map per run, each by itself." in text
+    assert text.count("![Maps of joint representations](embedding.png)") == 1
+    (runs[0] / "embedding.json").write_text("{}")
+    with pytest.raises(UserError, match=r"a/embedding\.json: version: Field required"):
+        report.report(runs, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize("key", ["f1_non0", "acc2_has0"])
 def test_floor_and_ideal_do_not_depend_on_the_task(simulate, key):
     """What lets runs with different tasks share them."""
@@ -186,7 +242,7 @@ def test_latex_is_escaped_and_balanced(tmp_path, three_runs):
     assert r"\textbf{" in text
     assert "±" not in text
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.replace(r"\&", "").count("&") for line in body} == {8, 5}
+    assert {line.replace(r"\&", "").count("&") for line in body} == {8, 7}
     for environment in ("table*", "tabular"):
         assert text.count(rf"\begin{{{environment}}}") == text.count(rf"\end{{{environment}}}") > 0
     plain = text.replace(r"\{", "").replace(r"\}", "")

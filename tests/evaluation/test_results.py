@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import metrics, report, results
+from fastmmkd.evaluation import metrics, report, results, tables
 from fastmmkd.evaluation.commands import print_headline
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation, combine
 from fastmmkd.evaluation.schema import Results, Statistic
@@ -112,8 +112,76 @@ def test_write_and_read_round_trip(tmp_path, simulate, name):
     results.write(run, summary)
     assert results.read(run) == summary
     assert results.read(run / "results.json") == summary
-    assert sorted(p.name for p in run.iterdir()) == ["curves.png", "results.csv", "results.json", "results.md"]
+    written = ["confusion.png", "curves.png", "results.csv", "results.json", "results.md"]
+    assert sorted(p.name for p in run.iterdir()) == written
     assert "NaN" not in (run / "results.json").read_text()
+
+
+def as_before(results: Results) -> Results:
+    """What a version wrote that neither counted the samples of a metric nor confusions."""
+    content = results.model_dump()
+    for part in (*content["conditions"].values(), content["average"]):
+        del part["used"], part["confusion"]
+    return Results.model_validate(content)
+
+
+def test_samples_are_those_that_a_metric_used(tmp_path, simulate):
+    """F1 non0 leaves out those labelled 0, MAE does not."""
+    summary = simulate(seeds=(1, 2))
+    lav = summary.conditions["lav"]
+    kept = lav.used["f1_non0"]
+    assert 80 < kept < 120
+    assert kept == lav.used["acc2_non0"]
+    assert {lav.used[key] for key in lav.used if "non0" not in key} == {120}
+    assert summary.average.used["f1_non0"] == 6 * kept
+    results.write(tmp_path, summary)
+    text = (tmp_path / "results.md").read_text()
+
+    def samples(title: str) -> list[str]:
+        line = next(x for x in text.split(f"## {title}\n")[1].splitlines() if x.startswith("| samples"))
+        return [cell.strip() for cell in line.split("|")[2:-1]]
+
+    assert samples("F1 non0 (%)") == [*[str(kept)] * 6, str(6 * kept), str(kept)]
+    assert samples("MAE (lower is better)")[-2:] == ["720", "120"]
+    assert f"120 samples, of which F1 non0 (%) and Acc-2 non0 (%) use {kept}." in text
+    with (tmp_path / "results.csv").open() as f:
+        lines = {(r["part"], r["condition"], r["metric"]): r["samples"] for r in csv.DictReader(f)}
+    assert lines["condition", "a", "f1_non0"] == lines["sweep", "lav", "f1_non0"] == str(kept)
+    assert lines["condition", "a", "mae"] == lines["sweep", "lav", "mae"] == "120"
+    assert lines["average", "average", "f1_non0"] == str(6 * kept)
+
+
+def test_confusions_are_summed_over_seeds():
+    counts = [[[3, 2], [1, 4]], [[5, 0], [0, 5]]]
+    seeds = []
+    for i, of_seed in enumerate(counts):
+        seed = evaluation(i, [60.0] * 7)
+        conditions = {c: replace(o, confusion={"acc2_has0": of_seed}) for c, o in seed.conditions.items()}
+        seeds.append(replace(seed, conditions=conditions))
+    summary = combine("m", "d", "h", TASK, seeds, floors(), None)
+    matrix = summary.conditions["l"].confusion["acc2_has0"]
+    assert (matrix.classes, matrix.counts) == (["negative", "nonnegative"], [[8, 2], [1, 9]])
+    assert summary.average.confusion is None
+    # A seed that an earlier version has evaluated has none.
+    summary = combine("m", "d", "h", TASK, [seeds[0], evaluation(1, [60.0] * 7)], floors(), None)
+    assert summary.conditions["l"].confusion is None
+
+
+def test_results_of_before_samples_and_confusions_were_counted(tmp_path, simulate):
+    old = as_before(simulate(seeds=(1, 2)))
+    saved = old.model_dump()
+    for part in (*saved["conditions"].values(), saved["average"]):
+        del part["used"], part["confusion"]
+    (tmp_path / "results.json").write_text(json.dumps(saved))
+    assert results.read(tmp_path) == old
+    results.write(tmp_path / "again", old)
+    assert not (tmp_path / "again" / "confusion.png").exists()
+    text = (tmp_path / "again" / "results.md").read_text()
+    assert "here counted before *non0* drops any" in text
+    assert "All modalities present, 120 samples.\n" in text
+    # Beside one that counts, the table shows what was counted.
+    table = tables.metric_table("f1_non0", [("old", old), ("new", simulate(seeds=(1, 2)))])
+    assert table.samples[-1] == simulate(seeds=(1, 2)).conditions["lav"].used["f1_non0"]
 
 
 def test_markdown_shows_ours_floor_and_ideal_in_the_papers_columns(tmp_path, simulate):
@@ -128,7 +196,7 @@ def test_markdown_shows_ours_floor_and_ideal_in_the_papers_columns(tmp_path, sim
     assert rows["umdf"][-1] == f"{ours.mean:.2f} ± {ours.std:.2f}"
     assert rows["floor"][-1] == f"{lav.floor['f1_non0']:.2f}"
     assert rows["ideal"][-2] == f"{average.ideal['f1_non0']:.2f}"
-    assert rows["samples"][-2:] == ["720", "120"]
+    assert rows["samples"][-2:] == [str(of.used["f1_non0"]) for of in (average, lav)]
     assert "over 3 seeds (1, 2, 3)" in text
     assert "always-negative" in text
     assert "**" not in text  # one run is not best of anything
@@ -234,6 +302,15 @@ def edited(results: Results, path: str, value: object = None) -> dict:
         ("conditions/l/metrics/corr/per_seed/0", 1.5, "l.corr is 1.5, expected a number from -1 to 1"),
         ("conditions/l/metrics/mae/mean", -0.5, "l.mae is -0.5, expected a number from 0 to inf"),
         ("conditions/l/metrics/mae/std", -0.5, "l.mae.std is -0.5, expected 0 or more"),
+        ("conditions/l/used/f1_non0", 121, "l.used.f1_non0 is 121, expected 0 to 120 samples"),
+        ("average/used/mae", -1, "average.used.mae is -1, expected 0 to 720 samples"),
+        ("conditions/l/confusion/acc7/counts/3/3", -200, "l.confusion.acc7.counts has a negative count"),
+        ("conditions/l/confusion/acc7/counts/0/6", 2000, "l.confusion.acc7.counts sum up to "),
+        (
+            "conditions/l/confusion/acc7/counts/2",
+            [1, 2],
+            "l.confusion.acc7.counts is not 7 x 7, one row and column per",
+        ),
         ("conditions/l/floor/f1_non0", 101.0, "l.floor.f1_non0 is 101, expected a number from 0 to 100"),
         ("conditions/l/metrics/mae/mean", 10**400, "conditions.l.metrics.mae.mean: Input should be"),
     ],
@@ -288,5 +365,5 @@ def test_the_file_holds_the_keys_in_the_order_of_the_documentation(tmp_path, sim
     results.write(tmp_path, simulate(seeds=(1,)))
     content = json.loads((tmp_path / "results.json").read_text())
     assert list(content) == list(Results.model_fields)
-    assert list(content["average"]) == ["samples", "metrics", "floor", "ideal"]
+    assert list(content["average"]) == ["samples", "metrics", "floor", "ideal", "used", "confusion"]
     assert tuple(content["average"]["metrics"]) == metrics.keys(Task("regression"))

@@ -1,8 +1,10 @@
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fastmmkd.evaluation.significance import paired_test
+from fastmmkd.evaluation.significance import holm, paired_test
 
 
 def test_t_test_by_hand():
@@ -45,3 +47,31 @@ def test_differences_without_variance():
 def test_lists_of_different_length_are_refused():
     with pytest.raises(ValueError, match="a has 2 values, b has 1"):
         paired_test([1.0, 2.0], [1.0])
+
+
+def test_holm_by_hand():
+    """0.01 x 4, 0.03 x 3, then 0.04 x 2 < 0.09 and 0.05 x 1 < 0.09 are lifted to it."""
+    assert holm([0.04, 0.01, 0.05, 0.03]) == pytest.approx([0.09, 0.04, 0.09, 0.09])
+    assert holm([0.02, None, 0.6, 0.7]) == pytest.approx([0.06, None, 1.0, 1.0])  # 2 x 0.6 is no probability
+    assert holm([0.02]) == [0.02]
+    assert holm([None, None]) == [None, None]
+    assert holm([]) == []
+
+
+p_values = st.lists(st.none() | st.floats(0, 1), max_size=12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(p_values)
+def test_holm_rejects_as_its_steps_do(values):
+    """Step down: reject the smallest while p_(k) <= alpha / (m - k + 1), and stop at the first that is not."""
+    corrected = holm(values)
+    known = sorted(p for p in values if p is not None)
+    for alpha in (0.01, 0.05, 0.3):
+        rejected = 0
+        while rejected < len(known) and known[rejected] * (len(known) - rejected) <= alpha:
+            rejected += 1
+        assert sum(p <= alpha for p in corrected if p is not None) == rejected
+    for p, c in zip(values, corrected, strict=True):
+        assert (p is None) == (c is None)
+        assert p is None or p <= c <= 1
