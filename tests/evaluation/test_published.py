@@ -292,7 +292,10 @@ class TestReport:
         table = text.split("### F1 non0 (%)\n\n")[1].split("\n\n")[0].splitlines()
         names = [line.split("|")[1].strip() for line in table[2:]]
         assert names == ["umdf", "corrkd", *(f"{name}, published" for name in TEN), "floor", "samples"]
-        assert "from UMDF (AAAI 2024), table 1; CorrKD (CVPR 2024), table 1; HRLF (NeurIPS 2024), table 1." in text
+        assert (
+            "from UMDF (AAAI 2024), table 1; CorrKD (CVPR 2024), tables 1 and 3; HRLF (NeurIPS 2024), tables 1 and 3."
+            in text
+        )
         assert "Matched by 686 test samples (as the papers state), labelled with scores" in text
         against = text.split("### Against the papers")[1]
         assert "umdf − UMDF, published" in against
