@@ -229,6 +229,10 @@ class Published:
         alike = [other for other in self.rows_of(row.metric) if (other.method, other.variant) == what]
         return f"{' '.join(filter(None, what))}, published" + (f" in {row.paper}" if len(alike) > 1 else "")
 
+    def seeds(self, key: str) -> dict[str, int]:
+        """Name of every row of one metric -> how many seeds it is the mean over."""
+        return {self.name(row): self.content.papers[row.paper].seeds for row in self.rows_of(key)}
+
     def table_rows(self, key: str, reference: Results) -> list[Row]:
         """The rows of one metric's table; numbers that the floor betters are marked.
 

@@ -310,8 +310,9 @@ def as_csv(sets: Sequence[Comparable]) -> str:
         shared = members.tasks[0].name if len(members.tasks) == 1 else ""
         for key in members.keys:
             table = members.table(key)
+            averaged = members.published.seeds(key) if members.published else {}
             for row in table.runs + table.published + table.references:
-                task, count = known[row.name] if row in table.runs else (shared, "")
+                task, count = known[row.name] if row in table.runs else (shared, averaged.get(row.name, ""))
                 cells = [*(c.mean for c in row.cells), *(c.std for c in row.cells)]
                 writer.writerow([*facts, task, key, row.name, count, *cells])
     return out.getvalue()
