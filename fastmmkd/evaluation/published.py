@@ -28,6 +28,8 @@ from fastmmkd.tasks import Task
 FILE = "paper_results.json"
 BELOW_FLOOR = "†"
 """Stands behind a published number that a predictor without features betters."""
+OF_SIGNS = ("f1_non0", "acc2_non0")
+"""Metrics whose floor follows from how many labels have each sign."""
 CONFIDENCE = 0.95
 METHOD_NOTE = (
     "Difference of each run to the published numbers of its own method, whatever its config changes, and how large a "
@@ -257,7 +259,7 @@ class Published:
         run was measured against.
         """
         signs = self.content.data_sets[self.data].test_signs
-        if signs is not None and key in ("f1_non0", "acc2_non0"):
+        if signs is not None and key in OF_SIGNS:
             return _floor_of_signs(signs.negative, signs.zero, signs.positive)[key]
         entry = reference.average if column == "average" else reference.conditions[column]
         return entry.floor.get(key)
@@ -292,8 +294,22 @@ class Published:
         return (
             f"*published*: the papers' numbers on {self.title}, means over seeds without a spread, from {named}. "
             f"{self.reason[0].upper()}{self.reason[1:]}; features were not compared. "
-            f"{BELOW_FLOOR}: worse than the floor, a predictor that sees no features."
+            f"{BELOW_FLOOR}: worse than a predictor that sees no features: {self._floors_said(keys)}."
         )
+
+    def _floors_said(self, keys: Sequence[str]) -> str:
+        """Which floors published numbers are marked by, as a clause."""
+        signs = self.content.data_sets[self.data].test_signs
+        known = [key for key in keys if self.rows_of(key) and key in OF_SIGNS] if signs else []
+        if signs is None or not known:
+            return "the row *floor*"
+        reached = " and ".join(
+            f"{_floor_of_signs(signs.negative, signs.zero, signs.positive)[key]:.2f} of {metrics.title(key)}"
+            for key in known
+        )
+        by = f"by the {signs.negative} negative and {signs.positive} positive test samples of {self.title}"
+        others = any(self.rows_of(key) for key in keys if key not in known)
+        return f"{reached}, {by}" + "; of other metrics the row *floor*" * others
 
     def _is_shown(self, row: PaperRow, keys: Sequence[str]) -> bool:
         if row.data != self.data or row.metric not in keys:

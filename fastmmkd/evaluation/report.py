@@ -394,8 +394,9 @@ def _significance_table(members: Comparable) -> tuple[list[str], list[list[str]]
 
 
 def _reproduction(members: Comparable) -> list[str]:
-    """How far runs are from the published rows of their own methods; nothing where papers were not asked for."""
-    if members.published is None:
+    """How far runs are from the published rows of their own methods; nothing where papers were not asked for, or the
+    data were generated: nothing published can be reproduced on those."""
+    if members.published is None or published.is_synthetic(members.reference):
         return []
     runs = [(name, content, members.variants.get(name)) for name, content in members.runs]
     parts = []

@@ -297,6 +297,10 @@ class TestReport:
             in text
         )
         assert "Matched by 686 test samples (as the papers state), labelled with scores" in text
+        assert (
+            "features: 42.31 of F1 non0 (%), by the 379 negative and 277 positive test samples of MOSI; of other "
+            "metrics the row *floor*."
+        ) in text
         against = text.split("### Against the papers")[1]
         assert "umdf − UMDF, published" in against
         assert "corrkd − CorrKD, published" in against
@@ -325,6 +329,7 @@ class TestReport:
         text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
         assert "HRLF, published" in text
         assert "Set beside synthetic, like mosi, fraction 1, seed 1 because that was asked for" in text
+        assert "Against the papers" not in text  # what was generated reproduces nothing
 
     @pytest.mark.parametrize("columns", ["80", "160"])
     def test_the_command(
