@@ -71,6 +71,7 @@ def objective_of(
     train = resident(split, config, padded)
     if room:
         train.make_room(rows_of(step, seeds).numpy() for step in range(STEPS))
+    module.prepare(train)
     return Objective(module, train, spec.views, torch.tensor(seeds))
 
 
