@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tests.methods.ragged_samples import NORMALISATION, SAMPLES, make_split
 
 from fastmmkd.blocks import Config
 from fastmmkd.config import parse_config
@@ -15,6 +14,7 @@ from fastmmkd.data.dataset import Dataset, Split
 from fastmmkd.engine.step import Objective, untrained_objective
 from fastmmkd.labels import EMOTIONS
 from tests.handmade import samples_of, small_config_of
+from tests.methods.ragged_samples import NORMALISATION, SAMPLES, make_split
 
 CPU, BATCH = torch.device("cpu"), 6
 
