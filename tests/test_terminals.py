@@ -49,8 +49,11 @@ class TestAsciiTerminals:
 
     def test_report(self, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "160")
-        text = said_in_ascii(monkeypatch, "report", trained, "--out", tmp_path / "é")
+        text = said_in_ascii(monkeypatch, "report", trained, "--paper-data", "mosi", "--out", tmp_path / "é")
         assert "+-" in text
+        assert "38.52 *" in text
+        assert "  published: the papers' numbers on MOSI" in text
+        assert "*: worse than" in text
         assert "\\xe9" in text
 
 

@@ -79,8 +79,13 @@ def print_headline(members: Comparable, console: Console | None = None) -> None:
     from rich.text import Text
 
     from fastmmkd.evaluation import tables
+    from fastmmkd.evaluation.published import BELOW_FLOOR
 
     console = console or Console()
+
+    def said(text: str) -> str:
+        return text.replace(BELOW_FLOOR, "*") if console.options.ascii_only else text
+
     # Eight columns of "81.20±0.41" and a name; a narrower terminal gets the means alone.
     spread = console.width >= 120
     plus_minus = "+-" if console.options.ascii_only else "±"
@@ -92,11 +97,12 @@ def print_headline(members: Comparable, console: Console | None = None) -> None:
     for row in headline.runs + headline.published + headline.references:
         cells = row.cells if spread else [replace(cell, std=None) for cell in row.cells]
         texts = [
-            Text(tables.cell_text(headline.key, cell, plus_minus), style="bold" if cell.best else "") for cell in cells
+            Text(said(tables.cell_text(headline.key, cell, plus_minus)), style="bold" if cell.best else "")
+            for cell in cells
         ]
         table.add_row(Text(row.name), *texts, style="" if row in headline.runs else "dim")
     console.print(table)
     if note := members.papers_note([headline.key]):
-        console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {said(note.replace('*', ''))}", markup=False, highlight=False, soft_wrap=True)
     if note := tables.average_note(members.reference):
         console.print(f"  {note}.", markup=False, highlight=False, soft_wrap=True)
