@@ -57,6 +57,8 @@ class DmdModel(AttentionModel):
 
     encoder_layers: int = Field(default=4, gt=0, le=MOST_LAYERS)
     """Layers of each of its twelve transformers."""
+    causal: bool = False
+    """True: no frame attends to later ones, as the public code has it."""
 
 
 class DmdLoss(BaselineLoss):
@@ -116,15 +118,15 @@ class DmdNetwork(Network):
     def __init__(self, model: DmdModel, task: Task, feature_dims: FeatureDims, models: int = 1) -> None:
         super().__init__()
         self.task = task
-        d, heads, layers, rate = model.width, model.heads, model.encoder_layers, model.dropout
-        self.embedding = TemporalEmbedding(models, feature_dims, d, rate, model.positions)
+        d, settings = model.width, (model.heads, model.encoder_layers, model.dropout, model.causal)
+        self.embedding = TemporalEmbedding(models, feature_dims, d, model.dropout, model.positions)
         self.private_weight = uniform_parameter((models, 3, d, d), d**-0.5)
         self.shared_weight = uniform_parameter((models, d, d), d**-0.5)
-        self.shared_encoders = ModalityEncoders(models, d, heads, layers, rate)
-        self.crossmodal = CrossmodalTransformers(models, d, heads, layers, rate)
-        self.memory = ModalityEncoders(models, 2 * d, heads, layers, rate)
+        self.shared_encoders = ModalityEncoders(models, d, *settings)
+        self.crossmodal = CrossmodalTransformers(models, d, *settings)
+        self.memory = ModalityEncoders(models, 2 * d, *settings)
         self.gate, self.fused_gate = GroupedLinear((models, 3), 2 * d, 2 * d), GroupedLinear((models,), 3 * d, 3 * d)
-        self.refined = ResidualMLP((models,), 9 * d, rate)
+        self.refined = ResidualMLP((models,), 9 * d, model.dropout)
         self.head = GroupedLinear((models,), 9 * d, task.outputs)
         number_dropouts(self)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastmmkd.data.batches import Inputs, Kept, by_layer
+from fastmmkd.nn.causal import causal_attention
 from fastmmkd.nn.dropout import Dropout
 from fastmmkd.nn.grouped import (
     WHOLE,
@@ -19,8 +20,8 @@ from fastmmkd.nn.grouped import (
     projection,
     start,
 )
-from fastmmkd.ops import encoder_layer
-from fastmmkd.ops.composition import EncoderWeights
+from fastmmkd.ops import encoder_layer, grouped_linear, residual_layer_norm
+from fastmmkd.ops.composition import EncoderWeights, Steps, compose_encoder_layer
 from fastmmkd.ops.encoder_layer import composed_encoder_layer
 from fastmmkd.ops.layout import Layout
 from fastmmkd.ops.philox import DrawKeys
@@ -29,9 +30,9 @@ from fastmmkd.ops.philox import DrawKeys
 class EncoderLayer(nn.Module):
     """`X = LN(X + dropout(SA(X)))`, `X = LN(X + dropout(FFN(X)))`."""
 
-    def __init__(self, groups: tuple[int, ...], d: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, groups: tuple[int, ...], d: int, heads: int, dropout: float = 0.0, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.query_key_value = projection(groups, d, 3 * d, fan_out=d)
         self.out = GroupedLinear(groups, d, d)
         self.dropout = Dropout(dropout)
@@ -44,9 +45,12 @@ class EncoderLayer(nn.Module):
         """`[G, R, d]` and its mask (True = may be attended to), `[G, R]` or `[S, R]` bool -> `[G, R, d]`."""
         weights = self._weights(at)
         dropouts = [self.dropout, self.feed_forward.dropout]
-        if all(dropout.is_off(draw) for dropout in dropouts):
+        if all(dropout.is_off(draw) for dropout in dropouts) and not self.causal:
             return encoder_layer(x, mask, layout, self.heads, weights)
         of_call = [partial(dropout, layout=layout, draw=draw, first=start(at)) for dropout in dropouts]
+        if self.causal:
+            steps = Steps(causal_attention, residual_layer_norm, grouped_linear, tuple(of_call))
+            return compose_encoder_layer(steps, x, mask, layout, self.heads, weights, eps=1e-5)
         return composed_encoder_layer(x, mask, layout, self.heads, weights, dropouts=of_call)
 
     def _weights(self, at: Part) -> EncoderWeights:
@@ -63,9 +67,11 @@ class EncoderLayer(nn.Module):
 class TransformerEncoder(nn.Module):
     """A stack of encoder layers."""
 
-    def __init__(self, groups: tuple[int, ...], d: int, heads: int, layers: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, groups: tuple[int, ...], d: int, heads: int, layers: int, dropout: float = 0.0, causal: bool = False
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(groups, d, heads, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(EncoderLayer(groups, d, heads, dropout, causal) for _ in range(layers))
 
     def forward(
         self,
@@ -88,9 +94,11 @@ class TransformerEncoder(nn.Module):
 class ModalityEncoders(nn.Module):
     """A transformer encoder per modality. Streams of equal length run, and stay, together."""
 
-    def __init__(self, models: int, d: int, heads: int, layers: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, models: int, d: int, heads: int, layers: int, dropout: float = 0.0, causal: bool = False
+    ) -> None:
         super().__init__()
-        self.encoder = TransformerEncoder((models, 3), d, heads, layers, dropout)
+        self.encoder = TransformerEncoder((models, 3), d, heads, layers, dropout, causal)
 
     def forward(
         self, streams: list[torch.Tensor], inputs: Inputs, draw: DrawKeys | None = None

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from fastmmkd.nn.causal import causal_attention
 from fastmmkd.nn.dropout import Dropout
 from fastmmkd.nn.grouped import WHOLE, FeedForward, GroupedLinear, Part, ResidualNorm, of_part, projection, start
 from fastmmkd.ops import cross_attention, grouped_linear
@@ -24,9 +25,10 @@ PAIRS = tuple((target, source) for target in range(3) for source in OTHERS[targe
 class CrossmodalLayer(nn.Module):
     """`Z = LN(Z + dropout(CA(source, Z)))`, `Z = LN(Z + dropout(FFN(Z)))` for every pair, with weights of its own."""
 
-    def __init__(self, models: int, d: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, models: int, d: int, heads: int, dropout: float = 0.0, causal: bool = False) -> None:
         super().__init__()
         groups, self.heads = (models, len(PAIRS)), heads
+        self.attention = causal_attention if causal else cross_attention
         self.query, self.key_value = projection(groups, d, d), projection(groups, d, 2 * d, fan_out=d)
         self.out, self.dropout, self.norm = GroupedLinear(groups, d, d), Dropout(dropout), ResidualNorm(groups, d)
         self.feed_forward = FeedForward(groups, d, dropout)
@@ -44,7 +46,7 @@ class CrossmodalLayer(nn.Module):
         """`[G, R, d]`, and of what is attended to `[G, R', d]` and a `[G, R']` bool mask -> `[G, R, d]`."""
         query = grouped_linear(z, of_part(self.query, at))
         key, value = grouped_linear(source, of_part(self.key_value, at)).chunk(2, dim=-1)
-        attended = cross_attention(query, [key], [value], [mask], self.heads, layout, [of_source])
+        attended = self.attention(query, [key], [value], [mask], self.heads, layout, [of_source])
         dropout = partial(self.dropout, layout=layout, draw=draw, first=start(at))
         z = self.norm(dropout(self.out(attended, at)), z, at)
         out: torch.Tensor = self.feed_forward(z, layout, at, draw)
@@ -54,9 +56,11 @@ class CrossmodalLayer(nn.Module):
 class CrossmodalTransformers(nn.Module):
     """Six stacks of such layers, each of which attends to its source as it came in."""
 
-    def __init__(self, models: int, d: int, heads: int, layers: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, models: int, d: int, heads: int, layers: int, dropout: float = 0.0, causal: bool = False
+    ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(CrossmodalLayer(models, d, heads, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(CrossmodalLayer(models, d, heads, dropout, causal) for _ in range(layers))
 
     def forward(
         self,

@@ -27,8 +27,7 @@ from batches import (
     split_of,
     targets_of,
 )
-from literal_corrkd import modality_encoder
-from literal_umdf import attention, convolve, feed_forward, positions
+from literal_umdf import convolve, feed_forward, positions
 
 from fastmmkd.methods.dmd import DMD, PAIRS, TEACHERS, DmdNetwork, GraphDistillation
 from fastmmkd.tasks import Task
@@ -44,13 +43,33 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a @ b) / (a @ a).sqrt() / (b @ b).sqrt()
 
 
+def attention(target: torch.Tensor, source: torch.Tensor, counts: torch.Tensor, *w: torch.Tensor, causal: bool) -> Any:
+    """Query by query; a causal one sees as many more frames as the sequences differ by."""
+    query, key, value = target @ w[0], source @ w[1], source @ w[2]
+    ahead = abs(len(source) - len(target)) if causal else len(source)
+    rows = []
+    for t, row in enumerate(query):
+        seen = [i for i in range(len(source)) if counts[i] and i <= t + ahead]
+        of_heads = zip(row.chunk(HEADS), key[seen].chunk(HEADS, -1), value[seen].chunk(HEADS, -1), strict=True)
+        rows.append(torch.cat([(k @ q / len(q) ** 0.5).softmax(0) @ v for q, k, v in of_heads]))
+    return torch.stack(rows)
+
+
+def modality_encoder(module: Any, m: int, x: torch.Tensor, counts: torch.Tensor, causal: bool) -> torch.Tensor:
+    for layer in module.layers:
+        attended = attention(x, x, counts, *layer.query_key_value[0, m].chunk(3, -1), causal=causal)
+        z = linear(layer.out, attended, m) + x
+        z = F.layer_norm(z, z.shape[-1:], layer.norm.weight[0, m], layer.norm.bias[0, m])
+        x = feed_forward(z, layer.feed_forward, (0, m))
+    return x
+
+
 def crossmodal(
-    module: Any, pair: int, target: torch.Tensor, source: torch.Tensor, counts: torch.Tensor
+    module: Any, pair: int, target: torch.Tensor, source: torch.Tensor, counts: torch.Tensor, causal: bool
 ) -> torch.Tensor:
     z, at = target, (0, pair)
     for layer in module.layers:
-        w_k, w_v = layer.key_value[at].chunk(2, -1)
-        attended = attention(z, source, counts, layer.query[at], w_k, w_v, HEADS)
+        attended = attention(z, source, counts, layer.query[at], *layer.key_value[at].chunk(2, -1), causal=causal)
         z = linear(layer.out, attended, pair) + z
         z = F.layer_norm(z, z.shape[-1:], layer.norm.weight[at], layer.norm.bias[at])
         z = feed_forward(z, layer.feed_forward, at)
@@ -62,7 +81,7 @@ def residual(mlp: Any, x: torch.Tensor, *at: int) -> tuple[torch.Tensor, torch.T
     return x + linear(mlp.out, hidden, *at), hidden
 
 
-def literal_sample(network: DmdNetwork, sample: Sample) -> dict[str, Any]:
+def literal_sample(network: DmdNetwork, sample: Sample, causal: bool) -> dict[str, Any]:
     """Everything that the network makes of one sample."""
     made: dict[str, Any] = {"x": [], "s": [], "c": [], "mean": [], "last": [], "H": []}
     for m, convolution in enumerate(network.embedding.convolutions):
@@ -74,16 +93,16 @@ def literal_sample(network: DmdNetwork, sample: Sample) -> dict[str, Any]:
         made["c"].append(c)
         own = [row for row, counts in zip(c, sample.counts[m], strict=True) if counts]
         made["mean"].append(sum(own) / len(own) if own else torch.zeros_like(c[0]))
-        encoded = modality_encoder(network.shared_encoders.encoder, m, c, [sample.counts[m]] * 2, HEADS)
+        encoded = modality_encoder(network.shared_encoders.encoder, m, c, sample.counts[m], causal)
         made["last"].append(encoded[-1])
     for t in range(3):
         complemented = [
-            crossmodal(network.crossmodal, i, made["s"][t], made["s"][source], sample.counts[source])
+            crossmodal(network.crossmodal, i, made["s"][t], made["s"][source], sample.counts[source], causal)
             for i, (target, source) in enumerate(PAIRS)
             if target == t
         ]
         memory = torch.cat(complemented, dim=-1)
-        made["H"].append(modality_encoder(network.memory.encoder, t, memory, [sample.counts[t]] * 2, HEADS)[-1])
+        made["H"].append(modality_encoder(network.memory.encoder, t, memory, sample.counts[t], causal)[-1])
     made["C"] = torch.cat(made["last"])
     gates = [linear(network.gate, h, t).sigmoid() for t, h in enumerate(made["H"])]
     joint = torch.cat([*gates, linear(network.fused_gate, made["C"]).sigmoid()])
@@ -141,7 +160,8 @@ def literal_parts(module: DMD, batch: Any, config: Any) -> dict[str, torch.Tenso
     shared, private, vectors = [], [], []
     errors: list[list[torch.Tensor]] = [[], [], []]
     for sample, target in zip(samples(batch.inputs), targets_of(batch), strict=True):
-        made, there = literal_sample(module.network, sample), [has(sample, m) for m in range(3)]
+        made = literal_sample(module.network, sample, config.model.causal)
+        there = [has(sample, m) for m in range(3)]
         low = [residual(module.shared_mlp, made["mean"][m], m) for m in range(3)]
         high = [residual(module.private_mlp, made["H"][m], m)[0] for m in range(3)]
         z_c = [linear(module.shared_head, low[m][0], m) for m in range(3)]
@@ -167,14 +187,14 @@ def literal_parts(module: DMD, batch: Any, config: Any) -> dict[str, torch.Tenso
     }
 
 
-@pytest.mark.parametrize("mask", ["padding", "missing"])
+@pytest.mark.parametrize("reading", [{}, {"attention_mask": "missing"}, {"causal": True}], ids=str)
 @pytest.mark.parametrize(
     ("task", "alignment"),
     [("regression", "aligned"), ("classification-3", "unaligned"), ("emotions-binary", "unaligned, as long")],
 )
-def test_losses_and_gradients_equal_the_literal_twin(task: str, alignment: str, mask: str) -> None:
+def test_losses_and_gradients_equal_the_literal_twin(task: str, alignment: str, reading: Any) -> None:
     loss = {"lambda_homo": 0.4, "lambda_hetero": 0.3, "lambda_decoupling": 0.6, "lambda_margin": 0.7}
-    config = config_of("dmd", task, MODEL | {"attention_mask": mask}, **loss)
+    config = config_of("dmd", task, MODEL | reading, **loss)
     objective = objective_of(config, split_of(task, alignment))
     batch = drawn(objective)
     total, parts = objective.loss(batch)
