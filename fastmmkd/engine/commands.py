@@ -28,6 +28,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--config", required=True, nargs="+", type=Path, metavar="FILE", help="config files")
     _add_overrides(parser, "the configs", "each config")
     parser.add_argument(
+        "--folds",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="data files that are folds of one data set: each config is trained on each, and reported over all",
+    )
+    parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="one run folder per config, named as it, and the report"
     )
     parser.set_defaults(run=run_suite)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,17 @@ class Member:
     """A run of the same teachers: they are taken from there where it has trained them for every seed."""
     variant: str | None = None
     """The row of its method's ablation table that it is; None for the full method."""
+    fold: str = ""
+    """Which of several folds it is trained on; its folder lies in one that holds them all, which the report reads."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.fold}" if self.fold else self.name
+
+    @property
+    def reported(self) -> Path:
+        """The folder that the report reads."""
+        return self.folder.parent if self.fold else self.folder
 
 
 def run_suite(args: argparse.Namespace) -> int:
@@ -45,9 +56,30 @@ def run_suite(args: argparse.Namespace) -> int:
             folder = args.out / file.stem
             raise UserError(f"--config {files[file.stem]} {file}: both would go to {folder}; expected other file names")
         files[file.stem] = file
-    members = [Member(name, load_config(file, common), args.out / name) for name, file in files.items()]
+    if args.folds:
+        members = on_folds(files, args, common)
+    else:
+        members = [Member(name, load_config(file, common), args.out / name) for name, file in files.items()]
     train_and_report(members, args.out, papers_asked_for(args))
     return 0
+
+
+def on_folds(files: Mapping[str, Path], args: argparse.Namespace, common: Sequence[str]) -> list[Member]:
+    """A member for each config and fold.
+
+    Raises:
+        UserError: `--data` besides, fewer than two folds, or two whose names are the same.
+    """
+    if args.data:
+        raise UserError("--folds: the folds are the data, expected no --data")
+    names = [fold.stem for fold in args.folds]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UserError(f"--folds {' '.join(map(str, args.folds))}: expected two or more files of different names")
+    return [
+        Member(name, load_config(file, [*common, f"data.path={fold}"]), args.out / name / fold.stem, fold=fold.stem)
+        for name, file in files.items()
+        for fold in args.folds
+    ]
 
 
 def train_and_report(members: Sequence[Member], out: Path, papers: AgainstPapers | None = None) -> None:
@@ -55,7 +87,8 @@ def train_and_report(members: Sequence[Member], out: Path, papers: AgainstPapers
 
     Published rows are shown as `papers` says; the variants are the members'.
 
-    A member that fails, for example because its loss diverges, does not keep the others from being trained.
+    A member that fails, for example because its loss diverges, does not keep the others from being trained; one that
+    lacks a fold is not in the report.
 
     Raises:
         UserError: data that cannot be read or do not fit (before training), or members that failed (after the report
@@ -81,19 +114,20 @@ def train_and_report(members: Sequence[Member], out: Path, papers: AgainstPapers
         with _named(member):
             check(config, single_labelled(datasets[config.data.path], config.task, config.data.ambiguous))
     for member in members:
-        print(f"{member.name}: {plan(member)}", flush=True)
+        print(f"{member.title}: {plan(member)}", flush=True)
     failed: dict[str, UserError] = {}
     for member in members:
         try:
             train_run(member.config, member.folder, resume=True, teacher=trained_teachers(member))
         except UserError as error:
-            failed[member.name] = error
-            print(f"{member.name}: failed: {error}", flush=True)
-    trained = [member for member in members if member.name not in failed]
+            failed[member.title] = error
+            print(f"{member.title}: failed: {error}", flush=True)
+    lost = {member.name for member in members if member.title in failed}  # without a fold, the others say less
+    trained = list({member.name: member for member in members if member.name not in lost}.values())
     if trained:
         if papers is not None and any(member.variant for member in members):
             papers = replace(papers, variants=[member.variant for member in trained])
-        sets, files = report([m.folder for m in trained], out, names=[m.name for m in trained], papers=papers)
+        sets, files = report([m.reported for m in trained], out, names=[m.name for m in trained], papers=papers)
         for runs in sets:
             print_headline(runs)
         print("\n".join(map(str, files)))
@@ -108,7 +142,7 @@ def _named(member: Member) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{member.name}: {error}") from error
+        raise UserError(f"{member.title}: {error}") from error
 
 
 def trained_teachers(member: Member) -> Path | None:

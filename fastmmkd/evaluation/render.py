@@ -87,7 +87,11 @@ def facts(results: Results) -> str:
 def floor_note(results: Results) -> str:
     """One line that names the phases of training that learnt nothing; empty where all did."""
     failed = {
-        phase: [str(seed) for seed, at_floor in zip(results.seeds, per_seed, strict=True) if at_floor]
+        phase: [
+            f"{seed} ({fold})" if fold else str(seed)
+            for (fold, seed), at_floor in zip(results.models, per_seed, strict=True)
+            if at_floor
+        ]
         for phase, per_seed in results.at_floor.items()
     }
     named = [f"{phase} of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for phase, seeds in failed.items() if seeds]

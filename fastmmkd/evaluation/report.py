@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
+
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import embedding, metrics, plots, published, render, results, tables
+from fastmmkd.evaluation import embedding, folds, metrics, plots, published, render, tables
 from fastmmkd.evaluation.embedding import Embedding
 from fastmmkd.evaluation.latex import escape, latex_metric
 from fastmmkd.evaluation.published import Published
@@ -41,6 +43,8 @@ class Comparable:
     """Runs that are a row of an ablation table -> which."""
     without_papers: str = ""
     """Where the papers' rows are asked for and there are none: why."""
+    folds: Mapping[str, Comparable] = field(default_factory=dict)
+    """Fold -> the runs on it, where each run stands for several."""
 
     @property
     def reference(self) -> Results:
@@ -103,6 +107,9 @@ class Comparison:
     holm_t: float | None
     holm_wilcoxon: float | None
     """p values corrected for the number of comparisons that `compare` makes."""
+    over_folds: PairedTest | None = None
+    """The same of the folds' means, which are independent of each other as models of a fold are not."""
+    holm_folds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,8 @@ def report(
     (curves.png, curves-2.png, ...). A metric that only some runs of a set have is tabled for those.
 
     Args:
-        runs: run folders, or their results.json.
+        runs: run folders, or their results.json, or folders of runs on several folds (`evaluation.folds`), which count
+            as one run each.
         names: what to call them, in place of the method's name.
         papers: show the papers' rows on the same data, and how far the runs are from them.
 
@@ -137,7 +145,8 @@ def report(
         UserError: a run without readable results, the same run twice, or an `out` that cannot be written.
     """
     loaded = load(runs, names)
-    sets = comparable(loaded)
+    parts = {name: folds.read_each(path) for (name, _), path in zip(loaded, runs, strict=True)}
+    sets = [with_folds(members, parts) for members in comparable(loaded)]
     if papers is not None:
         sets = against_papers(sets, [name for name, _ in loaded], papers)
     maps = _maps(sets, {name: run for (name, _), run in zip(loaded, runs, strict=True)})
@@ -158,6 +167,17 @@ def report(
     for name, text in texts.items():
         write_text(out / name, text)
     return sets, [out / name for name in texts] + pictures
+
+
+def with_folds(members: Comparable, parts: Mapping[str, Mapping[str, Results]]) -> Comparable:
+    """The set with what its runs have reached on each fold.
+
+    Args:
+        parts: run -> fold -> results; no folds where it is one run.
+    """
+    names = dict.fromkeys(fold for name, _ in members.runs for fold in parts[name])
+    of_folds = {fold: [(name, parts[name][fold]) for name, _ in members.runs if fold in parts[name]] for fold in names}
+    return replace(members, folds={fold: Comparable(runs) for fold, runs in of_folds.items()})
 
 
 def against_papers(sets: Sequence[Comparable], names: Sequence[str], papers: AgainstPapers) -> list[Comparable]:
@@ -209,13 +229,13 @@ def load(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Run]
     """Read every run and name it: as given, else by the method, with its folder or whole path where that is not unique.
 
     Raises:
-        UserError: a run without readable results, or given twice.
+        UserError: a run without readable results, or given twice; folds that do not belong together.
     """
     files = [(p / RESULTS_FILE if p.is_dir() else p) for p in paths]
     twice = [str(p) for p, n in Counter(f.resolve() for f in files).items() if n > 1]
     if twice:
         raise UserError(f"{twice[0]}: given more than once, each run can be listed only once")
-    contents = [results.read(p) for p in paths]
+    contents = [folds.read(p) for p in paths]
     if names is not None:
         return list(zip(names, contents, strict=True))
     folders = [f.resolve().parent for f in files]
@@ -244,21 +264,44 @@ def compare(members: Comparable) -> list[Comparison]:
     pairs = [(a, b, key) for key in keys for a, b in combinations(tables.with_metric(key, members.runs), 2)]
     tests = [paired_on_average(a, b, key) for (_, a), (_, b), key in pairs]
     corrected = zip(holm([test.t_p for test in tests]), holm([test.wilcoxon_p for test in tests]), strict=True)
-    return [
+    comparisons = [
         Comparison(a, b, key, test, *p_values)
         for ((a, _), (b, _), key), test, p_values in zip(pairs, tests, corrected, strict=True)
+    ]
+    if not members.reference.folds:
+        return comparisons
+    over_folds = [paired_over_folds(a, b, key) for (_, a), (_, b), key in pairs]
+    return [
+        replace(comparison, over_folds=test, holm_folds=p)
+        for comparison, test, p in zip(comparisons, over_folds, holm([test.t_p for test in over_folds]), strict=True)
     ]
 
 
 def paired_on_average(a: Results, b: Results, key: str) -> PairedTest:
-    """Paired tests of two results on a metric's "Avg.", over the seeds they have in common."""
-    common = [seed for seed in a.seeds if seed in b.seeds]
+    """Paired tests of two results on a metric's "Avg.", over the seeds (of each fold) that they have in common."""
+    pairs = _pairs(a, b, key)
+    return paired_test([x for _, x, _ in pairs], [y for _, _, y in pairs])
+
+
+def paired_over_folds(a: Results, b: Results, key: str) -> PairedTest:
+    """The same over the folds' means."""
+    of_folds: dict[str, list[tuple[float, float]]] = {}
+    for fold, x, y in _pairs(a, b, key):
+        if x is not None and y is not None:
+            of_folds.setdefault(fold, []).append((x, y))
+    means = [np.mean(values, axis=0).tolist() for values in of_folds.values()]
+    return paired_test([x for x, _ in means], [y for _, y in means])
+
+
+def _pairs(a: Results, b: Results, key: str) -> list[tuple[str, float | None, float | None]]:
+    """Fold and both values on "Avg." of every model that two results have in common."""
+    common = [model for model in a.models if model in b.models]
 
     def values(content: Results) -> list[float | None]:
         statistic = content.average.metrics.get(key)  # unknown to whoever evaluated it, perhaps
-        return [statistic.per_seed[content.seeds.index(seed)] if statistic else None for seed in common]
+        return [statistic.per_seed[content.models.index(model)] if statistic else None for model in common]
 
-    return paired_test(values(a), values(b))
+    return [(fold, x, y) for (fold, _), x, y in zip(common, values(a), values(b), strict=True)]
 
 
 def markdown(sets: Sequence[Comparable], maps: Sequence[Sequence[tuple[str, Embedding]]]) -> str:
@@ -292,19 +335,35 @@ def markdown(sets: Sequence[Comparable], maps: Sequence[Sequence[tuple[str, Embe
             parts.append(f"![Maps of joint representations]({_numbered(EMBEDDING_PICTURE, i)})\n")
         if len(members.runs) > 1:
             parts += ["### Significance on Avg.\n", _significance(members)]
+    for members in sets:
+        parts += _appendix(members)
     return "\n".join(parts)
+
+
+def _appendix(members: Comparable) -> list[str]:
+    """The headline metric, and errors where there are any, on every fold by itself."""
+    if not members.folds:
+        return []
+    parts = [f"## Appendix: the folds of {members.title}\n"]
+    for fold, on_fold in members.folds.items():
+        parts.append(f"### {fold}\n\n{on_fold.reference.data}, data {on_fold.reference.data_hash[:12]}.\n")
+        errors = [metrics.error(task) for task in on_fold.tasks if task.is_regression]
+        for key in dict.fromkeys([on_fold.primary, *errors]):
+            table = on_fold.table(key)
+            parts += [f"{table.title}:\n", tables.markdown_metric(table)]
+    return parts
 
 
 def as_csv(sets: Sequence[Comparable]) -> str:
     """`report.csv`: one line per metric and row; the papers' columns (`l` ... `lav`), then `<column>_std`.
 
-    `task` is the run's; that of a floor or ideal is empty where runs had different ones.
+    `task` is the run's; that of a floor or ideal is empty where runs had different ones. Each fold by itself follows.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = ["data", "data_hash", "task", "metric", "run", "seeds"]
     writer.writerow([*head, *tables.COLUMNS, *(f"{c}_std" for c in tables.COLUMNS)])
-    for members in sets:
+    for members in [*sets, *(on_fold for of_set in sets for on_fold in of_set.folds.values())]:
         facts = [members.reference.data, members.reference.data_hash]
         known = {name: (content.task, len(content.seeds)) for name, content in members.runs}
         shared = members.tasks[0].name if len(members.tasks) == 1 else ""
@@ -351,16 +410,33 @@ def as_latex(sets: Sequence[Comparable]) -> str:
 def _runs_table(members: Comparable) -> str:
     header, tasks_differ = ["run", "seeds", "which", "data hash"], len(members.tasks) > 1
     rows = [
-        [name, str(len(content.seeds)), ", ".join(map(str, content.seeds)), content.data_hash[:12]]
-        + [content.task] * tasks_differ
+        [name, str(len(content.seeds)), which(content), content.data_hash[:12]] + [content.task] * tasks_differ
         for name, content in members.runs
     ]
     return tables.markdown_table(header + ["task"] * tasks_differ, rows)
 
 
+def which(content: Results) -> str:
+    """The seeds: `"1, 2, 3"`, of folds `"1, 2, 3 on each of 4 folds"`, or fold by fold where they differ."""
+    of_folds: dict[str, list[str]] = {}
+    for fold, seed in content.models:
+        of_folds.setdefault(fold, []).append(str(seed))
+    texts = [", ".join(seeds) for seeds in of_folds.values()]
+    if not content.folds:
+        return texts[0]
+    if len(set(texts)) == 1:
+        return f"{texts[0]} on each of {len(texts)} folds"
+    return "; ".join(f"{fold}: {seeds}" for fold, seeds in zip(of_folds, texts, strict=True))
+
+
 def _significance(members: Comparable) -> str:
     comparisons = compare(members)
     notes = ["Paired over common seeds, two-sided."]
+    if members.reference.folds:
+        notes = [
+            "Paired over common seeds of every fold, two-sided. Models of a fold share its samples, so these p values "
+            "are too small where folds differ; *over folds* is a paired t-test of the folds' means."
+        ]
     if any(c.test.n < MIN_T_PAIRS for c in comparisons):
         notes.append(f"Not enough common seeds for some tests: the t-test needs {MIN_T_PAIRS}.")
     if any(c.test.n < MIN_WILCOXON_PAIRS for c in comparisons):
@@ -377,6 +453,8 @@ def _significance_table(members: Comparable) -> tuple[list[str], list[list[str]]
     several = len(comparisons) > 1
     header = ["runs (first - second)", "metric", "common seeds", "mean difference"]
     header += ["t-test p", *["Holm"] * several, "Wilcoxon p", *["Holm"] * several]
+    folded = bool(members.reference.folds)
+    header += ["p over folds", *["Holm"] * several] * folded
     rows = [
         [
             f"{c.first} - {c.second}",
@@ -387,10 +465,17 @@ def _significance_table(members: Comparable) -> tuple[list[str], list[list[str]]
             *[_corrected(c.holm_t)] * several,
             _p(c.test.wilcoxon_p, c.test.n, MIN_WILCOXON_PAIRS),
             *[_corrected(c.holm_wilcoxon)] * several,
+            *_over_folds(c, several),
         ]
         for c in comparisons
     ]
     return header, rows
+
+
+def _over_folds(comparison: Comparison, several: bool) -> list[str]:
+    """p over the folds' means, and corrected where there are several comparisons; nothing where there are no folds."""
+    test = comparison.over_folds
+    return [_p(test.t_p, test.n, MIN_T_PAIRS), *[_corrected(comparison.holm_folds)] * several] if test else []
 
 
 def _reproduction(members: Comparable) -> list[str]:

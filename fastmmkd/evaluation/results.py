@@ -78,7 +78,7 @@ def combine(
         outcomes = [e.conditions.get(condition, absent) for e in evaluations]
         conditions[condition] = {
             "samples": outcomes[0].samples,
-            "metrics": {key: _statistic([o.metrics.get(key, math.nan) for o in outcomes]) for key in names},
+            "metrics": {key: statistic([o.metrics.get(key, math.nan) for o in outcomes]) for key in names},
             "floor": _values(floors.get(condition, {}), names),
             "ideal": None if ideals is None else _values(ideals.get(condition, {}), names),
             "used": None if used is None else {key: used.get(condition, {}).get(key, 0) for key in names},
@@ -103,7 +103,7 @@ def combine(
                     "p": p,
                     "samples": evaluations[0].sweep_samples,
                     "metrics": {
-                        key: _statistic([e.sweep[i][1].get(key, math.nan) for e in evaluations]) for key in names
+                        key: statistic([e.sweep[i][1].get(key, math.nan) for e in evaluations]) for key in names
                     },
                 }
                 for i, (p, _) in enumerate(evaluations[0].sweep)
@@ -183,7 +183,7 @@ def _average(conditions: dict[str, Any], names: Sequence[str], has_ideal: bool) 
     return {
         "samples": sum(part["samples"] for part in parts),
         "metrics": {
-            key: _statistic([_mean(part["metrics"][key]["per_seed"][i] for part in parts) for i in range(seeds)])
+            key: statistic([_mean(part["metrics"][key]["per_seed"][i] for part in parts) for i in range(seeds)])
             for key in names
         },
         "floor": _values({key: _mean(part["floor"][key] for part in parts) for key in names}, names),
@@ -216,7 +216,8 @@ def _mean(values: Any) -> float:
     return math.fsum(known) / len(known) if known else math.nan
 
 
-def _statistic(per_seed: Sequence[float]) -> dict[str, Any]:
+def statistic(per_seed: Sequence[float]) -> dict[str, Any]:
+    """A `Statistic` of values, NaN where there is none; with one of those it has neither mean nor deviation."""
     values = [_number(v) for v in per_seed]
     known = [v for v in values if v is not None]
     if len(known) < len(values):

@@ -73,11 +73,18 @@ class Results(Block):
     data_hash: str
     task: str
     seeds: list[int]
+    folds: list[str] = []
+    """Fold of each of `seeds`, where several are put together (`evaluation.folds`); a file is of one: empty."""
     at_floor: dict[str, list[bool | None]] = {}
     conditions: dict[str, Entry]
     average: Entry
     sweep: list[SweepPoint]
     trivial: dict[str, dict[str, float | None]] | None = None
+
+    @property
+    def models(self) -> list[tuple[str, int]]:
+        """Fold (empty where there is one) and seed of each, in the order of `per_seed`."""
+        return list(zip(self.folds or [""] * len(self.seeds), self.seeds, strict=True))
 
     @model_validator(mode="after")
     def consistent(self) -> Results:
@@ -97,7 +104,9 @@ class Results(Block):
                 count = len(statistic.per_seed)
                 if count != len(self.seeds):
                     raise ValueError(f"{where}.{key} has {count} per-seed values, seeds lists {len(self.seeds)}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+        if self.folds and len(self.folds) != len(self.seeds):
+            raise ValueError(f"folds lists {len(self.folds)}, seeds {len(self.seeds)}")
+        if not self.seeds or len(set(self.models)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds are {shown(self.seeds)}, expected at least one, each once and from 0")
         for where, samples in [(w, e.samples) for w, e in entries] + [
             (f"sweep p={q.p:g}", q.samples) for q in self.sweep

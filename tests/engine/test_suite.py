@@ -64,6 +64,48 @@ def test_every_config_is_trained_once_and_reported(
     assert set(after) > set(before)
 
 
+def test_folds_are_trained_one_by_one_and_reported_together(
+    configs: Callable[..., list[Path]],
+    tiny_dataset: Callable[..., Dataset],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files, out, folds = configs(one={}), tmp_path / "out", []
+    for name, kept in (("first", slice(0, 20)), ("second", slice(8, None))):
+        dataset = tiny_dataset()
+        dataset.splits["test"] = dataset.splits["test"].take(np.arange(len(dataset.splits["test"]))[kept])
+        folds.append(str(store.write(dataset, tmp_path / f"{name}.h5").path))
+    assert suite(files, out, "--folds", *folds) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[:2] == ["one, first: to do", "one, second: to do"]
+    assert {path.parent.relative_to(out) for path in out.rglob("results.json")} == {
+        Path("one/first"),
+        Path("one/second"),
+    }
+    assert "| 1 on each of 2 folds |" in (out / "report.md").read_text()
+    assert suite(files, out, "--folds", *folds) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["one, first: done", "one, second: done"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--folds", "a.h5"], "--folds a.h5: expected two or more files of different names"),
+        (["--folds", "x/a.h5", "y/a.h5"], "expected two or more files of different names"),
+        (["--folds", "a.h5", "b.h5", "--data", "c.h5"], "--folds: the folds are the data, expected no --data"),
+    ],
+)
+def test_folds_that_cannot_be(
+    arguments: list[str],
+    said: str,
+    configs: Callable[..., list[Path]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert suite(configs(one={}), tmp_path / "out", *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_an_interrupted_suite_continues_where_it_stopped(
     configs: Callable[..., list[Path]],
     tmp_path: Path,
