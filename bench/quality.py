@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from fastmmkd.engine.ablation import slug
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import report, results, tables
+from fastmmkd.evaluation import folds, report, tables
 from fastmmkd.evaluation.report import Run
 from fastmmkd.files import make_directory, read_json
 from fastmmkd.methods import METHODS
@@ -41,7 +41,7 @@ def take_study(folder: Path) -> None:
 
 def take_real(folder: Path) -> None:
     """Take over what `make real` left in a folder, of the methods and data that are there."""
-    wanted = {(data, method): folder / f"{method}_{data}" for data in REAL for method in ABLATIONS}
+    wanted = {(data, method): folder / data / f"{method}_{data}" for data in REAL for method in ABLATIONS}
     for (data, method), run in _present(wanted).items():
         take(run, RECORDS / data / method)
 
@@ -60,11 +60,15 @@ def _present(wanted: dict[Key, Path]) -> dict[Key, Path]:
 
 
 def take(run: Path, record: Path) -> None:
-    """Copy a run's results into the records, after reading them once."""
-    results.read(run)
-    make_directory(record)
-    for name in FILES:
-        shutil.copyfile(run / name, record / name)
+    """Copy a run's results into the records, after reading them once; of a run on several folds, each fold's."""
+    folds.read(run)
+    of_folds = folds.folders(run)
+    if of_folds or folds.folders(record):  # a run on folds and one by itself do not mix
+        shutil.rmtree(record, ignore_errors=True)
+    for folder in of_folds or [run]:
+        place = make_directory(record / folder.name if of_folds else record)
+        for name in FILES:
+            shutil.copyfile(folder / name, place / name)
 
 
 def parts() -> dict[str, str]:
@@ -122,11 +126,16 @@ def _study_record(method: str, row: str) -> Path:
 
 def _recorded(wanted: dict[str, Path]) -> dict[str, Path]:
     """Those whose results have been taken over."""
-    return {name: folder for name, folder in wanted.items() if (folder / RESULTS_FILE).exists()}
+    return {name: folder for name, folder in wanted.items() if _of_runs(folder)}
+
+
+def _of_runs(record: Path) -> list[Path]:
+    """The folders of a record that hold results: one, or one for each fold."""
+    return [record] if (record / RESULTS_FILE).exists() else folds.folders(record)
 
 
 def _runs(records: dict[str, Path]) -> list[Run]:
-    return [(name, results.read(folder)) for name, folder in records.items()]
+    return [(name, folds.read(folder)) for name, folder in records.items()]
 
 
 def _differences(pairs: list[tuple[Run, Run]], key: str) -> str:
@@ -158,13 +167,13 @@ def _table(records: dict[str, Path], key: str) -> str:
     if len(report.comparable(runs)) != 1:
         raise ValueError(f"{', '.join(records)} were not evaluated on the same data; they cannot share a table")
     table = tables.metric_table(key, runs)
-    made = {name: read_json(folder / RUN_FILE, "a run.json") for name, folder in records.items()}
-    seeds = {name: ", ".join(map(str, results.seeds)) for name, results in runs}
+    made = {name: read_json(_of_runs(folder)[0] / RUN_FILE, "a run.json") for name, folder in records.items()}
+    seeds = {name: report.which(content) for name, content in runs}
     machines = {
         name: f"{run['precision']} on {run['device']}, torch {run['versions']['torch']}" for name, run in made.items()
     }
     facts = [f"mean ± standard deviation over seeds {_stated(seeds)}", _stated(machines)]
-    tasks = {name: results.task for name, results in runs}
+    tasks = {name: content.task for name, content in runs}
     if len(set(tasks.values())) > 1:
         facts.append(f"trained for {_stated(tasks)}")
     return f"{table.title} on {runs[0][1].data}; {'; '.join(facts)}.\n\n{tables.markdown_metric(table)}"

@@ -64,7 +64,7 @@ class TestOtherRecords:
         statistic.per_seed = [value - 1 - 0.1 * i for i, value in enumerate(statistic.per_seed)]
         for name in ABLATIONS["corrkd"]:
             self.write(tmp_path / "runs" / "corrkd" / slug(name), corrkd)
-        self.write(tmp_path / "runs" / "corrkd_ict_mmmo", corrkd)
+        self.write(tmp_path / "runs" / "ict_mmmo" / "corrkd_ict_mmmo", corrkd)
         return tmp_path / "runs"
 
     def write(self, folder: Path, summary: Results) -> None:
@@ -126,14 +126,32 @@ class TestOtherRecords:
     def test_only_regressions_are_in_the_table_of_mae(self, records: Path, runs: Path) -> None:
         report.main(["--real", str(runs)])
         assert "MAE" not in self.parts()["ict_mmmo"]
-        shutil.copytree(runs / "umdf" / "umdf", runs / "umdf_ict_mmmo")
-        shutil.copytree(runs / "umdf" / "umdf", runs / "umdf_cmu_mosi")
+        shutil.copytree(runs / "umdf" / "umdf", runs / "ict_mmmo" / "umdf_ict_mmmo")
+        shutil.copytree(runs / "umdf" / "umdf", runs / "cmu_mosi" / "umdf_cmu_mosi")
         report.main(["--real", str(runs)])
         assert "| UMDF " in self.parts()["cmu_mosi"]
         f1, mae = self.parts()["ict_mmmo"].split("MAE (lower is better) on ")
         assert "| CorrKD " in f1
         assert "| CorrKD " not in mae
         assert "| UMDF " in mae
+
+    def test_a_record_of_folds_holds_each_of_them(self, records: Path, runs: Path) -> None:
+        content = results.read(UMDF / "umdf")
+        run = runs / "cmu_mosi" / "umdf_cmu_mosi"
+        for fold in ("fold_0", "fold_1"):
+            self.write(run / fold, content.model_copy(deep=True, update={"data_hash": fold, "data": f"MOSI, {fold}"}))
+        for _ in range(2):  # again over what is there
+            report.main(["--real", str(runs)])
+            held = sorted(
+                str(path.parent.relative_to(records / "cmu_mosi")) for path in records.glob("cmu_mosi/**/run.json")
+            )
+            assert held == ["umdf/fold_0", "umdf/fold_1"]
+        assert " on MOSI, fold, 2 folds; mean ± standard deviation over seeds " in self.parts()["cmu_mosi"]
+        assert f"{', '.join(map(str, content.seeds))} on each of 2 folds; " in self.parts()["cmu_mosi"]
+        shutil.rmtree(run)
+        self.write(run, content)
+        report.main(["--real", str(runs)])
+        assert [path.parent.name for path in records.glob("cmu_mosi/**/run.json")] == ["umdf"]
 
     def test_runs_on_different_data_share_no_table(self, records: Path, runs: Path) -> None:
         path = runs / "corrkd" / "corrkd" / "results.json"
