@@ -290,7 +290,9 @@ class Published:
             for paper, numbers in sources.items()
         )
         if not named:
-            return f"The papers print none of these metrics on {self.title}."
+            reported = dict.fromkeys(row.metric for row in self.content.rows if row.data == self.data)
+            there = ", ".join(metrics.title(key) for key in reported)
+            return f"The papers do not print {', '.join(map(metrics.title, keys))} on {self.title}, but {there}."
         return (
             f"*published*: the papers' numbers on {self.title}, means over seeds without a spread, from {named}. "
             f"{self.reason[0].upper()}{self.reason[1:]}; features were not compared. "
