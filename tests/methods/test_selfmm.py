@@ -30,9 +30,11 @@ from batches import (
 from fastmmkd.blocks import Config
 from fastmmkd.config import parse_config
 from fastmmkd.data.dataset import Split
+from fastmmkd.engine import step, trainer
 from fastmmkd.engine.step import Objective
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.methods.selfmm import NEAR, Centres, SelfMM
+from tests.engine.fake_capture import FakeCapture
 from tests.handmade import small_config_of
 from tests.literal_recurrence import literal
 
@@ -303,3 +305,17 @@ def saved_state(run: Path) -> dict[str, torch.Tensor]:
     (file,) = (run / "seed_1" / "checkpoints").glob("*_end/mp_rank_00_model_states.pt")
     state: dict[str, torch.Tensor] = torch.load(file, weights_only=False)["module"]
     return state
+
+
+@pytest.mark.parametrize("mode", ["fwdbwd", "step"])
+def test_a_replayed_step_moves_the_labels_alike(
+    mode: str, train_tiny: Callable[..., Path], tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = small_config_of("selfmm", tiny_store, 8)
+    raw["train"] |= {"epochs": 2, "seeds": [1], "log_every": 1}
+    expected = saved_state(train_tiny(raw, tmp_path / "expected"))
+    monkeypatch.setattr(step._Replayed, "capture", FakeCapture)
+    monkeypatch.setattr(trainer, "graph_mode", lambda *_: (mode, None))
+    replayed = saved_state(train_tiny(raw, tmp_path / mode))
+    for name in ("labels.values", "centres.0.features.values", "centres.2.sums.values", "network.head.weight"):
+        torch.testing.assert_close(replayed[name], expected[name], rtol=1e-4, atol=1e-5)
