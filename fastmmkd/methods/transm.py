@@ -30,7 +30,7 @@ from fastmmkd.nn.embedding import TemporalEmbedding, position_codes
 from fastmmkd.nn.encoder import TransformerEncoder
 from fastmmkd.nn.grouped import WHOLE, GroupedLinear, Part, join_groups
 from fastmmkd.nn.pooling import masked_mean
-from fastmmkd.ops.layout import Layout
+from fastmmkd.ops.layout import Layout, take
 from fastmmkd.ops.philox import DrawKeys
 from fastmmkd.ops.precision import accumulation
 from fastmmkd.tasks import Task
@@ -51,6 +51,10 @@ class TransmModel(AttentionModel):
     """Of each encoder; the code has 10 (decision)."""
     decoder_layers: int = Field(default=1, gt=0, le=MOST_LAYERS)
     """Of each decoder; the code has 5 (decision)."""
+    readout: Literal["mean", "last"] = "mean"
+    """What is classified of each stream. mean (decision): the mean over frames, whose label is that of all. last: the
+    last frame, for data whose frames are utterances and whose label is the last one's; the code classifies each
+    utterance by itself."""
     backward: bool = True
     """False: "w/o backward translation", nothing is translated back, and there is no second encoding."""
     query: Literal["input", "position"] = "input"
@@ -97,7 +101,7 @@ class TransM(Network):
         super().__init__()
         self.weights = loss
         self.task = task
-        self.has_backward, self.query = model.backward, model.query
+        self.has_backward, self.query, self.readout = model.backward, model.query, model.readout
         d, groups = model.width, (models, len(OTHERS))
         encoder, decoder = (model.heads, model.encoder_layers, model.dropout), (model.heads, model.decoder_layers)
         self.embedding = TemporalEmbedding(models, feature_dims, d, model.dropout, model.positions)
@@ -123,7 +127,7 @@ class TransM(Network):
         inputs = batch.inputs
         streams = self.embedding(inputs.features, inputs.layouts, batch.draw)
         cells = self._cells(streams, inputs, batch.draw, translations=bool(self.weights.lambda_translation))
-        logits = self.head(self._pooled(streams, cells, inputs))
+        logits = self.head(self._joined(streams, cells, inputs))
         task = task_errors(self.task, logits, batch.targets, self.weights.task, own="MSE").mean(1)
         terms = (("translation", self.weights.lambda_translation, lambda: self.translation(cells, batch.complete)),)
         return Losses(*weighted(task, {"task": task}, terms), streams[LANGUAGE])
@@ -146,9 +150,9 @@ class TransM(Network):
         return torch.stack(errors).sum(0)
 
     def predict(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[S, B, O]` and the pooled streams `[S, B, 7 d]` (5 d without the way back)."""
+        """Logits `[S, B, O]` and what is read of the streams, `[S, B, 7 d]` (5 d without the way back)."""
         streams = self.embedding(inputs.features, inputs.layouts)
-        joint = self._pooled(streams, self._cells(streams, inputs), inputs)
+        joint = self._joined(streams, self._cells(streams, inputs), inputs)
         return self.head(joint), joint
 
     def _cells(
@@ -208,19 +212,20 @@ class TransM(Network):
         )
         return [Cell(*of_cell) for of_cell in zip(*made, strict=True)]
 
-    def _pooled(self, streams: list[torch.Tensor], cells: list[Cell], inputs: Inputs) -> torch.Tensor:
-        """Means over frames of `e_1` and `e_2` of each cell, L, A and V: `[S, B, 7 d]`.
+    def _joined(self, streams: list[torch.Tensor], cells: list[Cell], inputs: Inputs) -> torch.Tensor:
+        """What is read of `e_1` and `e_2` of each cell, and of L, A and V: `[S, B, 7 d]`.
 
-        Decision: of a stream over what later layers may attend to, of a translation over all real frames.
+        Decision: a stream's mean is over what later layers may attend to, a translation's over all real frames.
         """
         (_, masks), layouts = by_layer(inputs.masks), inputs.layouts
-        pooled = []
+        parts = []
         for m, cell in zip(OTHERS, cells, strict=True):
-            pooled.append(masked_mean(cell.encoded, masks[LANGUAGE], layouts[LANGUAGE]))
+            parts.append((cell.encoded, masks[LANGUAGE], layouts[LANGUAGE]))
             if cell.encoded_again is not None:
-                pooled.append(masked_mean(cell.encoded_again, layouts[m].is_frame, layouts[m]))
-        pooled += [masked_mean(*of) for of in zip(streams, masks, layouts, strict=True)]
-        return torch.cat(pooled, dim=-1)
+                parts.append((cell.encoded_again, layouts[m].is_frame, layouts[m]))
+        parts += zip(streams, masks, layouts, strict=True)
+        last = self.readout == "last"
+        return torch.cat([take(x, of.last) if last else masked_mean(x, mask, of) for x, mask, of in parts], dim=-1)
 
 
 def network(config: Config, feature_dims: FeatureDims) -> TransM:

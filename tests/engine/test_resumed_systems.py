@@ -11,7 +11,9 @@ import torch
 from run_records import assert_same_phase, engine_state, parameters
 
 import fastmmkd
+from fastmmkd.engine import step, trainer
 from fastmmkd.errors import Interrupted
+from tests.engine.fake_capture import FakeCapture
 from tests.handmade import small_config_of
 
 BATCHES = 5
@@ -44,6 +46,21 @@ def test_an_interrupted_run_ends_as_one_left_alone(
         train_tiny(raw, run, resume=True)
         for phase in phases:
             assert_same_phase(run, expected, 1, phase)
+
+
+@pytest.mark.parametrize("mode", ["fwdbwd", "step"])
+def test_inner_steps_are_replayed(
+    mode: str, train_tiny: Callable[..., Path], tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = raw_of("smil", tiny_store)
+    raw["loss"] |= {"inner_lr": 0.1, "inner_decay": 3}
+    expected = train_tiny(raw, tmp_path / "eager")
+    monkeypatch.setattr(step._Replayed, "capture", FakeCapture)
+    monkeypatch.setattr(trainer, "graph_mode", lambda *_: (mode, None))
+    replayed = train_tiny(raw, tmp_path / "replayed")
+    torch.testing.assert_close(parameters(replayed), parameters(expected), rtol=1e-4, atol=1e-5)
+    states = [next(s["module"] for s in engine_state(run).values() if "module" in s) for run in (replayed, expected)]
+    assert torch.equal(states[0]["steps.values"], states[1]["steps.values"])
 
 
 def test_centroids_are_exported_and_steps_are_not(

@@ -78,18 +78,20 @@ def mean(x, usable):
     return total / max(count, 1)
 
 
-def pooled(streams, cells, usable):
+def joined(network, streams, cells, usable):
+    """What the classifier is given of each stream: its mean, or its last frame."""
     parts = []
     for found in cells:
-        parts.append(mean(found["e_1"], usable[-3]))
+        parts.append((found["e_1"], usable[-3]))
         if "e_2" in found:
-            parts.append(mean(found["e_2"], [True] * len(found["e_2"])))
-    return torch.cat(parts + [mean(x, mask) for x, mask in zip(streams, usable[-3:], strict=True)])
+            parts.append((found["e_2"], [True] * len(found["e_2"])))
+    parts += zip(streams, usable[-3:], strict=True)
+    return torch.cat([x[-1] if network.readout == "last" else mean(x, mask) for x, mask in parts])
 
 
 def predict(network, features, usable, heads):
     """Logits `[O]`."""
-    return affine(network.head, pooled(*translate(network, features, usable, heads), usable))
+    return affine(network.head, joined(network, *translate(network, features, usable, heads), usable))
 
 
 def losses(network, missing, complete, targets, heads):
@@ -98,7 +100,7 @@ def losses(network, missing, complete, targets, heads):
     logits, made = [], []
     for features, usable in missing:
         streams, cells = translate(network, features, usable, heads)
-        logits.append(affine(network.head, pooled(streams, cells, usable)))
+        logits.append(affine(network.head, joined(network, streams, cells, usable)))
         made.append(cells)
     problems = network.task.problems if network.weights.task == "own" else 1
     found = {"task": problems * task_loss(logits, targets, network.task)}

@@ -17,6 +17,7 @@ from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine.step import Objective, untrained_objective
 from fastmmkd.methods import METHODS
 from fastmmkd.modalities import CONDITIONS, condition_modalities
+from fastmmkd.nn.dropout import Dropout
 from fastmmkd.nn.models import load_model, model_state, models_of
 from fastmmkd.ops import use_provider
 from tests.engine.fake_capture import NoHostSync
@@ -144,6 +145,20 @@ def test_it_predicts_several_subsets_as_it_predicts_each(config: Config, dataset
     for kept, predictions in zip(subsets, network.predict_subsets(whole, subsets), strict=True):
         alone = network.predict(objective.split.evaluation_batch(sample, kept).of_models(models))
         torch.testing.assert_close(predictions, alone)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_dropout_is_in_use_and_has_a_place_of_its_own(method: str, tiny_store: Path, dataset: Dataset) -> None:
+    raw = small_config_of(method, tiny_store, BATCH)
+    raw["model"]["dropout"] = 0.3
+    objective = untrained_objective(parse_config(raw), dataset, (1,), CPU, torch.float64)
+    found = [module for module in objective.module.modules() if isinstance(module, Dropout)]
+    assert [module.place for module in found] == list(range(len(found)))
+    used = set()
+    for module in found:
+        module.register_forward_hook(lambda module, given, y: used.add(module.place) if y is not given[0] else None)
+    objective.loss(objective.draw(rows_of(1), torch.tensor(0)))
+    assert used == {module.place for module in found if module.dropped}
 
 
 def test_names_are_those_of_files_and_configs() -> None:

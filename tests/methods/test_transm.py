@@ -23,6 +23,7 @@ CASES: list[dict[str, Any]] = [
     {"task": "emotions-binary", "loss": {"task": "project"}},
     {"model": {"backward": False}},
     {"model": {"query": "position", "decoder_layers": 2}},
+    {"model": {"readout": "last"}},
     {"model": {"attention_mask": "missing"}},
     {"model": {"attention_mask": "missing", "masked_layers": "first", "decoder_layers": 2}},
     {"loss": {"lambda_translation": 0.0}},
