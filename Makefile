@@ -5,7 +5,7 @@ BIN := .venv/bin
 MMMO_DIR ?= ../shared/data/ict_mmmo
 CMU_MOSI_DIR ?= ../shared/data/cmu_mosi
 
-.PHONY: train test setup lint types check test-slow real study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme matrix fuzz clean
+.PHONY: train test setup lint types check test-slow real full study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme matrix fuzz clean
 
 train: data/demo.h5
 	$(BIN)/python train.py --config configs/demo.json --out runs/demo --resume
@@ -65,6 +65,19 @@ FOLDS := data/cmu_mosi_0.h5 data/cmu_mosi_1.h5 data/cmu_mosi_2.h5 data/cmu_mosi_
 real: data/ict_mmmo.h5 $(FOLDS)
 	$(BIN)/fastmmkd suite --config configs/*_ict_mmmo.json --out runs/real/ict_mmmo
 	$(BIN)/fastmmkd suite --config configs/*_cmu_mosi.json --folds $(FOLDS) --out runs/real/cmu_mosi
+
+# The papers' configs to their end, on synthetic data of the real sets' size: hours. Interrupt it as you like, and call
+# it again. DATA and METHODS choose some: make full DATA=mosi METHODS="umdf hrlf".
+DATA := mosi iemocap mosei
+METHODS := umdf corrkd hrlf
+
+data/full_%.h5: | setup
+	$(BIN)/fastmmkd data synth --like $* --fraction 1.0 --seed 1 --out $@
+
+full: $(DATA:%=data/full_%.h5)
+	for data in $(DATA); do for method in $(METHODS); do \
+		$(BIN)/python train.py --config configs/$${method}_$$data.json --data data/full_$$data.h5 --seeds 1 \
+		--out runs/full/$${method}_$$data --resume || exit; done; done
 
 # The README's study: every method and its ablations; those with a teacher, with and without it, once more on another
 # draw. Hours on two cores.

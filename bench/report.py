@@ -4,6 +4,7 @@ python -m bench.report                          rewrite tables and plots
 python -m bench.report --check                  exit 1 if the tables are not what the records say
 python -m bench.report --study runs/study       first take over the results of `make study`
 python -m bench.report --real runs/real         first take over the results of `make real`
+python -m bench.report --full runs/full         first take over the results of `make full`
 
 Results are taken of the methods that are there; the records of others stay.
 """
@@ -14,7 +15,7 @@ import argparse
 import re
 from pathlib import Path
 
-from bench import entry, literal, quality, speed, speed_plots
+from bench import entry, full, literal, quality, speed, speed_plots
 from bench.quality import ABLATIONS
 from bench.status import status_table
 from fastmmkd.files import write_text
@@ -24,6 +25,7 @@ DOCUMENTS = {
     ROOT / "README.md": ("methods", "fresh", *quality.REAL, "speed", "status"),
     ROOT / "docs" / "speed.md": ("train_steps", "kernels", "epochs", "scaling", "data_path"),
     ROOT / "docs" / "parity.md": ("parity",),
+    ROOT / "docs" / "full_runs.md": ("full",),
     ROOT / "docs" / "fidelity.md": literal.names(),
     ROOT / "docs" / "ablations.md": tuple(
         f"study_{method}" for method in ABLATIONS if (ROOT / "configs" / f"study_{method}.json").exists()
@@ -38,7 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="only say whether the documents are up to date")
     parser.add_argument("--study", type=Path, metavar="DIR", help="folder of `make study` to take results from")
     parser.add_argument("--real", type=Path, metavar="DIR", help="folder of `make real` to take results from")
+    parser.add_argument("--full", type=Path, metavar="DIR", help="folder of `make full` to take results from")
     args = parser.parse_args(argv)
+    if args.full:
+        full.take_full(args.full)
     if args.study:
         quality.take_study(args.study)
     if args.real:
@@ -60,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parts() -> dict[str, str]:
     """Every generated part, by name: what the records and the configs say."""
-    return quality.parts() | speed.parts() | literal.parts() | {"status": status_table()}
+    return quality.parts() | full.parts() | speed.parts() | literal.parts() | {"status": status_table()}
 
 
 def render(text: str, bodies: dict[str, str], document: str) -> str:

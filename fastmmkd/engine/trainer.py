@@ -26,6 +26,7 @@ from fastmmkd.engine.phases import Phase
 from fastmmkd.engine.session import Session
 from fastmmkd.engine.step import STEPS, Objective, graph_mode
 from fastmmkd.engine.telemetry import Journal, Telemetry
+from fastmmkd.engine.usage import Usage
 from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation.protocol import Predictions, mean_over_conditions
 from fastmmkd.evaluation.results import Outcome
@@ -91,6 +92,7 @@ class Trainer:
         if self.objective.taught:
             asked = f"{len(session.train.present)} samples, {self.objective.taught.bytes / 1e6:.1f} MB"
             session.say(f"{phase.title(phase.group.short_name)}: what it learns from was asked once ({asked})")
+        self.usage = Usage(device)
         self.step = STEPS[mode](self.engine, self.objective, session.placement.clip_each, session.say)
 
     def _initialize(self, module: Trainable) -> Any:
@@ -162,7 +164,9 @@ class Trainer:
         started = time.monotonic()
         validated = self._validate(live)
         predictions = self.session.valid.resident.size * len(self.phase.scenarios) * len(self.books)
-        self.session.agenda.predicted(predictions, time.monotonic() - started)
+        engine["validation_seconds"] = time.monotonic() - started
+        self.session.agenda.predicted(predictions, engine["validation_seconds"])
+        engine |= self.usage.take()
         for book, conditions in zip(live, validated, strict=True):
             state = model_state(self.engine.module.network, book.index)
             pulls = gradients[book.index] if gradients else None
