@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"fastmmkd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     engine_commands.register(commands)
-    data_commands.register(commands)
+    _register_masks(data_commands.register(commands))
     report_commands.register(commands)
     _register_eval(commands)
     _register_predict(commands)
@@ -107,6 +107,29 @@ def _run_eval(args: argparse.Namespace) -> int:
         trained = phases_at_floor(config, seed_directory(args.folder, p.seed))
         evaluations.append(replace(evaluation, at_floor=trained))
     write_run_results(args.out or args.folder, predictors[0], dataset, evaluations, Console())
+    return 0
+
+
+def _register_masks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser("masks", help="export what is missing in the protocol's tests, for other programs")
+    parser.add_argument("--config", required=True, type=Path, help="a config file: its data, and its eval block")
+    parser.add_argument("--data", metavar="FILE", help="data file in place of the config's data.path")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.h5", help="replaced if it is there")
+    parser.set_defaults(run=_run_masks)
+
+
+def _run_masks(args: argparse.Namespace) -> int:
+    from fastmmkd.config import command_overrides, load_config
+    from fastmmkd.data.training_file import read_data
+    from fastmmkd.evaluation.masks import export
+    from fastmmkd.files import make_directory
+
+    config = load_config(args.config, command_overrides([], args.data, None))
+    dataset = read_data(Path(config.data.path))
+    make_directory(args.out.parent)
+    export(config, dataset, args.out)
+    samples, ratios = len(dataset.splits["test"]), ", ".join(f"{p:g}" for p in config.eval.sweep)
+    print(f"{args.out}: masks of {samples} test samples, all conditions, ratios {ratios}, seed {config.eval.seed}")
     return 0
 
 

@@ -8,11 +8,10 @@ import numpy as np
 from rich.console import Console
 
 from fastmmkd.data.dataset import Dataset
-from fastmmkd.evaluation import embedding, floors, metrics, report, results
+from fastmmkd.evaluation import embedding, floors, report, results
 from fastmmkd.evaluation.commands import print_headline
 from fastmmkd.evaluation.protocol import Scenario
 from fastmmkd.evaluation.results import SeedEvaluation
-from fastmmkd.modalities import CONDITIONS, condition_modalities
 from fastmmkd.predictor import Predictor
 from fastmmkd.run_folder import (
     CONFUSION_FILE,
@@ -40,27 +39,13 @@ def write_run_results(
         evaluations: one per seed.
         console: where to print.
     """
-    config, test, train = predictor.config, dataset.splits["test"], dataset.splits["train"]
-    floor, ideal, used = {}, {}, {}
-    for condition in CONDITIONS:
-        rows = np.flatnonzero(test.present[:, list(condition_modalities(condition))].all(axis=1))
-        used[condition] = metrics.used(config.task, test.labels[rows])
-        if len(rows):
-            floor[condition] = floors.floor(config.task, test.labels[rows], train.labels)
-        if len(rows) and condition in test.ideal and dataset.ideal_support is not None:
-            ideal[condition] = floors.ideal(
-                config.task, test.labels[rows], test.ideal[condition][rows], dataset.ideal_support
-            )
     content = results.combine(
-        config.method,
+        predictor.config.method,
         dataset.source,
         dataset.content_hash,
-        config.task,
+        predictor.config.task,
         evaluations,
-        floor,
-        ideal or None,
-        floors.trivial(config.task, test.labels[test.present.all(axis=1)], train.labels),
-        used,
+        *floors.references(predictor.config.task, dataset),
     )
     results.write(directory, content)
     draw_embedding(directory, predictor, dataset)

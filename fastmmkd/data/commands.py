@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `data` and its three commands; each sets `run`, a function from parsed arguments to an exit code."""
+def register(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    """Add `data` and three of its commands; each sets `run`, a function from parsed arguments to an exit code.
+
+    Returns:
+        Where others add theirs.
+    """
     data = subparsers.add_parser("data", help="import, inspect or synthesise data sets")
     commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
 
@@ -68,6 +74,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     synthetic.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
     _add_output(synthetic)
     synthetic.set_defaults(run=run_synth)
+    return commands
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fastmmkd.evaluation.report import AgainstPapers, Comparable
+    from fastmmkd.evaluation.schema import Results
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -21,7 +22,17 @@ def register(subparsers: argparse._SubParsersAction) -> None:
         description="Compare finished runs: tables (Markdown, CSV, LaTeX), curves on shared axes, and paired "
         "significance tests on Avg. Runs on different data or labels get separate tables.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder (or its results.json)")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, metavar="RUN", help="run folder (or its results.json), or folder of runs on folds"
+    )
+    parser.add_argument(
+        "--external",
+        action="append",
+        default=[],
+        metavar="[NAME=]CSV",
+        help="predictions of another program on the same samples, see docs/protocol.md (may be repeated); with --data",
+    )
+    parser.add_argument("--data", type=Path, metavar="FILE.h5", help="the data that --external predicts")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the report to")
     add_paper_arguments(parser)
     parser.set_defaults(run=run_report)
@@ -62,13 +73,35 @@ def run_report(args: argparse.Namespace) -> int:
     Raises:
         UserError: as `report.report`.
     """
+    from fastmmkd.errors import UserError
     from fastmmkd.evaluation.report import report
 
-    groups, files = report(args.runs, args.out, papers=papers_asked_for(args))
+    if bool(args.external) != bool(args.data):
+        raise UserError("--external and --data: expected both, predictions and the data that they are of")
+    if not args.runs and not args.external:
+        raise UserError("report: expected a RUN, or --external")
+    groups, files = report(args.runs, args.out, papers=papers_asked_for(args), others=_others(args))
     for members in groups:
         print_headline(members)
     print("\n".join(str(f) for f in files))
     return 0
+
+
+def _others(args: argparse.Namespace) -> list[tuple[str, Results]]:
+    """What `--external` names, evaluated."""
+    if not args.external:
+        return []
+
+    from fastmmkd.data.training_file import read_data
+    from fastmmkd.evaluation import external
+
+    dataset, others = read_data(args.data), []
+    for told in args.external:
+        name, equals, file = told.partition("=")
+        path = Path(file) if equals and not Path(told).exists() else Path(told)
+        name = name if path != Path(told) else path.stem
+        others.append((name, external.read(path, dataset, name)))
+    return others
 
 
 def print_headline(members: Comparable, console: Console | None = None) -> None:

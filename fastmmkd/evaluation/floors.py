@@ -6,11 +6,13 @@ Both return the same keys as `metrics.compute`, so tables can print *floor, ours
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from fastmmkd.data.store import EMOTIONS
+from fastmmkd.data.dataset import EMOTIONS, Dataset
 from fastmmkd.evaluation import metrics
+from fastmmkd.modalities import CONDITIONS, condition_modalities
 from fastmmkd.tasks import Task
 
 BINNED = ("acc7", "acc5", "acc3", "acc2_sims", "f1_sims", "acc3_sims", "acc5_sims")
@@ -34,6 +36,34 @@ def floor(task: Task, test_labels: np.ndarray, train_labels: np.ndarray) -> dict
         ValueError: `train_labels` is empty.
     """
     return best(task, trivial(task, test_labels, train_labels))
+
+
+class References(NamedTuple):
+    """What a result set is held against, as `results.combine` takes it."""
+
+    floors: dict[str, dict[str, float]]
+    """Condition -> `floor` on the samples that it is evaluated on; no key where there are none."""
+    ideals: dict[str, dict[str, float]] | None
+    """Condition -> `ideal`; None where the posterior is unknown (real data)."""
+    trivial: dict[str, dict[str, float]]
+    """On the samples that have everything."""
+    used: dict[str, dict[str, int]]
+    """Condition -> `metrics.used`."""
+
+
+def references(task: Task, dataset: Dataset) -> References:
+    """Floors and ideals of a data set's test split under every condition."""
+    test, train = dataset.splits["test"], dataset.splits["train"]
+    of_floor, of_ideal, used = {}, {}, {}
+    for condition in CONDITIONS:
+        rows = np.flatnonzero(test.present[:, list(condition_modalities(condition))].all(axis=1))
+        used[condition] = metrics.used(task, test.labels[rows])
+        if len(rows):
+            of_floor[condition] = floor(task, test.labels[rows], train.labels)
+        if len(rows) and condition in test.ideal and dataset.ideal_support is not None:
+            of_ideal[condition] = ideal(task, test.labels[rows], test.ideal[condition][rows], dataset.ideal_support)
+    whole = trivial(task, test.labels[test.present.all(axis=1)], train.labels)
+    return References(of_floor, of_ideal or None, whole, used)
 
 
 def constant(task: Task, labels: np.ndarray) -> dict[str, float]:

@@ -124,7 +124,11 @@ class AgainstPapers:
 
 
 def report(
-    runs: Sequence[Path], out: Path, names: Sequence[str] | None = None, papers: AgainstPapers | None = None
+    runs: Sequence[Path],
+    out: Path,
+    names: Sequence[str] | None = None,
+    papers: AgainstPapers | None = None,
+    others: Sequence[Run] = (),
 ) -> tuple[list[Comparable], list[Path]]:
     """Compare finished runs; writes report.md, report.csv, report.tex, curves.png and, of runs that have stored their
     maps of representations, embedding.png into `out` (created if missing).
@@ -137,6 +141,7 @@ def report(
             as one run each.
         names: what to call them, in place of the method's name.
         papers: show the papers' rows on the same data, and how far the runs are from them.
+        others: results that are in no folder, of names that no run has.
 
     Returns:
         The comparable sets, in order of first appearance, and the files that were written.
@@ -145,11 +150,16 @@ def report(
         UserError: a run without readable results, the same run twice, or an `out` that cannot be written.
     """
     loaded = load(runs, names)
-    parts = {name: folds.read_each(path) for (name, _), path in zip(loaded, runs, strict=True)}
+    paths = {name: path for (name, _), path in zip(loaded, runs, strict=True)}
+    for name, content in others:
+        if name in [known for known, _ in loaded]:
+            raise UserError(f"{name}: is what a run is called too; expected another name (--external NAME=CSV)")
+        loaded.append((name, content))
+    parts = {name: folds.read_each(paths[name]) if name in paths else {} for name, _ in loaded}
     sets = [with_folds(members, parts) for members in comparable(loaded)]
     if papers is not None:
         sets = against_papers(sets, [name for name, _ in loaded], papers)
-    maps = _maps(sets, {name: run for (name, _), run in zip(loaded, runs, strict=True)})
+    maps = _maps(sets, paths)
     make_directory(out)
     pictures = []
     for i, (members, of_set) in enumerate(zip(sets, maps, strict=True)):
@@ -215,7 +225,7 @@ def _maps(sets: Sequence[Comparable], paths: Mapping[str, Path]) -> list[list[tu
     of_sets = []
     for members in sets:
         of_set = []
-        for name, _ in members.runs:
+        for name in (name for name, _ in members.runs if name in paths):
             path = paths[name]
             file = (path if path.is_dir() else path.parent) / EMBEDDING_FILE
             if file.exists():
