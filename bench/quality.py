@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
 
-from fastmmkd.engine.ablation import slug
+from fastmmkd.engine.suite import slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import folds, report, tables
 from fastmmkd.evaluation.report import Run

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 
 from fastmmkd.blocks import Config
 from fastmmkd.config import command_overrides, load_config
-from fastmmkd.engine.suite import Member, train_and_report
+from fastmmkd.engine.suite import Member, slug, train_and_report
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation.commands import papers_asked_for
 from fastmmkd.methods import METHODS
@@ -42,8 +41,3 @@ def run_ablate(args: argparse.Namespace) -> int:
 def same_teacher(config: Config, full: Config) -> bool:
     """Whether a row's teachers are those of the full method: it has some, and they are of the same architecture."""
     return config.teacher is not None and config.model == full.model
-
-
-def slug(name: str) -> str:
-    """A row's folder name: `"w/o L_fea"` -> `"without_l_fea"`."""
-    return re.sub(r"\W+", "_", name.replace("w/o", "without")).lower()

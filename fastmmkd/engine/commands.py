@@ -15,6 +15,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser("ablate", help="train a config's ablations and print the paper's ablation table")
     parser.add_argument("--config", required=True, type=Path, help="the full method's config file")
     _add_overrides(parser, "the config", "each row")
+    add_paper_arguments(parser)
     parser.add_argument(
         "--only",
         action="append",
@@ -25,8 +26,14 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run_ablate)
 
     parser = subparsers.add_parser("suite", help="train several configs and report them side by side")
-    parser.add_argument("--config", required=True, nargs="+", type=Path, metavar="FILE", help="config files")
+    parser.add_argument("--config", nargs="+", type=Path, metavar="FILE", help="config files")
     _add_overrides(parser, "the configs", "each config")
+    add_paper_arguments(parser, of_configs=True)
+    parser.add_argument(
+        "--controls",
+        action="store_true",
+        help="besides, the compared systems trained on missing versions, and masked, where they are not so by default",
+    )
     parser.add_argument(
         "--folds",
         nargs="+",
@@ -67,7 +74,6 @@ def _add_overrides(parser: argparse.ArgumentParser, whose: str, each: str) -> No
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"override for {each}")
     parser.add_argument("--seeds", metavar="1,2,3", help=f"seeds in place of {whose}'s train.seeds")
     parser.add_argument("--together", action="store_true", help=f"train the seeds of {each} at once")
-    add_paper_arguments(parser)
 
 
 def run_train(args: argparse.Namespace) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastmmkd.blocks import Config
-from fastmmkd.config import command_overrides, load_config
+from fastmmkd.config import command_overrides, load_config, read_config
 from fastmmkd.data.single_label import single_labelled
 from fastmmkd.data.training_file import read_data, read_data_header
 from fastmmkd.engine.checks import check_fit
@@ -20,6 +21,12 @@ from fastmmkd.run_folder import is_evaluated, seed_directory
 
 if TYPE_CHECKING:
     from fastmmkd.evaluation.report import AgainstPapers
+
+
+CONFIGS = Path("configs")
+"""Where the shipped configs are, of a checkout that one is in."""
+CONTROLS = ("+ missing training", "masked")
+"""Rows of ablation tables that give a system what ours have: training on missing versions, masks of what is missing."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +57,55 @@ class Member:
 def run_suite(args: argparse.Namespace) -> int:
     """Train what is not trained yet (finished seeds are kept), then write the report."""
     common = command_overrides(args.set, args.data, args.seeds, args.together)
+    if bool(args.config) == bool(args.paper):
+        raise UserError("suite: expected either --config, or --paper with the name of a data set, such as mosi")
     files: dict[str, Path] = {}
-    for file in args.config:
+    for file in args.config or configs_of(args.paper):
         if file.stem in files:
             folder = args.out / file.stem
             raise UserError(f"--config {files[file.stem]} {file}: both would go to {folder}; expected other file names")
         files[file.stem] = file
+    members = [Member(name, load_config(file, common), args.out / name) for name, file in files.items()]
+    if args.controls:
+        members = [of for member in members for of in [member, *controls(member, files[member.name], common)]]
     if args.folds:
-        members = on_folds(files, args, common)
-    else:
-        members = [Member(name, load_config(file, common), args.out / name) for name, file in files.items()]
+        members = on_folds(members, args)
     train_and_report(members, args.out, papers_asked_for(args))
     return 0
 
 
-def on_folds(files: Mapping[str, Path], args: argparse.Namespace, common: Sequence[str]) -> list[Member]:
-    """A member for each config and fold.
+def configs_of(data: str) -> list[Path]:
+    """`configs/<method>_<data>.json` of every method that has one.
+
+    Raises:
+        UserError: there is none.
+    """
+    files = sorted(CONFIGS.glob(f"*_{data}.json"))
+    files = [file for file in files if read_config(file, []).get("method") == file.stem.removesuffix(f"_{data}")]
+    if not files:
+        raise UserError(f"--paper {data}: there is no {CONFIGS}/<method>_{data}.json here; expected --config FILE ...")
+    return files
+
+
+def controls(member: Member, file: Path, common: Sequence[str]) -> list[Member]:
+    """The rows of its method's ablation table that are the same system under other terms: `CONTROLS`."""
+    from fastmmkd.methods import METHODS
+
+    rows = METHODS[member.config.method].ablations
+    return [
+        Member(
+            f"{member.name} {row}",
+            load_config(file, [*common, *rows[row]]),
+            member.folder.with_name(f"{member.name}_{slug(row)}"),
+            variant=row,
+        )
+        for row in CONTROLS
+        if row in rows
+    ]
+
+
+def on_folds(members: Sequence[Member], args: argparse.Namespace) -> list[Member]:
+    """Every member on every fold.
 
     Raises:
         UserError: `--data` besides, fewer than two folds, or two whose names are the same.
@@ -75,11 +115,18 @@ def on_folds(files: Mapping[str, Path], args: argparse.Namespace, common: Sequen
     names = [fold.stem for fold in args.folds]
     if len(names) < 2 or len(set(names)) < len(names):
         raise UserError(f"--folds {' '.join(map(str, args.folds))}: expected two or more files of different names")
-    return [
-        Member(name, load_config(file, [*common, f"data.path={fold}"]), args.out / name / fold.stem, fold=fold.stem)
-        for name, file in files.items()
-        for fold in args.folds
-    ]
+    of_folds = []
+    for member in members:
+        for fold in args.folds:
+            data = member.config.data.model_copy(update={"path": str(fold)})
+            config = member.config.model_copy(update={"data": data})
+            of_folds.append(replace(member, config=config, folder=member.folder / fold.stem, fold=fold.stem))
+    return of_folds
+
+
+def slug(name: str) -> str:
+    """A row's folder name: `"w/o L_fea"` -> `"without_l_fea"`."""
+    return re.sub(r"\W+", "_", name.replace("w/o", "without")).strip("_").lower()
 
 
 def train_and_report(members: Sequence[Member], out: Path, papers: AgainstPapers | None = None) -> None:

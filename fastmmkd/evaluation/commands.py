@@ -38,13 +38,19 @@ def register(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run_report)
 
 
-def add_paper_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that `papers_asked_for` reads."""
-    parser.add_argument(
-        "--paper",
-        action="store_true",
-        help="show the papers' numbers on the same data (real MOSI, MOSEI, IEMOCAP), and whether they are reproduced",
-    )
+def add_paper_arguments(parser: argparse.ArgumentParser, of_configs: bool = False) -> None:
+    """The arguments that `papers_asked_for` reads; `of_configs`: `--paper` may name the data set of the configs."""
+    shown = "show the papers' numbers on the same data (real MOSI, MOSEI, IEMOCAP), and whether they are reproduced"
+    if of_configs:
+        parser.add_argument(
+            "--paper",
+            nargs="?",
+            const="",
+            metavar="NAME",
+            help=f"{shown}; NAME, in place of --config: every method's configs/<method>_NAME.json, such as mosi",
+        )
+    else:
+        parser.add_argument("--paper", action="store_true", help=shown)
     parser.add_argument(
         "--paper-data", metavar="NAME", help="show those on mosi, mosei or iemocap whatever the runs were evaluated on"
     )
@@ -56,7 +62,7 @@ def papers_asked_for(args: argparse.Namespace) -> AgainstPapers | None:
     Raises:
         UserError: there are none on the data set that is named.
     """
-    if not (args.paper or args.paper_data):
+    if args.paper in (None, False) and not args.paper_data:
         return None
 
     from fastmmkd.evaluation.published import refuse_unknown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +24,8 @@ from fastmmkd.files import make_directory, write_text
 from fastmmkd.run_folder import CURVES_FILE, EMBEDDING_FILE, EMBEDDING_PICTURE, RESULTS_FILE
 from fastmmkd.tasks import TASKS, Task
 
+MOST_PAIRED = 4
+"""Of more runs than that, not each two are compared."""
 Run = tuple[str, Results]
 """Display name and the contents of its results.json."""
 
@@ -268,10 +270,11 @@ def comparable(runs: Sequence[Run]) -> list[Comparable]:
 
 def compare(members: Comparable) -> list[Comparison]:
     """Paired tests on "Avg." for each two runs of a set: the headline metric, F1 of each emotion, and MAE for two that
-    have it. All of them are one family, for whose size p values are corrected."""
+    have it. Of more than `MOST_PAIRED` runs, the best one of each metric against every other. All of them are one
+    family, for whose size p values are corrected."""
     keys = [members.primary, *(metrics.error(task) for task in members.tasks if task.is_regression)]
     keys += [key for task in members.tasks for key in metrics.of_emotions(task)]
-    pairs = [(a, b, key) for key in keys for a, b in combinations(tables.with_metric(key, members.runs), 2)]
+    pairs = [(a, b, key) for key in keys for a, b in _paired(tables.with_metric(key, members.runs), key)]
     tests = [paired_on_average(a, b, key) for (_, a), (_, b), key in pairs]
     corrected = zip(holm([test.t_p for test in tests]), holm([test.wilcoxon_p for test in tests]), strict=True)
     comparisons = [
@@ -285,6 +288,19 @@ def compare(members: Comparable) -> list[Comparison]:
         replace(comparison, over_folds=test, holm_folds=p)
         for comparison, test, p in zip(comparisons, over_folds, holm([test.t_p for test in over_folds]), strict=True)
     ]
+
+
+def _paired(runs: Sequence[Run], key: str) -> Iterable[tuple[Run, Run]]:
+    """Each two runs, or, of many, the best and each other."""
+    if len(runs) <= MOST_PAIRED:
+        return combinations(runs, 2)
+    reached = {name: content.average.metrics[key].mean for name, content in runs if key in content.average.metrics}
+    known = {name: value for name, value in reached.items() if value is not None}
+    if not known:
+        return []
+    best = (max if metrics.higher_is_better(key) else min)(known, key=lambda name: known[name])
+    (winner,) = (run for run in runs if run[0] == best)
+    return [(winner, run) for run in runs if run is not winner]
 
 
 def paired_on_average(a: Results, b: Results, key: str) -> PairedTest:
@@ -451,6 +467,8 @@ def _significance(members: Comparable) -> str:
         notes.append(f"Not enough common seeds for some tests: the t-test needs {MIN_T_PAIRS}.")
     if any(c.test.n < MIN_WILCOXON_PAIRS for c in comparisons):
         notes.append(f"The Wilcoxon test needs {MIN_WILCOXON_PAIRS} common seeds to be able to fall below p = 0.05.")
+    if len(members.runs) > MOST_PAIRED:
+        notes.append("The run with the best mean of each metric is compared with every other.")
     if len(comparisons) > 1:
         notes.append(f"*Holm*: the p value before it, corrected for the {len(comparisons)} comparisons of this table.")
     header, rows = _significance_table(members)

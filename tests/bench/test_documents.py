@@ -9,7 +9,7 @@ import pytest
 
 from bench import quality, records, report
 from bench.quality import ABLATIONS
-from fastmmkd.engine.ablation import slug
+from fastmmkd.engine.suite import slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import results
 from fastmmkd.evaluation.schema import Results

@@ -14,7 +14,7 @@ from fastmmkd.blocks import Config
 from fastmmkd.cli import main
 from fastmmkd.config import load_config
 from fastmmkd.engine import run
-from fastmmkd.engine.ablation import slug
+from fastmmkd.engine.suite import slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import plots, results
 from fastmmkd.methods import METHODS

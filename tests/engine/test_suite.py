@@ -17,7 +17,7 @@ from fastmmkd.config import parse_config
 from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine import interruption, run
-from fastmmkd.engine.suite import Member, plan
+from fastmmkd.engine.suite import Member, controls, plan
 
 pytestmark = pytest.mark.usefixtures("process_state", "without_pictures")
 
@@ -104,6 +104,43 @@ def test_folds_that_cannot_be(
 ) -> None:
     assert suite(configs(one={}), tmp_path / "out", *arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_every_config_of_a_data_set(
+    configs: Callable[..., list[Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a name as the papers have it; `umdf_tiny.json`, but not `umdf_other_tiny.json` or a config of another name."""
+    configs(umdf_tiny={}, umdf_other_tiny={}, study_tiny={})
+    (tmp_path / "configs").mkdir()
+    for file in tmp_path.glob("*_tiny.json"):
+        file.rename(tmp_path / "configs" / file.name)
+    monkeypatch.chdir(tmp_path)
+    assert main(["suite", "--paper", "tiny", "--out", "out"]) == 0
+    assert {path.parent.name for path in Path("out").rglob("results.json")} == {"umdf_tiny"}
+    report = Path("out/report.md").read_text()
+    assert "No published numbers are shown" in report
+    assert main(["suite", "--paper", "none", "--out", "out"]) == 2
+    assert "there is no configs/<method>_none.json here; expected --config FILE" in capsys.readouterr().err
+    assert main(["suite", "--out", "out"]) == 2
+    assert "expected either --config, or --paper with the name" in capsys.readouterr().err
+
+
+def test_controls_are_the_same_system_under_other_terms(tiny_config: dict, tmp_path: Path) -> None:
+    raw = json.loads((Path(__file__).parents[2] / "configs" / "cubemlp_mosi.json").read_text())
+    file = tmp_path / "cubemlp_mosi.json"
+    file.write_text(json.dumps(raw))
+    full = Member("cubemlp_mosi", parse_config(raw), tmp_path / "out" / "cubemlp_mosi")
+    missing, masked = controls(full, file, [])
+    assert (missing.name, missing.variant) == ("cubemlp_mosi + missing training", "+ missing training")
+    assert missing.folder == tmp_path / "out" / "cubemlp_mosi_missing_training"
+    assert missing.config.missing.enabled
+    assert masked.config.model.attention_mask == "missing"
+    assert not masked.config.missing.enabled
+    of_umdf = Member("tiny", parse_config(tiny_config), tmp_path / "out" / "tiny")
+    assert controls(of_umdf, file, []) == []
 
 
 def test_an_interrupted_suite_continues_where_it_stopped(

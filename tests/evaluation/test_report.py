@@ -333,3 +333,19 @@ def test_results_of_before_a_metric_was_known_show_a_dash_for_it(tmp_path, simul
     assert all(cell.best for cell in rows["acc5"]["new"].cells)
     assert all(cell.mean is not None for cell in rows["acc7"]["old"].cells)
     assert "| umdf (old) |   " in files[0].read_text()
+
+
+def test_of_many_runs_the_best_is_compared_with_every_other(tmp_path, make_run):
+    noises = {"a": 0.9, "b": 0.3, "c": 0.8, "d": 0.7, "e": 0.6}
+    runs = [make_run(name, method=name, noise=noise) for name, noise in noises.items()]
+    (members,), _ = report.report(runs, tmp_path / "out")
+    comparisons = report.compare(members)
+    for key in ("f1_non0", "mae"):
+        of_key = [c for c in comparisons if c.key == key]
+        means = {name: content.average.metrics[key].mean for name, content in members.runs}
+        best = (max if key == "f1_non0" else min)(means, key=means.__getitem__)
+        assert {c.first for c in of_key} == {best}
+        assert sorted(c.second for c in of_key) == sorted(set(noises) - {best})
+    assert "is compared with every other" in (tmp_path / "out" / "report.md").read_text()
+    (few,), _ = report.report(runs[:4], tmp_path / "few")
+    assert len([c for c in report.compare(few) if c.key == "mae"]) == 6
