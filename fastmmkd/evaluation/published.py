@@ -337,7 +337,7 @@ def recognise(content: PaperResults, results: Results, ablated: Sequence[str] = 
     They are by the number of test samples and the kind of labels. Data that were generated never are, whatever they
     imitate.
     """
-    if is_synthetic(results):
+    if is_synthetic(results) or results.folds:  # what folds sum up to is no test split
         return None
     samples = test_samples(results)
     for name, data_set in content.data_sets.items():
@@ -353,6 +353,8 @@ def why_not(data_sets: Sequence[DataSet], results: Results) -> str:
     """Why a run is not held against the papers, where neither of the two functions before has found rows."""
     if is_synthetic(results):
         return f"{results.data} was generated"
+    if results.folds:
+        return f"{results.data} are another division of the data than the papers'"
     known = "; ".join(f"{d.title}: {' or '.join(d.test_samples)}, {d.labels}" for d in data_sets)
     found = f"{test_samples(results)} test samples, labels {Task(results.task).label_kind}"
     return f"{results.data} has {found} (expected {known})"

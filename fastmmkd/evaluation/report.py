@@ -223,16 +223,19 @@ def _numbered(name: str, i: int) -> str:
 
 
 def _maps(sets: Sequence[Comparable], paths: Mapping[str, Path]) -> list[list[tuple[str, Embedding]]]:
-    """Per set, title and map of representations of every run that has stored one beside its results."""
+    """Per set, title and map of representations of every run that has stored one beside its results; of folds the
+    first's."""
     of_sets = []
     for members in sets:
         of_set = []
         for name in (name for name, _ in members.runs if name in paths):
             path = paths[name]
-            file = (path if path.is_dir() else path.parent) / EMBEDDING_FILE
-            if file.exists():
-                stored = embedding.read(file)
-                of_set.append((f"{name} (seed {stored.seed})", stored))
+            parts = folds.folders(path)
+            folder = parts[0] if parts else path if path.is_dir() else path.parent
+            if (folder / EMBEDDING_FILE).exists():
+                stored = embedding.read(folder / EMBEDDING_FILE)
+                where = f"{folder.name}, seed {stored.seed}" if parts else f"seed {stored.seed}"
+                of_set.append((f"{name} ({where})", stored))
         of_sets.append(of_set)
     return of_sets
 
@@ -507,9 +510,9 @@ def _over_folds(comparison: Comparison, several: bool) -> list[str]:
 
 
 def _reproduction(members: Comparable) -> list[str]:
-    """How far runs are from the published rows of their own methods; nothing where papers were not asked for, or the
-    data were generated: nothing published can be reproduced on those."""
-    if members.published is None or published.is_synthetic(members.reference):
+    """How far runs are from the published rows of their own methods; nothing where papers were not asked for, or where
+    nothing can be reproduced, as the data were generated or are folds."""
+    if members.published is None or published.is_synthetic(members.reference) or members.reference.folds:
         return []
     runs = [(name, content, members.variants.get(name)) for name, content in members.runs]
     parts = []

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import folds, report
+from fastmmkd.evaluation import embedding, folds, published, report
+from fastmmkd.evaluation.report import AgainstPapers
 from fastmmkd.evaluation.schema import Results
 
 FOLDS = {f"fold_{i}": {"data_hash": str(i) * 64, "samples": 100 + 20 * i, "data": f"MOSI, fold {i}"} for i in range(3)}
@@ -110,3 +111,30 @@ def test_the_floor_note_names_the_fold(make_folds: Callable[..., Path]) -> None:
     together = folds.read(make_folds("umdf", seeds=(1, 2)))
     together.at_floor = {"student": [False, True, False, False, False, True]}
     assert render.floor_note(together).endswith("split: student of seeds 2 (fold_0), 2 (fold_2).")
+
+
+def test_folds_are_no_test_split_of_the_papers(make_folds: Callable[..., Path], tmp_path: Path) -> None:
+    """Not even where their test samples happen to add up to as many."""
+    together = folds.read(make_folds("umdf", known_posterior=False, seeds=(1, 2))).model_copy(deep=True)
+    for entry in together.conditions.values():
+        entry.samples = 686
+    assert published.recognise(published.shipped(), together) is None
+    report.report([tmp_path / "umdf"], tmp_path / "out", papers=AgainstPapers())
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert (
+        "No published numbers are shown: MOSI, fold, 3 folds are another division of the data than the papers'." in text
+    )
+    report.report([tmp_path / "umdf"], tmp_path / "out", papers=AgainstPapers("mosi"))
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "HRLF, published" in text
+    assert "Against the papers" not in text
+
+
+def test_the_first_folds_map_is_shown(make_folds: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_folds("umdf", seeds=(1,))
+    points, labels = np.random.default_rng(0).normal(size=(8, 3)), np.repeat([-1.0, 1.0], 4)
+    embedding.write(
+        folder / "fold_0" / "embedding.json", embedding.place(points, labels, np.arange(8), 1, "language only")
+    )
+    _, files = report.report([folder], tmp_path / "out")
+    assert "embedding.png" in [file.name for file in files]
