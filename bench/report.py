@@ -15,7 +15,7 @@ import argparse
 import re
 from pathlib import Path
 
-from bench import entry, full, literal, quality, speed, speed_plots
+from bench import entry, features, full, literal, quality, speed, speed_plots
 from bench.quality import ABLATIONS
 from bench.status import status_table
 from fastmmkd.files import write_text
@@ -26,6 +26,7 @@ DOCUMENTS = {
     ROOT / "docs" / "speed.md": ("train_steps", "kernels", "epochs", "scaling", "data_path"),
     ROOT / "docs" / "parity.md": ("parity",),
     ROOT / "docs" / "full_runs.md": ("full",),
+    ROOT / "docs" / "methods.md": ("features",),
     ROOT / "docs" / "fidelity.md": literal.names(),
     ROOT / "docs" / "ablations.md": tuple(
         f"study_{method}" for method in ABLATIONS if (ROOT / "configs" / f"study_{method}.json").exists()
@@ -65,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def parts() -> dict[str, str]:
     """Every generated part, by name: what the records and the configs say."""
-    return quality.parts() | full.parts() | speed.parts() | literal.parts() | {"status": status_table()}
+    return (
+        quality.parts() | full.parts() | features.parts() | speed.parts() | literal.parts() | {"status": status_table()}
+    )
 
 
 def render(text: str, bodies: dict[str, str], document: str) -> str:
