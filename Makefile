@@ -5,7 +5,7 @@ BIN := .venv/bin
 MMMO_DIR ?= ../shared/data/ict_mmmo
 CMU_MOSI_DIR ?= ../shared/data/cmu_mosi
 
-.PHONY: train test setup lint types check test-slow real full study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme matrix fuzz clean
+.PHONY: train test setup lint types check test-slow real compare full study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme matrix fuzz clean
 
 train: data/demo.h5
 	$(BIN)/python train.py --config configs/demo.json --out runs/demo --resume
@@ -65,6 +65,11 @@ FOLDS := data/cmu_mosi_0.h5 data/cmu_mosi_1.h5 data/cmu_mosi_2.h5 data/cmu_mosi_
 real: data/ict_mmmo.h5 $(FOLDS)
 	$(BIN)/fastmmkd suite --config configs/*_ict_mmmo.json --out runs/real/ict_mmmo
 	$(BIN)/fastmmkd suite --config configs/*_cmu_mosi.json --folds $(FOLDS) --out runs/real/cmu_mosi
+
+# All ten systems on the folds of CMU-MOSI, as `make real` trains them, and on synthetic MOSI. Go on by calling again.
+compare: $(FOLDS) data/synthetic_mosi.h5
+	$(BIN)/fastmmkd suite --config configs/*_cmu_mosi.json --folds $(FOLDS) --out runs/real/cmu_mosi
+	$(BIN)/fastmmkd suite --paper mosi --data data/synthetic_mosi.h5 --seeds 1,2,3 --out runs/compare
 
 # The papers' configs to their end, on synthetic data of the real sets' size: hours. Interrupt it as you like, and call
 # it again. DATA and METHODS choose some: make full DATA=mosi METHODS="umdf hrlf".

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ SEEN = {
 }
 
 
+@cache
 def parts() -> dict[str, str]:
     """The generated part: a row for each method, the first published first."""
     header = ["method", "phases", "is trained on", *DATA.values(), "accepts", "seeds at once", "one graph", "keeps"]

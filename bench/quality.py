@@ -11,6 +11,7 @@ from fastmmkd.engine.suite import slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import folds, report, tables
 from fastmmkd.evaluation.report import Run
+from fastmmkd.evaluation.significance import holm
 from fastmmkd.files import make_directory, read_json
 from fastmmkd.methods import METHODS
 from fastmmkd.run_folder import RESULTS_FILE, RUN_FILE
@@ -25,6 +26,8 @@ FRESH = "fresh"
 """Folder of the comparisons that were repeated on another draw of the data."""
 ALONE, COMPLETE_TRAINING = "without distillation", "complete training"
 NOT_YET = "Not yet run.\n"
+COMPARED = "compare"
+"""Folder of every method on synthetic MOSI, and the generated part."""
 REAL = ("ict_mmmo", "cmu_mosi")
 """Real data, as configs and records name them."""
 
@@ -44,6 +47,12 @@ def take_real(folder: Path) -> None:
     wanted = {(data, method): folder / data / f"{method}_{data}" for data in REAL for method in ABLATIONS}
     for (data, method), run in _present(wanted).items():
         take(run, RECORDS / data / method)
+
+
+def take_compare(folder: Path) -> None:
+    """Take over what `make compare` left in a folder on synthetic MOSI, of the methods that are there."""
+    for method, run in _present({method: folder / f"{method}_mosi" for method in ABLATIONS}).items():
+        take(run, RECORDS / COMPARED / method)
 
 
 def _present(wanted: dict[Key, Path]) -> dict[Key, Path]:
@@ -75,7 +84,7 @@ def parts() -> dict[str, str]:
     """Every generated part about results, by name: what the records say."""
     studies = {f"study_{method}": study_table(method) for method in ABLATIONS}
     compared = {"methods": methods_table("study"), "fresh": methods_table(FRESH)}
-    return studies | compared | {data: real_table(data) for data in REAL}
+    return studies | compared | {data: table_of_methods(data) for data in (*REAL, COMPARED)}
 
 
 def study_table(method: str) -> str:
@@ -108,8 +117,8 @@ def methods_table(study: str) -> str:
     return _table(records, "f1_non0") + "\n" + _differences(own + list(combinations(methods, 2)), "f1_non0")
 
 
-def real_table(data: str) -> str:
-    """The methods on real data."""
+def table_of_methods(data: str) -> str:
+    """Every method that is recorded on the same data, and the best of them against each other one."""
     records = _recorded({name: RECORDS / data / method for method, name in FULL.items()})
     if not records:
         return NOT_YET
@@ -117,7 +126,25 @@ def real_table(data: str) -> str:
     parts = [_table(records, "f1_non0")]
     if with_mae:
         parts.append(_table({name: records[name] for name in with_mae}, "mae"))
+    if len(records) > report.MOST_PAIRED:
+        parts.append(_best_against_others(_runs(records), "f1_non0"))
     return "\n".join(parts)
+
+
+def _best_against_others(runs: list[Run], key: str) -> str:
+    """Paired over seeds (of every fold), p values corrected for the number of comparisons."""
+    (members,) = report.comparable(runs)
+    comparisons = [c for c in report.compare(members) if c.key == key]
+    corrected = holm([c.test.t_p for c in comparisons])
+    over_folds = holm([c.over_folds.t_p if c.over_folds else None for c in comparisons])
+    header = ["difference on Avg., paired", "mean", "t-test p, Holm", "over folds, Holm", "pairs"]
+    rows = [
+        [f"{c.first} − {c.second}", _signed(c.test.mean_difference), _p(p), _p(q), str(c.test.n)]
+        for c, p, q in zip(comparisons, corrected, over_folds, strict=True)
+    ]
+    if not members.reference.folds:
+        header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
+    return tables.markdown_table(header, rows)
 
 
 def _study_record(method: str, row: str) -> Path:

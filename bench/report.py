@@ -4,6 +4,7 @@ python -m bench.report                          rewrite tables and plots
 python -m bench.report --check                  exit 1 if the tables are not what the records say
 python -m bench.report --study runs/study       first take over the results of `make study`
 python -m bench.report --real runs/real         first take over the results of `make real`
+python -m bench.report --compare runs/compare   first take over the results of `make compare` on synthetic MOSI
 python -m bench.report --full runs/full         first take over the results of `make full`
 
 Results are taken of the methods that are there; the records of others stay.
@@ -26,7 +27,7 @@ DOCUMENTS = {
     ROOT / "docs" / "speed.md": ("train_steps", "kernels", "epochs", "scaling", "data_path"),
     ROOT / "docs" / "parity.md": ("parity",),
     ROOT / "docs" / "full_runs.md": ("full",),
-    ROOT / "docs" / "methods.md": ("features",),
+    ROOT / "docs" / "methods.md": ("features", quality.COMPARED),
     ROOT / "docs" / "fidelity.md": literal.names(),
     ROOT / "docs" / "ablations.md": tuple(
         f"study_{method}" for method in ABLATIONS if (ROOT / "configs" / f"study_{method}.json").exists()
@@ -41,8 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="only say whether the documents are up to date")
     parser.add_argument("--study", type=Path, metavar="DIR", help="folder of `make study` to take results from")
     parser.add_argument("--real", type=Path, metavar="DIR", help="folder of `make real` to take results from")
+    parser.add_argument("--compare", type=Path, metavar="DIR", help="folder of `make compare`, of synthetic MOSI")
     parser.add_argument("--full", type=Path, metavar="DIR", help="folder of `make full` to take results from")
     args = parser.parse_args(argv)
+    if args.compare:
+        quality.take_compare(args.compare)
     if args.full:
         full.take_full(args.full)
     if args.study:
