@@ -84,6 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "environment",
         "errors",
         "evaluation",
+        "files",
         "ops",
         "predictor",
         "run_folder",
