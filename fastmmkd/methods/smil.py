@@ -334,6 +334,8 @@ class SMIL(Trainable):
     network: SmilNetwork
     picks: torch.Tensor
     """`[S, 3, K]`, what k-means++ picks by; drawn with the initial weights, and like them from the seed alone."""
+    is_paired: torch.Tensor
+    """`[N]` bool, training samples that are ever seen complete; once it is prepared."""
 
     def __init__(
         self,

@@ -61,10 +61,10 @@ def config_of(method: str, batch: int, task: str = "regression", layers: int = 2
     return parse_config(raw)
 
 
-def objective_of(config: Config, alignment: str, *seeds: int) -> Objective:
-    """Of a method's last phase in float64, its weights moved away from what initialisation makes special."""
+def objective_of(config: Config, alignment: str, *seeds: int, dtype: torch.dtype = torch.float64) -> Objective:
+    """Of a method's last phase, its weights moved away from what initialisation makes special."""
     dataset = make_dataset(alignment, config.train.task)
-    objective = untrained_objective(config, dataset, seeds or (1,), CPU, torch.float64)
+    objective = untrained_objective(config, dataset, seeds or (1,), CPU, dtype)
     torch.manual_seed(5)
     with torch.no_grad():
         for p in objective.module.parameters():
