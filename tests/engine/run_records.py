@@ -20,7 +20,8 @@ def records(run: Path, seed: int = 1, phase: str = "") -> list[dict[str, Any]]:
 def without_timings(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     lines = copy.deepcopy(lines)
     for record in lines:
-        del record["engine"]["seconds"], record["engine"]["samples_per_second"]
+        for key in ("seconds", "validation_seconds", "samples_per_second", "peak_memory_mb", "joules"):
+            record["engine"].pop(key, None)
     return lines
 
 
