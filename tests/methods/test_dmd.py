@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from batches import (
+from literal_umdf import convolve, feed_forward, positions
+from whole_batches import (
     BATCH,
     ROWS,
     Sample,
@@ -27,7 +28,6 @@ from batches import (
     split_of,
     targets_of,
 )
-from literal_umdf import convolve, feed_forward, positions
 
 from fastmmkd.methods.dmd import DMD, PAIRS, TEACHERS, DmdNetwork, GraphDistillation
 from fastmmkd.tasks import Task

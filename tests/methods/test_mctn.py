@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from batches import (
+from whole_batches import (
     BATCH,
     Sample,
     assert_same_gradients,

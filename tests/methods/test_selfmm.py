@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from batches import (
+from whole_batches import (
     BATCH,
     ROWS,
     Sample,

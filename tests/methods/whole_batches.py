@@ -8,35 +8,26 @@ import numpy as np
 import torch
 
 from fastmmkd.blocks import Config
-from fastmmkd.config import parse_config
 from fastmmkd.data.batches import Batch, Inputs, by_layer
 from fastmmkd.data.dataset import Dataset, Split
 from fastmmkd.engine.step import Objective, untrained_objective
-from fastmmkd.labels import EMOTIONS
-from tests.handmade import samples_of, small_config_of
+from tests.handmade import samples_of
+from tests.methods import ragged_samples
 from tests.methods.ragged_samples import NORMALISATION, SAMPLES, make_split
 
 CPU, BATCH = torch.device("cpu"), 6
 
 
 def config_of(method: str, task: str = "regression", /, model: dict[str, Any] | None = None, **loss: Any) -> Config:
-    """The shipped MOSI config, small, without dropout."""
-    raw = small_config_of(method, "none.h5", BATCH)
-    raw["train"]["task"] = task
-    raw["model"] |= {"width": 4, "dropout": 0.0} | (model or {})
-    raw["loss"] |= loss
-    return parse_config(raw)
+    """A method's MOSI config, as small as it gets, without dropout; `loss`: keys of that block."""
+    return ragged_samples.config_of(method, BATCH, task, layers=1, model={"width": 4} | (model or {}), loss=loss)
 
 
 def split_of(task: str = "regression", alignment: str = "aligned") -> Split:
     """Random samples, see `ragged_samples.make_split`; scores that recur, or emotions."""
-    split = make_split(alignment)
-    rng = np.random.default_rng(3)
-    split.labels = rng.integers(-2, 3, SAMPLES).astype(np.float32)
-    if task.startswith("emotions"):
-        split.labels = rng.random((SAMPLES, len(EMOTIONS))).round().astype(np.float32)
-    if task == "emotions-4way":
-        split.labels = np.eye(len(EMOTIONS), dtype=np.float32)[rng.integers(len(EMOTIONS), size=SAMPLES)]
+    split = make_split(alignment, task.startswith("emotions"))
+    if not task.startswith("emotions"):
+        split.labels = np.random.default_rng(3).integers(-2, 3, SAMPLES).astype(np.float32)
     return split
 
 
