@@ -29,6 +29,7 @@ from whole_batches import (
     targets_of,
 )
 
+from fastmmkd.distributed import world_size
 from fastmmkd.methods.dmd import DMD, PAIRS, TEACHERS, DmdNetwork, GraphDistillation
 from fastmmkd.tasks import Task
 
@@ -266,10 +267,10 @@ def parts_and_gradients(task: str, rows: torch.Tensor) -> Any:
     total.backward()
     found = {f"part {name}": part for name, part in parts.items()}
     found |= {name: p.grad for name, p in objective.module.named_parameters()}
-    if dist.is_initialized():
+    if world_size() > 1:
         for value in found.values():
             dist.all_reduce(value)
-            value /= WORLD
+            value /= world_size()
     return found
 
 
