@@ -168,13 +168,14 @@ def _runs(records: dict[str, Path]) -> list[Run]:
 def _differences(pairs: list[tuple[Run, Run]], key: str) -> str:
     """The first run of each pair against the second on "Avg.", paired over seeds."""
     tests = [report.paired_on_average(a, b, key) for (_, a), (_, b) in pairs]
-    header = ["difference on Avg., paired over seeds", "mean", "t-test p", "Wilcoxon p", "seeds"]
+    header = ["difference on Avg., paired over seeds", "mean", "t-test p", "Holm", "Wilcoxon p", "Holm", "seeds"]
+    corrected = zip(holm([test.t_p for test in tests]), holm([test.wilcoxon_p for test in tests]), strict=True)
     rows = [
-        [f"{a} − {b}", _signed(test.mean_difference), _p(test.t_p), _p(test.wilcoxon_p), str(test.n)]
-        for ((a, _), (b, _)), test in zip(pairs, tests, strict=True)
+        [f"{a} − {b}", _signed(test.mean_difference), _p(test.t_p), _p(t), _p(test.wilcoxon_p), _p(w), str(test.n)]
+        for ((a, _), (b, _)), test, (t, w) in zip(pairs, tests, corrected, strict=True)
     ]
     if all(test.wilcoxon_p is None for test in tests):  # it needs more seeds than the t-test
-        header, rows = header[:3] + header[4:], [row[:3] + row[4:] for row in rows]
+        header, rows = header[:4] + header[6:], [row[:4] + row[6:] for row in rows]
     return tables.markdown_table(header, rows)
 
 
