@@ -94,7 +94,7 @@ study: data/synthetic_mosi.h5 data/fresh_mosi.h5
 		--only $$name --only without_distillation --out runs/study/fresh/$$name || exit; done
 
 # Time the CPU kernels and whole training steps on two threads; parity comes first. A record of each is appended.
-# FASTMMKD_ISA=avx2 make bench does it with another instruction set.
+# FASTMMKD_ISA=avx2 make bench does it with another instruction set, METHODS="gcnet dmd" make bench with other methods' steps.
 STEP := OMP_NUM_THREADS=2 $(BIN)/python -m bench.train_step --record
 CONTENDERS := reference,reference + SDPA,ours,as trained,ours x seeds
 
@@ -103,7 +103,7 @@ bench: setup
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest bench --benchmark-enable --benchmark-only \
 		--benchmark-json=build/bench.json
 	OMP_NUM_THREADS=2 $(BIN)/python -m bench.table build/bench.json --record
-	for config in configs/*_mosei.json; do \
+	for config in $(METHODS:%=configs/%_mosei.json); do \
 		$(STEP) --config $$config --lengths mosei --variants "$(CONTENDERS),reference, cropped,jagged,compile" || exit; \
 		$(STEP) --config $$config --lengths full --variants "$(CONTENDERS)" || exit; done
 	$(MAKE) readme
