@@ -5,7 +5,7 @@ BIN := .venv/bin
 MMMO_DIR ?= ../shared/data/ict_mmmo
 CMU_MOSI_DIR ?= ../shared/data/cmu_mosi
 
-.PHONY: train test setup lint types check test-slow real compare full study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme matrix fuzz clean
+.PHONY: train test setup lint types check test-slow test-hosts real compare full study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme matrix fuzz clean
 
 train: data/demo.h5
 	$(BIN)/python train.py --config configs/demo.json --out runs/demo --resume
@@ -33,6 +33,10 @@ check: setup
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow and not gpu"
+
+# Train on two hosts made of Linux namespaces (root; iproute2, openssh-server and pdsh), and let things go wrong.
+test-hosts: setup
+	$(BIN)/python -m tests.hosts.trials
 
 # Read files that are nearly right, for so long; what is found stays in tests/fuzz/corpus.
 SECONDS ?= 60

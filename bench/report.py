@@ -16,7 +16,7 @@ import argparse
 import re
 from pathlib import Path
 
-from bench import entry, features, full, literal, quality, speed, speed_plots
+from bench import entry, features, full, literal, quality, speed, speed_plots, volume
 from bench.quality import ABLATIONS
 from bench.status import status_table
 from fastmmkd.files import write_text
@@ -28,6 +28,7 @@ DOCUMENTS = {
     ROOT / "docs" / "parity.md": ("parity",),
     ROOT / "docs" / "full_runs.md": ("full",),
     ROOT / "docs" / "methods.md": ("features", quality.COMPARED),
+    ROOT / "docs" / "hosts.md": ("volume",),
     ROOT / "docs" / "fidelity.md": literal.names(),
     ROOT / "docs" / "ablations.md": tuple(
         f"study_{method}" for method in ABLATIONS if (ROOT / "configs" / f"study_{method}.json").exists()
@@ -71,7 +72,13 @@ def main(argv: list[str] | None = None) -> int:
 def parts() -> dict[str, str]:
     """Every generated part, by name: what the records and the configs say."""
     return (
-        quality.parts() | full.parts() | features.parts() | speed.parts() | literal.parts() | {"status": status_table()}
+        quality.parts()
+        | full.parts()
+        | features.parts()
+        | speed.parts()
+        | literal.parts()
+        | volume.parts()
+        | {"status": status_table()}
     )
 
 

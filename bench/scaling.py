@@ -2,7 +2,8 @@
 
 Axes: `batch` (samples of a mini-batch), `frames` (of the longest sample; the others stretch with it), `rows` (samples
 that the resident data hold, of which a step draws its batch), `seeds` (models trained at once), `ranks` (processes that
-train one model under DeepSpeed, the config's batch in each). The reference pads every sample to the longest.
+train one model under DeepSpeed, the config's batch in each; besides the time, what they send each other). The reference
+pads every sample to the longest.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from bench.padding import PADDED
 from bench.rounds import WHOLE, quantiles, time_all
 from bench.train_step import add_workload_arguments, set_up, workload
 from bench.variants import OURS, REFERENCE
+from bench.volume import on_the_wire
 from bench.workload import BATCHES, Shape, random_dataset, shape_of
 from fastmmkd.blocks import Config
 from fastmmkd.data.batches import ResidentSplit
@@ -104,7 +106,8 @@ def measure(
 
 def point(value: int, times: dict[str, Any], samples: int | None = None) -> dict[str, Any]:
     """What is recorded of one value of the axis; `samples` of a step, where `times` does not hold them."""
-    return {"value": value, "samples": samples or times.pop("samples"), "step ms": times}
+    volume = {"volume": times.pop("volume")} if "volume" in times else {}
+    return {"value": value, "samples": samples or times.pop("samples"), "step ms": times} | volume
 
 
 def render(body: dict[str, Any]) -> str:
@@ -112,6 +115,8 @@ def render(body: dict[str, Any]) -> str:
     names = list(body["points"][0]["step ms"])
     header = [body["axis"], *(f"{name} {what}" for name in names for what in ("ms", "p20 to p80", "samples/s"))]
     compared = {OURS, REFERENCE} <= set(names)
+    communicates = all("volume" in measured for measured in body["points"])  # not in older records
+    header += ["MB sent by each"] if communicates else []
     rows = []
     for measured in body["points"]:
         row = [str(measured["value"])]
@@ -122,6 +127,8 @@ def render(body: dict[str, Any]) -> str:
                 f"{q['p20']:.3g} to {q['p80']:.3g}",
                 f"{1e3 * measured['samples'] / q['p50']:,.0f}",
             ]
+        if communicates:
+            row.append(f"{on_the_wire(measured['volume'], measured['value']) / 1e6:.2f}")
         if compared:
             row.append(f"{measured['step ms'][REFERENCE]['p50'] / measured['step ms'][OURS]['p50']:.2f}")
         rows.append(row)

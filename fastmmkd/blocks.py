@@ -19,6 +19,7 @@ MOST_LAYERS = 1000
 """Of a network's part; more would only be a slip of the keyboard."""
 LARGEST_WIDTH = 8192
 LONGEST_SWEEP = 1000
+LONGEST_TIMEOUT_S = 7 * 24 * 3600.0
 
 
 class Block(BaseModel):
@@ -137,6 +138,8 @@ class TrainBlock(Block):
     epoch's last batch, H being the joint representation (or what the method names in its place)."""
     log_every: int = Field(default=10, gt=0)
     """Steps between progress updates; a multi-process run also agrees on interruptions then."""
+    timeout_seconds: float = Field(default=600.0, ge=1, le=LONGEST_TIMEOUT_S)
+    """How long a process of several waits for the others, when they meet and in every collective operation."""
 
     @field_validator("seeds", mode="before")
     @classmethod

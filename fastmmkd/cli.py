@@ -8,27 +8,29 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import socket
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from fastmmkd import __version__
 from fastmmkd.data import commands as data_commands
 from fastmmkd.engine import commands as engine_commands
-from fastmmkd.errors import Interrupted, UserError
+from fastmmkd.engine.world import is_first, own_name
+from fastmmkd.errors import Interrupted, Lost, UserError
 from fastmmkd.evaluation import commands as report_commands
 
-USER_ERROR, INTERRUPTED = 2, 130
+LOST, USER_ERROR, INTERRUPTED = 1, 2, 130
 UNTIL_SAID_S = 2.0
 """What a process that has nothing to say leaves to the one that has."""
 WITH_RESUME = "continue with --resume"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code (2 for bad input, 130 when interrupted and saved)."""
+    """Run a command; returns its exit code (1 for lost processes, 2 for bad input, 130 when interrupted and saved)."""
     parser = argparse.ArgumentParser(
         prog="fastmmkd", description="Multimodal sentiment models that survive missing modalities."
     )
@@ -44,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     environment = commands.add_parser("env", help="versions, devices, and which implementation each operation uses")
     environment.set_defaults(run=_run_env)
     args = parser.parse_args(argv)
-    how_to_continue = WITH_RESUME if args.command == "train" else "run the same command again"
-    return _guarded(lambda: _run(args, argv), how_to_continue)
+    is_train = args.command == "train"
+    how_to_continue = WITH_RESUME if is_train else "run the same command again"
+    again = _again("fastmmkd", argv, is_train)
+    return _guarded(lambda: _run(args, argv), how_to_continue, again)
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +57,15 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="train.py", description="Train and evaluate a config.")
     engine_commands.add_train_arguments(parser)
     args = parser.parse_args(argv)
-    return _guarded(lambda: _run(args, argv), WITH_RESUME)
+    return _guarded(lambda: _run(args, argv), WITH_RESUME, _again("train.py", argv, True))
+
+
+def _again(program: str, argv: Sequence[str] | None, with_resume: bool) -> str:
+    """The command of every process, as a launcher is to be given it to go on: `"train.py --config c.json --resume"`."""
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank")]
+    if with_resume and "--resume" not in words:
+        words.append("--resume")
+    return shlex.join([program, *words])
 
 
 def _run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
@@ -182,8 +194,13 @@ def _run_env(args: argparse.Namespace) -> int:
     return 0
 
 
-def _guarded(command: Callable[[], int], how_to_continue: str) -> int:
+def _guarded(command: Callable[[], int], how_to_continue: str, again: str) -> int:
     """Turn the exceptions that users are meant to see into one line and an exit code.
+
+    Args:
+        command: what to run.
+        how_to_continue: after an interruption.
+        again: the command that goes on where processes were lost.
 
     What a terminal cannot show (names in another script, one that knows ASCII alone) is written as escapes.
     """
@@ -192,36 +209,46 @@ def _guarded(command: Callable[[], int], how_to_continue: str) -> int:
     try:
         return command()
     except UserError as error:
-        who = _speaker()
-        if who is not None:
-            print(f"error: {who}{error}", file=sys.stderr)
-        else:
-            time.sleep(UNTIL_SAID_S)  # a launcher ends all processes with the first that ends
+        _say_once(str(error))
         return USER_ERROR
     except OSError as error:  # a name that is too long, a pipe that is closed
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        _say_once(f"{where}{error.strerror or error}")
         return USER_ERROR
+    except Lost as error:
+        _say(f"error: {own_name()}: {error}; to go on, start all processes again: {again}")
+        return LOST
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         return INTERRUPTED
     except Interrupted:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"interrupted; everything is saved, {how_to_continue}", file=sys.stderr)
+        if is_first():
+            _say(f"interrupted; everything is saved, {how_to_continue}")
         return INTERRUPTED
 
 
-def _speaker() -> str | None:
-    """What this process puts before an error: nothing in the first one, None where it would only repeat that one's.
+def _say_once(error: str) -> None:
+    """Say an error, in the first process of those that have the same.
 
     Until the processes have met, the first one of each host speaks: what is wrong there the others cannot know.
     """
-    rank = os.environ.get("RANK", "0")
-    if rank == "0":
-        return ""
-    torch = sys.modules.get("torch")
-    have_met = torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized()
-    return None if have_met or os.environ.get("LOCAL_RANK") != "0" else f"{socket.gethostname()}, rank {rank}: "
+    meeting = sys.modules["fastmmkd.engine.meeting"].met() if "fastmmkd.engine.meeting" in sys.modules else None
+    if meeting:
+        prefix = meeting.prefix(error)
+    else:
+        prefix = "" if is_first() else f"{own_name()}: " if os.environ.get("LOCAL_RANK") == "0" else None
+    if prefix is not None:
+        for line in error.splitlines() or [""]:
+            _say(f"error: {prefix}{line}")
+    if meeting:
+        meeting.leave()
+    elif prefix is None:
+        time.sleep(UNTIL_SAID_S)  # a launcher ends all processes with the first that ends
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):  # nobody listens any more
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

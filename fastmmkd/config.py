@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from fastmmkd.blocks import Config
+from fastmmkd.blocks import LONGEST_TIMEOUT_S, Config, TrainBlock
 from fastmmkd.errors import UserError, nearest, shown
 from fastmmkd.files import refuse_special
 
@@ -54,6 +54,19 @@ def read_config(path: Path | str, overrides: list[str] | None = None) -> dict[st
     for override in overrides or []:
         _apply_override(raw, override)
     return raw
+
+
+def stated_timeout(path: Path | str, overrides: list[str] | None = None) -> float:
+    """`train.timeout_seconds` of a config that may be missing or wrong, which is said later; then the default."""
+    default = float(TrainBlock.model_fields["timeout_seconds"].default)
+    try:
+        train = read_config(path, overrides).get("train")
+    except UserError:
+        return default
+    stated = train.get("timeout_seconds") if isinstance(train, dict) else None
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not 1 <= stated <= LONGEST_TIMEOUT_S:
+        return default
+    return float(stated)
 
 
 def command_overrides(assignments: list[str], data: str | None, seeds: str | None, together: bool = False) -> list[str]:

@@ -24,6 +24,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def gather_objects(own: Any) -> list[Any]:
+    """An object of every process, in rank order; each of them asks, and waits for the others."""
+    if world_size() == 1:
+        return [own]
+    objects: list[Any] = [None] * world_size()
+    dist.all_gather_object(objects, own)
+    return objects
+
+
 def everywhere(holds: bool, device: torch.device) -> bool:
     """Whether something holds in every process; each of them asks, and waits for the others."""
     if world_size() == 1:

@@ -23,6 +23,13 @@ class CannotWrite(UserError):
     """A file or folder that cannot be written: a full disk, one without permission, a folder that is gone."""
 
 
+class Lost(Exception):
+    """Another process of a run is gone, or does not answer; commands exit with code 1.
+
+    The message is one line that says how that showed; what is on the disk is whole, and the run can be resumed.
+    """
+
+
 class Interrupted(Exception):
     """A run was asked to stop (Ctrl-C, SIGTERM), and has saved its state; commands exit with code 130."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import re
 import subprocess
@@ -46,6 +47,18 @@ def commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return UNKNOWN
+
+
+def code_hash() -> str:
+    """Of the package's Python files, the Triton kernels among them: a commit does not say what was changed since."""
+    package = Path(__file__).parent
+    beside = () if (package / "kernels").exists() else (package.parent / "kernels").rglob("*.py")  # in a checkout
+    files = {path.relative_to(package).as_posix(): path for path in package.rglob("*.py")}
+    files |= {path.relative_to(package.parent).as_posix(): path for path in beside}
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}\0".encode() + files[name].read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def device_name(device: torch.device) -> str:

@@ -2,7 +2,8 @@
 
 run.json                           what is run, on which data, and what on
 run.lock                           locked, and naming who trains, while somebody does
-deepspeed.log                      what DeepSpeed and torch print
+deepspeed.log                      what DeepSpeed and torch print, in the first process
+deepspeed.<rank>.log               and in each of the others
 results.json, .md, .csv            what was reached; written last
 curves.png, confusion.png
 embedding.json, embedding.png      the map of representations, and its picture
@@ -44,6 +45,11 @@ CHECKPOINTS_FOLDER, LATEST_FILE, PREVIOUS_FILE = "checkpoints", "latest.json", "
 EVALUATION_FILE = "evaluation.json"
 
 GROUP_FILE = "group.json"
+
+
+def log_of_rank(run: Path, rank: int) -> Path:
+    """Where a process of a run writes what DeepSpeed and torch print: a file each, for hosts share no end of a file."""
+    return run / (f"deepspeed.{rank}.log" if rank else LOG_FILE)
 
 
 def seed_directory(run: Path, seed: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import fastmmkd
-from fastmmkd.cli import main
+from fastmmkd.cli import main, train_main
+from fastmmkd.engine import commands
+from fastmmkd.errors import Lost
 
 ROOT = Path(__file__).parents[1]
 LATER = ("deepspeed", "matplotlib", "tensorboard")
@@ -62,6 +65,22 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"fastmmkd {fastmmkd.__version__}\n"
+
+
+def test_lost_processes_are_one_line_with_the_command_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lose(args: object) -> int:
+        raise Lost("another process has ended")
+
+    monkeypatch.setattr(commands, "run_train", lose)
+    monkeypatch.setenv("RANK", "3")
+    host = f"{socket.gethostname()}, rank 3"
+    assert train_main(["--local_rank=1", "--config", "a b.json"]) == 1
+    said = f"error: {host}: another process has ended; to go on, start all processes again: "
+    assert capsys.readouterr().err == f"{said}train.py --config 'a b.json' --resume\n"
+    assert main(["train", "--config", "a.json", "--resume"]) == 1
+    assert capsys.readouterr().err == f"{said}fastmmkd train --config a.json --resume\n"
 
 
 class TestRefusals:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastmmkd.blocks import Config, TrainBlock
-from fastmmkd.config import load_config, parse_config
+from fastmmkd.config import load_config, parse_config, stated_timeout
 from fastmmkd.errors import UserError
 from fastmmkd.methods import METHODS
 
@@ -532,3 +532,25 @@ def test_json_that_goes_too_far_is_refused_in_one_line(tmp_path: Path, text: str
     with pytest.raises(UserError) as caught:
         load_config(written(tmp_path, MINIMAL), [f"model.width={text}"])
     assert len(str(caught.value)) < len(str(file)) + 500
+
+
+@pytest.mark.parametrize(
+    ("stated", "overrides", "expected"),
+    [
+        ({}, [], 600.0),
+        ({"timeout_seconds": 30}, [], 30.0),
+        ({"timeout_seconds": 30}, ["train.timeout_seconds=1.5"], 1.5),
+        ({"timeout_seconds": "soon"}, [], 600.0),
+        ({"timeout_seconds": True}, [], 600.0),
+        ({"timeout_seconds": 0}, [], 600.0),
+        ({"timeout_seconds": 30}, ["train"], 600.0),
+    ],
+)
+def test_how_long_processes_wait_is_known_before_the_config_is(
+    tmp_path: Path, stated: dict[str, Any], overrides: list[str], expected: float
+) -> None:
+    """What is wrong with it is said when all have met."""
+    raw = copy.deepcopy(MINIMAL)
+    raw["train"] |= stated
+    assert stated_timeout(written(tmp_path, raw), overrides) == expected
+    assert stated_timeout(tmp_path / "none.json") == 600.0

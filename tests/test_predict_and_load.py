@@ -170,7 +170,7 @@ class TestLoad:
             for modality, (mean, std) in store.read(tiny_store).normalisation.items():
                 np.testing.assert_array_equal(file.get_tensor(f"normalisation.{modality}.mean"), mean)
                 np.testing.assert_array_equal(file.get_tensor(f"normalisation.{modality}.std"), std)
-        latest = json.loads((trained / "seed_1" / "checkpoints" / "latest.json").read_text())
+        (latest,) = json.loads((trained / "seed_1" / "checkpoints" / "latest.json").read_text())["seeds"]
         floor = float(facts.pop("floor"))  # of the weighted F1, the metric that chose it
         assert len(facts.pop("sha256")) == 64
         assert facts == {

@@ -57,3 +57,16 @@ def test_a_checkout_trains_without_a_git_binary(
 def test_a_cpu_is_named_by_its_architecture() -> None:
     assert provenance.device_name(torch.device("cpu")) == f"{platform.machine()} CPU"
     assert provenance.cpu_brand()
+
+
+def test_the_code_has_a_hash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The same in a checkout, where the kernels lie beside the package, and installed."""
+    hashes = []
+    for kernels, content in (("kernels", "a"), ("fastmmkd/kernels", "a"), ("fastmmkd/kernels", "another")):
+        root = tmp_path / str(len(hashes))
+        for name, text in ((f"{kernels}/a.py", content), ("fastmmkd/b.py", "b")):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+        monkeypatch.setattr(provenance, "__file__", str(root / "fastmmkd" / "provenance.py"))
+        hashes.append(provenance.code_hash())
+    assert hashes[0] == hashes[1] != hashes[2]

@@ -19,7 +19,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, TypeAdapter, ValidationError
 
-from fastmmkd.distributed import barrier, everywhere, rank, world_size
+from fastmmkd.distributed import barrier, everywhere, gather_objects, rank, world_size
+from fastmmkd.engine.meeting import is_lost
 from fastmmkd.errors import CannotWrite, UserError
 from fastmmkd.files import flush, read_json, sha256, write_json, write_text
 from fastmmkd.run_folder import LATEST_FILE, PREVIOUS_FILE
@@ -81,7 +82,7 @@ def save_checkpoint(engine: Any, folder: Path, seeds: Sequence[Progress], global
     at, ended = furthest(seeds), all(progress.finished for progress in seeds)
     tag = f"epoch_{at.epoch}_step_{at.step}" + ("_end" if ended else "")
     files = engine.checkpoint_engine
-    files.failure = None
+    files.failure, files.written = None, ()
     if not folder.parent.exists():  # DeepSpeed would make it anew
         files.failure = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     else:
@@ -91,17 +92,20 @@ def save_checkpoint(engine: Any, folder: Path, seeds: Sequence[Progress], global
             shutil.rmtree(folder / tag, ignore_errors=True)
         reason = files.failure.strerror if files.failure else "another process"
         raise CannotWrite(f"{folder / tag}: cannot save this checkpoint ({reason})")
+    # Another host's file may be missing in a list of the folder for a while, but not when it is asked for.
+    names = {name for of_process in gather_objects(files.written) for name in of_process}
     if rank() == 0:
         for written in (folder / tag, folder):
             flush(written)
         stands = [asdict(progress) for progress in seeds]
         said = {"tag": tag, "world_size": world_size(), "step": global_step}
-        said["files"] = {file.name: sha256(file) for file in sorted((folder / tag).iterdir())}
+        names |= {file.name for file in (folder / tag).iterdir()}
+        said["files"] = {name: sha256(folder / tag / name) for name in sorted(names)}
         kept = {tag}
         if (folder / LATEST_FILE).exists():
             write_text(folder / PREVIOUS_FILE, (folder / LATEST_FILE).read_text(encoding="utf-8"))
             kept.add(read_json(folder / LATEST_FILE, "a checkpoint's latest.json").get("tag"))
-        write_json(folder / LATEST_FILE, said | (stands[0] if len(stands) == 1 else {"seeds": stands}))
+        write_json(folder / LATEST_FILE, said | {"seeds": stands})
         for other in folder.iterdir():
             if other.is_dir() and other.name not in kept:
                 shutil.rmtree(other)
@@ -154,6 +158,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
     """
     saved = read_json(file, f"a checkpoint's {file.name}")
     try:
+        # Earlier versions put a single seed's progress beside the rest, its `step` in place of that of all epochs.
         return CHECKPOINT.validate_json(json.dumps(saved if "seeds" in saved else saved | {"seeds": [saved]}))
     except (TypeError, ValidationError):
         raise UserError(f"{file}: not a checkpoint's {file.name}; expected the keys of this version") from None
@@ -198,6 +203,8 @@ def load_checkpoint(engine: Any, folder: Path, checkpoint: Checkpoint) -> None:
     except UserError as error:
         raise UserError(f"{path}: {error}; remove {folder.parent} to train anew") from error
     except (AssertionError, OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        if is_lost(error):
+            raise
         reason = str(error).partition("\n")[0] or "a file is missing"
         raise UserError(f"{path}: a damaged checkpoint ({reason}); remove {folder.parent} to train anew") from error
     if loaded is None:

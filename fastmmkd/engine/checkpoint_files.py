@@ -27,10 +27,11 @@ class CheckpointFiles(TorchCheckpointEngine):
     """What DeepSpeed's engine saves and loads its files by.
 
     DeepSpeed waits for other processes between files, and they for this one: what cannot be written is kept in
-    `failure` until its `save_checkpoint` is over.
+    `failure` until its `save_checkpoint` is over. `written` names this process's files of it.
     """
 
     failure: OSError | None = None
+    written: tuple[str, ...] = ()
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Create a folder, or note why not."""
@@ -41,6 +42,7 @@ class CheckpointFiles(TorchCheckpointEngine):
 
     def save(self, state_dict: Any, path: str) -> None:
         """Write a file and wait until it is on the disk, or note why not."""
+        self.written += (Path(path).name,)
         buffer = io.BytesIO()  # torch's own writer may end the process where the disk is full
         torch.save(state_dict, buffer)
         try:

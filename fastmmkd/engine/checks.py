@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,23 @@ from typing import Any
 from fastmmkd.blocks import Config
 from fastmmkd.data.training_file import read_data_header
 from fastmmkd.engine.lock import refuse_busy
+from fastmmkd.engine.world import is_first
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
 from fastmmkd.run_folder import RUN_FILE, parts_of_a_run, read_record
 from fastmmkd.tasks import TASKS, Task
 
-FREE = ("data.path", "data.ambiguous", "teacher.accept_floor", "train.gradients", "train.graph", "train.together")
+FREE = (
+    *("data.path", "data.ambiguous", "teacher.accept_floor"),
+    *("train.gradients", "train.graph", "train.together", "train.timeout_seconds"),
+)
 """Keys of a config that may change between two sessions of a run."""
 
 
 def check_run(config: Config, output: Path, resume: bool, teacher: Path | None = None) -> None:
     """Refuse a run by its config, its folder and the header of its data file.
+
+    The folder is judged by the first process alone: the others may not see it yet.
 
     Args:
         config, output, resume, teacher: as `fastmmkd.engine.run.train_run` takes them.
@@ -28,11 +33,12 @@ def check_run(config: Config, output: Path, resume: bool, teacher: Path | None =
     Raises:
         UserError: what `check_teacher`, `check_data`, `former_record` and `refuse_busy` refuse.
     """
-    if os.environ.get("RANK", "0") == "0":  # the others come when it has locked the run
+    if is_first():
         refuse_busy(output)
     check_teacher(config, teacher)
     content_hash = check_data(config)
-    former_record(config, output, resume, content_hash)
+    if is_first():
+        former_record(config, output, resume, content_hash)
 
 
 def check_header(raw: dict[str, Any]) -> None:

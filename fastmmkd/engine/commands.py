@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from fastmmkd.evaluation.commands import add_paper_arguments
@@ -77,16 +79,29 @@ def _add_overrides(parser: argparse.ArgumentParser, whose: str, each: str) -> No
 
 
 def run_train(args: argparse.Namespace) -> int:
-    """Refuse what can be refused without torch, then train."""
-    from fastmmkd.config import command_overrides, parse_config, read_config
+    """Refuse what can be refused without torch, then train. Several processes meet before any of that."""
+    from fastmmkd.config import command_overrides, parse_config, read_config, stated_timeout
     from fastmmkd.engine.checks import check_header, check_run, refuse_occupied
+    from fastmmkd.engine.world import is_first, number_of_processes, set_world
 
-    raw = read_config(args.config, command_overrides(args.set, args.data, args.seeds, args.together))
+    set_world()
+    together: AbstractContextManager[None] = nullcontext()
+    overrides = command_overrides(args.set, args.data, args.seeds, args.together)
+    if number_of_processes() > 1:
+        # Of what torch's store warns, such as names that cannot be looked up, nothing matters here.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        from fastmmkd.engine.meeting import all_or_none, meet
+
+        meet(stated_timeout(args.config, overrides))
+        together = all_or_none()
     output = args.out or Path("runs") / args.config.stem
-    refuse_occupied(output, args.resume)
-    check_header(raw)
-    config = parse_config(raw, str(args.config))
-    check_run(config, output, args.resume, args.teacher)
+    with together:
+        raw = read_config(args.config, overrides)
+        if is_first():
+            refuse_occupied(output, args.resume)
+        check_header(raw)
+        config = parse_config(raw, str(args.config))
+        check_run(config, output, args.resume, args.teacher)
 
     from fastmmkd.engine.run import train_run
 

@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from fastmmkd.blocks import Config
 from fastmmkd.deepspeed_block import without_nulls
 from fastmmkd.distributed import world_size
 from fastmmkd.engine.flat_adam import flat_adam
-from fastmmkd.engine.world import set_world
+from fastmmkd.engine.world import number_of_processes, own_name, set_world
 from fastmmkd.errors import UserError
 from fastmmkd.files import make_directory, writing
 from fastmmkd.methods.method import Trainable
@@ -45,6 +47,8 @@ class Placement:
     clip_each: float | None = None
     """`train.together`: the norm that each model's gradients are clipped to, in place of DeepSpeed's one for all; 0 =
     none."""
+    timeout_seconds: float = 600.0
+    """How long a collective operation waits for the other processes."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,7 +104,17 @@ def place(config: Config) -> Placement:
         block |= {"gradient_clipping": 0.0, "zero_optimization": {"stage": 0}}
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if use_cuda else torch.device("cpu")
-    return Placement(device, precision, block, note, clip_each)
+    return Placement(device, precision, block, note, clip_each, config.train.timeout_seconds)
+
+
+def refuse_absent(device: torch.device) -> None:
+    """Refuse a process that there is no device for.
+
+    Raises:
+        UserError: so it is.
+    """
+    if device.type == "cuda" and (device.index or 0) >= (there := torch.cuda.device_count()):
+        raise UserError(f"LOCAL_RANK: {device.index}, but torch sees {there} CUDA devices; expected a process for each")
 
 
 def _fuse(parameters: dict[str, Any], capturable: bool) -> None:
@@ -143,6 +157,8 @@ def start_deepspeed(placement: Placement, log_file: Path) -> Any:
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         to_screen = logging.StreamHandler(sys.__stderr__)
         to_screen.setLevel(logging.ERROR)
+        if number_of_processes() > 1:
+            to_screen.setFormatter(logging.Formatter(f"{own_name()}: %(message)s"))
         logger.addHandler(to_file)
         logger.addHandler(to_screen)
         logger.setLevel(logging.INFO)
@@ -151,7 +167,11 @@ def start_deepspeed(placement: Placement, log_file: Path) -> Any:
         else:
             torch.cuda.set_device(placement.device)
         if not torch.distributed.is_initialized():
-            deepspeed.init_distributed("gloo" if placement.device.type == "cpu" else "nccl", verbose=False)
+            backend = "gloo" if placement.device.type == "cpu" else "nccl"
+            timeout = timedelta(seconds=placement.timeout_seconds)
+            deepspeed.init_distributed(backend, verbose=False, timeout=timeout)
+            # DeepSpeed's own groups would have torch's timeout, half an hour with gloo.
+            deepspeed.comm.comm.cdb.new_group = partial(torch.distributed.new_group, timeout=timeout)
     return deepspeed
 
 

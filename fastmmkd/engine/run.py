@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from rich.console import Console
 
 from fastmmkd.blocks import Config
 from fastmmkd.data.dataset import Dataset
@@ -21,31 +19,35 @@ from fastmmkd.distributed import barrier, rank, world_size
 from fastmmkd.engine import teachers
 from fastmmkd.engine.agenda import Agenda
 from fastmmkd.engine.checks import as_begun, check_teacher, former_record
-from fastmmkd.engine.device import Placement, place, prepare_process, start_deepspeed, warnings_to
+from fastmmkd.engine.device import Placement, place, prepare_process, refuse_absent, start_deepspeed, warnings_to
 from fastmmkd.engine.groups import SeedGroup, begin, plan_groups, reopen
+from fastmmkd.engine.interfaces import choose_interface
 from fastmmkd.engine.interruption import InterruptionWatch
 from fastmmkd.engine.lock import RunLock
+from fastmmkd.engine.meeting import all_or_none, differing, losses_named, meet, require_alike
 from fastmmkd.engine.phases import Phase, begin_phase, phases_of
 from fastmmkd.engine.seed_evaluation import evaluation_to_json, read_evaluation
 from fastmmkd.engine.session import Session
+from fastmmkd.engine.shared_folder import share_folder
 from fastmmkd.engine.step import graph_mode
+from fastmmkd.engine.telemetry import Terminal, note_in
 from fastmmkd.engine.trainer import Trainer
-from fastmmkd.engine.world import require_alike
+from fastmmkd.engine.world import is_first, set_world
 from fastmmkd.errors import CannotWrite, Interrupted, UserError
 from fastmmkd.evaluation.results import SeedEvaluation
-from fastmmkd.files import make_directory, refuse_unwritable, remove_stale, write_json
+from fastmmkd.files import remove_stale, write_json
 from fastmmkd.methods.method import Network
-from fastmmkd.ops import OPERATIONS, explain
+from fastmmkd.ops import OPERATIONS, explain, extension
 from fastmmkd.predictor import load
-from fastmmkd.provenance import PACKAGES, commit, device_name, package_version, python_version
+from fastmmkd.provenance import PACKAGES, code_hash, commit, device_name, package_version, python_version
 from fastmmkd.run_folder import (
     EVALUATION_FILE,
-    LOG_FILE,
     RUN_FILE,
     RUN_VERSION,
     files_of_a_run,
     forget_unsaved,
     has_checkpoint,
+    log_of_rank,
     seed_directory,
 )
 from fastmmkd.run_results import write_run_results
@@ -66,31 +68,44 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
             before its first checkpoint leaves the folder free for the corrected one.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    check_teacher(config, teacher)
+    set_world()
+    meet(config.train.timeout_seconds)
+    with all_or_none():
+        check_teacher(config, teacher)
+        prepare_process(config)
+        placement = place(config)
+        refuse_absent(placement.device)
+        dataset = single_labelled(read_data(Path(config.data.path)), config.task, config.data.ambiguous)
+    share_folder(output)
     config = as_begun(config, output)
-    prepare_process(config)
-    placement = place(config)
-    dataset = single_labelled(read_data(Path(config.data.path)), config.task, config.data.ambiguous)
-    make_directory(output)
-    refuse_unwritable(output)
-    console = Console(quiet=os.environ.get("RANK", "0") != "0")
-    log_file = output / LOG_FILE
-    with InterruptionWatch() as watch, warnings_to(log_file), RunLock(output) as lock:
+    hosts = require_alike(_alike(config, placement, dataset))
+    notes = placement.note, differing("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS"))
+    log_file = log_of_rank(output, int(os.environ["RANK"]))
+    with (
+        InterruptionWatch() as watch,
+        warnings_to(log_file),
+        RunLock(output) as lock,
+        losses_named(config.train.timeout_seconds),
+    ):
+        choose_interface()
         deepspeed = start_deepspeed(placement, log_file)
-        hosts = require_alike(_alike(config, placement, dataset))
-        session = Session(config, placement, deepspeed, dataset, console, watch, log_file)
-        if teacher:
-            for seed in config.train.seeds:  # before anything is written
-                if not teachers.has_teachers(config, seed_directory(output, seed)):
-                    teachers.find(config, dataset, seed, teacher)
+        session = Session(config, placement, deepspeed, dataset, Terminal(quiet=not is_first()), watch, log_file)
         is_new = not (output / RUN_FILE).exists()
-        unlocked = _open_run(lock, output, config, placement, dataset, resume, hosts)
+        with all_or_none():
+            if teacher:
+                for seed in config.train.seeds:  # before anything is written
+                    if not teachers.has_teachers(config, seed_directory(output, seed)):
+                        teachers.find(config, dataset, seed, teacher)
+            unlocked = _open_run(lock, output, config, placement, dataset, resume, hosts) if is_first() else None
         try:
-            _train(session, output, teacher, unlocked)
+            _train(session, output, teacher, [unlocked, *notes])
         except CannotWrite as error:
             raise CannotWrite(f"{error}; {_what_is_kept(output)}") from error
+        except Interrupted:
+            note_in(log_file, "interrupted; everything is saved")
+            raise
         finally:
-            if is_new and rank() == 0:
+            if is_new and is_first():
                 forget_unsaved(output)
     return output
 
@@ -104,11 +119,11 @@ def _what_is_kept(output: Path) -> str:
     return "what was saved before is kept: continue with --resume once it can be written"
 
 
-def _train(session: Session, output: Path, teacher: Path | None, unlocked: str | None) -> None:
-    """Train and evaluate what is left of a run that was opened; `unlocked`: what is to be said about its lock."""
+def _train(session: Session, output: Path, teacher: Path | None, found: list[str | None]) -> None:
+    """Train and evaluate what is left of a run that was opened; `found`: what is to be said before."""
     config, placement, dataset = session.config, session.placement, session.dataset
-    notes = unlocked, placement.note, _slowness(placement), graph_mode(config, placement)[1]
-    for note in (*notes, _end_of_schedule(config, dataset)):
+    notes = _slowness(placement), graph_mode(config, placement)[1], _end_of_schedule(config, dataset)
+    for note in (*found, *notes):
         if note:
             session.say(note, "yellow")
     session.say(
@@ -157,21 +172,12 @@ def _open_run(
 ) -> str | None:
     """Lock the run and write `run.json`, or check that the one that is there belongs to the same run.
 
-    All processes agree; what is to be said about the lock.
+    Returns:
+        What is to be said about the lock.
     """
-    verdict: list[str | None] = [None]
-    note = None
-    if rank() == 0:
-        try:
-            note = lock.take()
-            remove_stale(files_of_a_run(output))
-            _check_or_write(output / RUN_FILE, config, placement, dataset, resume, hosts)
-        except UserError as error:
-            verdict = [str(error)]
-    if world_size() > 1:
-        dist.broadcast_object_list(verdict)
-    if verdict[0]:
-        raise UserError(verdict[0])
+    note = lock.take()
+    remove_stale(files_of_a_run(output))
+    _check_or_write(output / RUN_FILE, config, placement, dataset, resume, hosts)
     return note
 
 
@@ -211,7 +217,11 @@ def _alike(config: Config, placement: Placement, dataset: Dataset) -> dict[str, 
     return {
         f"the content of {config.data.path}": dataset.content_hash,
         "the config's hash": config_hash,
+        "the code's hash": code_hash(),
+        # First what decides the operations, for whoever has to set it.
+        **{name: os.environ.get(name) for name in ("FASTMMKD_PROVIDER", "FASTMMKD_ISA")},
         **{name: session[name] for name in alike},
+        "the CPU's instruction set": extension.build_info().get("instruction set"),
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -19,6 +21,21 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fastmmkd.files import write_text, writing
 from fastmmkd.run_folder import JOURNAL_FILE, TENSORBOARD_FOLDER
+
+
+class Terminal(Console):
+    """Where a run is told of. Training goes on without whoever was told, such as a terminal that was closed."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with open(os.devnull, "w", encoding="utf-8") as nothing:  # what is buffered would be tried again at the end
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+
+
+def note_in(log_file: Path, line: str) -> None:
+    """Append a line to a log, with the time: for whoever is not at the terminal, or has lost it."""
+    with suppress(OSError), log_file.open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {line}\n")
 
 
 class TrainingBar(Progress):

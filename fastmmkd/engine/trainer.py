@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,8 +22,10 @@ from fastmmkd.engine.agenda import Stretch
 from fastmmkd.engine.bookkeeping import SeedBook
 from fastmmkd.engine.checkpoint import Progress, find_checkpoint, furthest, load_checkpoint, save_checkpoint
 from fastmmkd.engine.device import output_to, wrap
+from fastmmkd.engine.meeting import is_lost
 from fastmmkd.engine.phases import Phase
 from fastmmkd.engine.session import Session
+from fastmmkd.engine.slow_steps import SlowSteps
 from fastmmkd.engine.step import STEPS, Objective, graph_mode
 from fastmmkd.engine.telemetry import Journal, Telemetry
 from fastmmkd.engine.usage import Usage
@@ -93,6 +95,7 @@ class Trainer:
             asked = f"{len(session.train.present)} samples, {self.objective.taught.bytes / 1e6:.1f} MB"
             session.say(f"{phase.title(phase.group.short_name)}: what it learns from was asked once ({asked})")
         self.usage = Usage(device)
+        self.watched: Callable[[str], AbstractContextManager[Any]] = nullcontext
         self.step = STEPS[mode](self.engine, self.objective, session.placement.clip_each, session.say)
 
     def _initialize(self, module: Trainable) -> Any:
@@ -101,6 +104,8 @@ class Trainer:
         try:
             return wrap(self.session.deepspeed, module, self.session.placement.deepspeed, log_file)
         except Exception as error:  # whatever it makes of a setting
+            if is_lost(error):
+                raise
             with log_file.open("a", encoding="utf-8") as file:
                 traceback.print_exc(file=file)
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -142,6 +147,10 @@ class Trainer:
             journals = [stack.enter_context(book.journal(self.global_step)) for book in self.books]
             left = partial(self.session.agenda.left, self._stretch)
             bar = stack.enter_context(Telemetry(title, total, self.global_step, left, console, silent=rank() > 0))
+            if world_size() > 1 and rank() == 0:
+                timeout = self.config.train.timeout_seconds
+                slow = stack.enter_context(SlowSteps(lambda line: self.session.say(line, "yellow"), timeout))
+                self.watched = slow.watched
             while self.live:
                 self._epoch(bar, journals)
         self.session.agenda.end_phase(self._stretch)
@@ -207,12 +216,14 @@ class Trainer:
         started = time.monotonic()
         self.engine.train()
         for step in range(at.step + 1, self.steps_per_epoch + 1):
-            parts = self.step(mine[:, step - 1], epoch, stopped)
-            sums = parts.clone() if sums is None else sums + parts
             at_report = step % train.log_every == 0 or step == self.steps_per_epoch
-            stop = session.watch.agreed(device, at_report)
-            if at_report or stop:
-                collected, sums = collect(sums), None
+            with self.watched("this step"):
+                parts = self.step(mine[:, step - 1], epoch, stopped)
+                sums = parts.clone() if sums is None else sums + parts
+                stop = session.watch.agreed(device, at_report)
+                collected = collect(sums) if at_report or stop else None
+            if collected is not None:
+                sums = None
                 seconds, started = time.monotonic() - started, time.monotonic()
                 for book in live:
                     totals = (values[book.index] for values in collected)
@@ -240,7 +251,8 @@ class Trainer:
 
     def _save(self) -> None:
         # No `output_to` around it: the progress bar is drawn meanwhile, and DeepSpeed's logger writes to its file.
-        save_checkpoint(self.engine, self.checkpoints, self.progress, self.global_step)
+        with self.watched("this checkpoint"):
+            save_checkpoint(self.engine, self.checkpoints, self.progress, self.global_step)
 
 
 def collect(sums: torch.Tensor) -> list[list[float]]:

@@ -1,8 +1,8 @@
-"""Which processes train together: found, and held to be alike before a run is written.
+"""Which processes train together: found in what a launcher has set.
 
 `deepspeed` and `torchrun` say it in RANK, WORLD_SIZE and MASTER_ADDR. `mpirun` and `srun` say it in variables of their
 own, by which a world is made here; several tasks that nothing makes a world of are refused, because each of them would
-train by itself into the same folder.
+train by itself into the same folder. How they meet is in `fastmmkd.engine.meeting`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,8 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch.distributed as dist
-
-from fastmmkd.distributed import world_size
 from fastmmkd.errors import UserError
 
 
@@ -106,35 +103,17 @@ def set_world() -> None:
         os.environ.update({key: str(value) for key, value in world.items()})
 
 
-def everybodys(fact: Any) -> list[tuple[str, Any]]:
-    """A fact of every process with its host, in the order of ranks."""
-    own = (socket.gethostname(), fact)
-    if world_size() == 1:
-        return [own]
-    facts: list[Any] = [None] * world_size()
-    dist.all_gather_object(facts, own)
-    return facts
+def number_of_processes() -> int:
+    """How many train together; 1 where nobody has said."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return int(size) if size.isdigit() else 1
 
 
-def require_alike(facts: Mapping[str, Any]) -> list[str]:
-    """Hold every process to the same facts; returns the host of each.
-
-    Args:
-        facts: what must be the same, by what it is called.
-
-    Raises:
-        UserError: in every process, with the first host that differs, what differs and both values.
-    """
-    everyone = everybodys(dict(facts))
-    host_of_first, first = everyone[0]
-    for i, (host, own) in enumerate(everyone):
-        for name in first:
-            if own[name] != first[name]:
-                here, there = (_brief(x[name]) for x in (own, first))
-                raise UserError(f"{host}, rank {i}: {name} is {here}, on {host_of_first}, rank 0, it is {there}")
-    return [host for host, _ in everyone]
+def is_first() -> bool:
+    """Whether this process is the one that writes and speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
-def _brief(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def own_name() -> str:
+    """What a process is called in a line among those of others: `"gpu07, rank 3"`."""
+    return f"{socket.gethostname()}, rank {os.environ.get('RANK', '0')}"

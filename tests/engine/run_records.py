@@ -30,10 +30,11 @@ def parameters(run: Path, seed: int = 1, phase: str = "") -> dict[str, torch.Ten
 
 
 def progress(run: Path, seed: int = 1, phase: str = "") -> dict[str, Any]:
-    """What `latest.json` says, but for its files' hashes: DeepSpeed's do not depend on what they hold alone."""
+    """What `latest.json` says of a seed alone, but for its files' hashes: DeepSpeed's do not depend on what they hold
+    alone. `steps` are those of all epochs."""
     saved = json.loads((run / f"seed_{seed}" / phase / "checkpoints" / "latest.json").read_text())
-    del saved["files"]
-    return saved
+    (own,) = saved["seeds"]
+    return {"tag": saved["tag"], "world_size": saved["world_size"], "steps": saved["step"]} | own
 
 
 def engine_state(run: Path, seed: int = 1, phase: str = "") -> dict[str, Any]:

@@ -146,13 +146,27 @@ class TestDamage:
         folder = stopped / "seed_1" / "checkpoints"
         for name in ("latest.json", "previous.json"):
             pointer = folder / name
-            pointer.write_text(json.dumps(json.loads(pointer.read_text()) | {key: value}))
+            said = json.loads(pointer.read_text())
+            (said if key in said else said["seeds"][0])[key] = value
+            pointer.write_text(json.dumps(said))
         with pytest.raises(UserError) as caught:
             train_tiny(tiny_config, stopped, resume=True)
         assert str(caught.value) == (
             f"{folder / 'latest.json'}: not a checkpoint's latest.json; expected the keys of this version; remove "
             f"{stopped / 'seed_1'} to train anew"
         )
+
+    def test_a_pointer_of_an_earlier_version_is_read(
+        self, stopped: Path, train_tiny: Train, tiny_config: dict, trained: Path
+    ) -> None:
+        """Its `step` was the seed's own, within the epoch, which is what a run goes on from."""
+        pointer = stopped / "seed_1" / "checkpoints" / "latest.json"
+        said = json.loads(pointer.read_text())
+        (own,) = said.pop("seeds")
+        assert said["step"] == 5 * own["epoch"] + own["step"] > own["step"]
+        pointer.write_text(json.dumps(said | own))
+        train_tiny(tiny_config, stopped, resume=True)
+        assert_same_run(stopped, trained)
 
     def test_both_damaged_are_named_with_the_way_on(
         self, stopped: Path, train_tiny: Train, tiny_config: dict, trained: Path

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ import pytest
 import torch
 
 from fastmmkd.config import parse_config
-from fastmmkd.engine.device import Placement, output_to, place, prepare_process, start_deepspeed, warnings_to, wrap
+from fastmmkd.engine.device import (
+    Placement,
+    output_to,
+    place,
+    prepare_process,
+    refuse_absent,
+    start_deepspeed,
+    warnings_to,
+    wrap,
+)
 from fastmmkd.engine.interruption import InterruptionWatch
 from fastmmkd.errors import UserError
 from fastmmkd.methods.method import Trainable
@@ -223,3 +233,20 @@ def test_zero_finds_infinities_by_the_norm_alone(engine_of: Any, monkeypatch: py
     assert torch.equal(outcomes[False][0], outcomes[True][0])
     assert torch.isfinite(outcomes[False][0]).all()
     assert outcomes[False][1] == outcomes[True][1] == 1
+
+
+def test_every_group_waits_as_long_as_the_config_says(engine_of: Any) -> None:
+    """Those that DeepSpeed makes too, which torch would let wait for half an hour."""
+    engine_of({"zero_optimization": {"stage": 2}}).destroy()
+    groups = torch.distributed.distributed_c10d._world.pg_map
+    assert len(groups) >= 2
+    for group in groups:
+        assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=600)
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    refuse_absent(torch.device("cuda", 1))
+    refuse_absent(torch.device("cpu"))
+    with pytest.raises(UserError, match=r"^LOCAL_RANK: 2, but torch sees 2 CUDA devices; expected a process for each$"):
+        refuse_absent(torch.device("cuda", 2))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 from operator import mul
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from rich.console import Console
 from fastmmkd.engine import telemetry
 from fastmmkd.engine.telemetry import Journal, Telemetry
 
+ROOT = Path(__file__).parents[2]
 PARTS = {"loss": 4.5921, "task": 4.0019, "fea": 0.543, "logits": 0.047}
 RECORD = {"step": 5, "train": PARTS, "valid": {"f1_non0": 38.5, "corr": float("nan")}, "engine": {"lr": 0.003}}
 
@@ -102,3 +105,25 @@ def test_a_silent_one_writes_nothing(tmp_path: Path) -> None:
         kept.epoch({"epoch": 1} | RECORD, "x")
     assert screen.getvalue() == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_training_goes_on_without_whoever_was_told() -> None:
+    """A terminal that is closed, or an ssh that is gone, ends nothing."""
+    code = (
+        "import sys\nfrom fastmmkd.engine.telemetry import Terminal\nterminal = Terminal()\n"
+        "for _ in range(1000):\n    terminal.print('x' * 1000)\nprint('it went on', file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", f"{code}\nprint('and on')"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True) as process:
+        assert process.stdout
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr
+        assert process.stderr.read() == "it went on\n"
+    assert process.returncode == 0
+
+
+def test_a_line_in_a_log(tmp_path: Path) -> None:
+    telemetry.note_in(tmp_path / "a.log", "saved")
+    telemetry.note_in(tmp_path / "nothing" / "a.log", "saved")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ saved\n", (tmp_path / "a.log").read_text())

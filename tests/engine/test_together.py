@@ -194,7 +194,7 @@ class TestResumption:
         said = capsys.readouterr().out.splitlines()
         assert "seed 1: finished before" in said
         assert len(pointer(folder, group="together_2")["seeds"]) == 2
-        assert pointer(folder, group="together_4")["finished"]
+        assert [seed["finished"] for seed in pointer(folder, group="together_4")["seeds"]] == [True]
         groups = {f.parent.name: json.loads(f.read_text())["seeds"] for f in folder.glob("together_*/group.json")}
         assert groups == {"together_2": [2, 3], "together_4": [4]}
         assert all((folder / f"seed_{seed}" / "evaluation.json").exists() for seed in (1, 2, 3, 4))
@@ -277,7 +277,7 @@ class TestEarlyStopping:
         alone = train_tiny(separately(impatient), tmp_path / "alone")
         for seed in seeds:
             assert_close_records(records(whole, seed), records(alone, seed))
-            theirs = json.loads((alone / f"seed_{seed}" / "checkpoints" / "latest.json").read_text())
+            (theirs,) = json.loads((alone / f"seed_{seed}" / "checkpoints" / "latest.json").read_text())["seeds"]
             assert {k: stands[seed][k] for k in ("epoch", "best_epoch", "finished")} == {
                 k: theirs[k] for k in ("epoch", "best_epoch", "finished")
             }
