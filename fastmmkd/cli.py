@@ -19,7 +19,7 @@ from pathlib import Path
 from fastmmkd import __version__
 from fastmmkd.data import commands as data_commands
 from fastmmkd.engine import commands as engine_commands
-from fastmmkd.engine.world import is_first, own_name
+from fastmmkd.engine.world import find_world, is_first, number_of_processes, own_name
 from fastmmkd.errors import Interrupted, Lost, UserError
 from fastmmkd.evaluation import commands as report_commands
 
@@ -27,6 +27,8 @@ LOST, USER_ERROR, INTERRUPTED = 1, 2, 130
 UNTIL_SAID_S = 2.0
 """What a process that has nothing to say leaves to the one that has."""
 WITH_RESUME = "continue with --resume"
+OF_SEVERAL = ("train", "build", "env")
+"""Commands that each of several processes may run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_train = args.command == "train"
     how_to_continue = WITH_RESUME if is_train else "run the same command again"
     again = _again("fastmmkd", argv, is_train)
-    return _guarded(lambda: _run(args, argv), how_to_continue, again)
+
+    def command() -> int:
+        _refuse_several(args.command)
+        return _run(args, argv)
+
+    return _guarded(command, how_to_continue, again)
 
 
 def train_main(argv: Sequence[str] | None = None) -> int:
@@ -66,6 +73,18 @@ def _again(program: str, argv: Sequence[str] | None, with_resume: bool) -> str:
     if with_resume and "--resume" not in words:
         words.append("--resume")
     return shlex.join([program, *words])
+
+
+def _refuse_several(command: str) -> None:
+    """Refuse several processes of a command that is for one: each would write the same files.
+
+    Raises:
+        UserError: so it is, or nothing says where the first of them is.
+    """
+    os.environ.update(find_world())
+    if command not in OF_SEVERAL and number_of_processes() > 1:
+        started = f"{number_of_processes()} processes were started"
+        raise UserError(f"fastmmkd {command}: {started}; expected one, only train takes several")
 
 
 def _run(args: argparse.Namespace, argv: Sequence[str] | None) -> int:

@@ -83,6 +83,18 @@ def test_lost_processes_are_one_line_with_the_command_that_goes_on(
     assert capsys.readouterr().err == f"{said}fastmmkd train --config a.json --resume\n"
 
 
+def test_commands_that_are_for_one_process_refuse_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a,b", "WORLD_SIZE": ""}
+    for name, value in (slurm | {"RANK": "", "MASTER_ADDR": "", "MASTER_PORT": "", "LOCAL_RANK": ""}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RANK")
+    assert main(["report", "runs/a", "--out", "runs/b"]) == 2
+    said = "error: fastmmkd report: 2 processes were started; expected one, only train takes several\n"
+    assert capsys.readouterr().err == said
+
+
 class TestRefusals:
     """Before DeepSpeed is imported; what needs no method, before torch is."""
 

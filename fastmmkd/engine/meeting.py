@@ -16,9 +16,11 @@ import re
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -36,7 +38,7 @@ UNTIL_SAID_S = 3.0
 
 BROKEN = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|timed? ?out|socket (is )?closed|connectfullmesh"
-    r"|peer closed|no route|unreachable",
+    r"|peer closed|no route|unreachable|remote process exited",
     re.IGNORECASE,
 )
 """What collective operations say of other processes that are gone or do not answer."""
@@ -307,15 +309,16 @@ def is_lost(error: BaseException) -> bool:
     """Whether an error of a collective operation says that another process is gone or does not answer."""
     if not isinstance(error, RuntimeError) or number_of_processes() == 1:
         return False
-    return isinstance(error, dist.DistError) or bool(BROKEN.search(str(error)))
+    return bool(BROKEN.search(str(error)))
 
 
 @contextmanager
-def losses_named(timeout: float) -> Iterator[None]:
+def losses_named(timeout: float, log_file: Path) -> Iterator[None]:
     """Turn what collective operations say of another process that is gone into one line.
 
     Args:
         timeout: `train.timeout_seconds`.
+        log_file: where they are kept as they were.
 
     Raises:
         Lost: so it is.
@@ -325,6 +328,8 @@ def losses_named(timeout: float) -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost(error):
             raise
+        with suppress(OSError), log_file.open("a", encoding="utf-8") as log:
+            traceback.print_exc(file=log)
         if TIMED_OUT.search(str(error)):
             waited = f"{timeout:g} s (train.timeout_seconds)"
             reason = f"another process has not answered within {waited}: its host or a link is down"

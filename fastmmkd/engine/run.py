@@ -85,7 +85,7 @@ def train_run(config: Config, output: Path, resume: bool, teacher: Path | None =
         InterruptionWatch() as watch,
         warnings_to(log_file),
         RunLock(output) as lock,
-        losses_named(config.train.timeout_seconds),
+        losses_named(config.train.timeout_seconds, log_file),
     ):
         choose_interface()
         deepspeed = start_deepspeed(placement, log_file)

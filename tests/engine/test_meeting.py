@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,16 +163,19 @@ def test_what_may_differ_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_losses_are_one_line(said: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_are_one_line_and_a_page_in_the_log(
+    said: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(Lost) as caught, losses_named(20):
+    with pytest.raises(Lost) as caught, losses_named(20, tmp_path / "log"):
         raise RuntimeError(said)
     assert str(caught.value) == told
+    assert said in (tmp_path / "log").read_text()
 
 
-def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RuntimeError, match="shapes"), losses_named(20):
+    with pytest.raises(RuntimeError, match="shapes"), losses_named(20, tmp_path / "log"):
         raise RuntimeError("shapes do not match")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert not is_lost(RuntimeError("Connection closed by peer"))

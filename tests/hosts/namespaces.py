@@ -130,17 +130,16 @@ def _held(stack: ExitStack) -> int:
     """The first process of new namespaces; with it they go."""
     holder = subprocess.Popen([*HOLD, "sleep", "infinity"], start_new_session=True)
 
-    def end() -> None:
-        holder.kill()
-        holder.wait()
-
-    stack.callback(end)
+    stack.callback(holder.wait)
+    stack.callback(holder.kill)
     children, deadline = Path(f"/proc/{holder.pid}/task/{holder.pid}/children"), time.monotonic() + 10
     while not (said := children.read_text().split()):
         assert holder.poll() is None, "no namespaces"
         assert time.monotonic() < deadline, "no namespaces"
         time.sleep(0.02)
     init = int(said[0])
+    stack.callback(holder.wait)
+    stack.callback(os.kill, init, signal.SIGKILL)  # with it all processes in there, and the holder
     while Path(f"/proc/{init}/comm").read_text().strip() != "sleep":  # mounts are in order by then
         assert time.monotonic() < deadline
         time.sleep(0.02)

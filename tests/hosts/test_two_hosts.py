@@ -41,7 +41,6 @@ def test_hosts_leave_nothing_behind(tmp_path: Path) -> None:
     before = there()
     with two_hosts(tmp_path / "lab") as (alpha, beta):
         assert (alpha.run("hostname").strip(), beta.run("hostname").strip()) == ("alpha", "beta")
-        assert alpha.run("ping", "-c", "1", "beta") if alpha.run("sh", "-c", "command -v ping || true") else True
         inits = [host.init for host in (alpha, beta)]
     assert there() == before
     assert not any(Path(f"/proc/{init}").exists() for init in inits)
