@@ -280,8 +280,8 @@ class SelfMM(Trainable):
         parts = {"task": task}
         if not self.weights.lambda_unimodal:
             return Losses(task, parts, made.modalities), None
-        of_samples_ = of_samples(inputs.layouts[0])
-        dropped = self.unimodal_dropout(made.modalities.flatten(0, 1), of_samples_, draw)
+        one = of_samples(inputs.layouts[0])
+        dropped = self.unimodal_dropout(made.modalities.flatten(0, 1), one, draw)
         unimodal = self.unimodal(dropped, relu=True)
         logits = self.unimodal_head(self.unimodal_hidden(unimodal, relu=True)).view(*made.modalities.shape[:3], -1)
         available = inputs.available
