@@ -14,7 +14,7 @@ REMEMBERED = 100
 """Times of a kind that say what is usual."""
 TIMES_USUAL = 10.0
 LEAST_S, FIRST_S = 10.0, 60.0
-"""Never told of before, the first of a kind, which may compile and allocate, before the second; half of the timeout, if
+"""Never told of before; the first of a kind, which may compile and allocate, before the second. Half of the timeout, if
 that is less."""
 
 
@@ -32,8 +32,7 @@ class SlowSteps:
     def __init__(
         self, say: Callable[[str], None], timeout: float, least: float = LEAST_S, first: float = FIRST_S
     ) -> None:
-        self.say, self.timeout = say, timeout
-        self.least, self.first = min(least, timeout / 2), min(first, timeout / 2)
+        self.say, self.timeout, self.least, self.first = say, timeout, least, first
         self._took: dict[str, deque[float]] = defaultdict(partial(deque, maxlen=REMEMBERED))
         self._firsts: set[str] = set()
         self._now: tuple[str, float] | None = None
@@ -68,13 +67,14 @@ class SlowSteps:
         self._firsts.add(what)
 
     def _watch(self) -> None:
-        while not self._end.wait(min(self.least, 1.0) / 2):
+        while not self._end.wait(min(self.least, self.timeout, 1.0) / 4):
             now = self._now
             if now is None or self._told:
                 continue
             what, since = now
             takes, longest = time.monotonic() - since, max(self._took[what], default=None)
-            if takes < (self.first if longest is None else max(self.least, TIMES_USUAL * longest)):
+            patience = self.first if longest is None else max(self.least, TIMES_USUAL * longest)
+            if takes < min(patience, self.timeout / 2):
                 continue
             usual = "" if longest is None else f", those before took {longest:.2g} s at most"
             self._told = True

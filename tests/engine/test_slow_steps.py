@@ -57,3 +57,10 @@ def test_an_error_ends_the_watch() -> None:
     with pytest.raises(ZeroDivisionError), SlowSteps(print, timeout=600) as slow, slow.watched("this step"):
         raise ZeroDivisionError
     assert not slow._thread.is_alive()
+
+
+def test_before_the_timeout_it_is_told_in_any_case() -> None:
+    lines: list[str] = []
+    with SlowSteps(lines.append, timeout=0.1, least=10, first=100) as slow, slow.watched("this checkpoint"):
+        until(lines, 1)
+    assert lines[0].startswith("this checkpoint takes 0 s so far: another process may be slow")
