@@ -128,7 +128,7 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
 
 def _held(stack: ExitStack) -> int:
     """The first process of new namespaces; with it they go."""
-    holder = subprocess.Popen([*HOLD, "sleep", "infinity"], start_new_session=True)
+    holder = subprocess.Popen([*HOLD, "sleep", "infinity"], stderr=subprocess.DEVNULL, start_new_session=True)
 
     stack.callback(holder.wait)
     stack.callback(holder.kill)
