@@ -64,9 +64,11 @@ def sections(call: str, rehearsed: bool) -> list[Section]:
 
 @cache
 def on_mosei() -> list[str]:
-    """The papers' configs for MOSEI, by name; the one with the most layers, whose step takes longest, first."""
+    """The configs for MOSEI of the methods that the kernels are made for, those that have a literal config besides, by
+    name; the one with the most layers, whose step takes longest, first."""
     layers = {}
-    for path in sorted(CONFIGS.glob("*_mosei.json")):
+    for literal in sorted(CONFIGS.glob("*_mosei_literal.json")):
+        path = literal.with_name(literal.name.replace("_literal", ""))
         model = json.loads(path.read_text())["model"]
         layers[path.stem] = sum(value for key, value in model.items() if key.endswith("_layers") and value in range(99))
     return sorted(layers, key=lambda name: -layers[name])
