@@ -119,11 +119,13 @@ def specimens() -> list[Specimen]:
 
 @cache
 def shipped() -> dict[int, int]:
-    """Attention heads of the shipped configs, and the largest batch that each comes with."""
+    """Attention heads of the shipped configs, and the largest batch that each comes with: of the methods that the
+    kernels are made for, those that have a literal config besides."""
     batches: dict[int, int] = {}
-    for path in sorted(CONFIGS.glob("*.json")):
-        config = load_config(path)
-        if isinstance(config.model, AttentionModel):
+    configs = {path: load_config(path) for path in sorted(CONFIGS.glob("*.json"))}
+    methods = {config.method for path, config in configs.items() if path.stem.endswith("_literal")}
+    for config in configs.values():
+        if config.method in methods and isinstance(config.model, AttentionModel):
             heads = config.model.heads
             batches[heads] = max(config.train.batch_size, batches.get(heads, 0))
     return batches
