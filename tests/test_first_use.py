@@ -17,7 +17,7 @@ from fastmmkd.errors import UserError
 from fastmmkd.ops import extension, first_use
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("setup.py", "pyproject.toml", "README.md", "fastmmkd", "kernels", "csrc")
+COPIED = ("setup.py", "pyproject.toml", "README.md", "fastmmkd", "kernels", "csrc", "docs")
 TRAINING = """
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]  # of this checkout
@@ -68,6 +68,8 @@ def test_wheel_and_source_distribution_bring_everything(packages) -> None:
     assert {f"fastmmkd/kernels/{name}" for name in kernels} <= in_wheel
     assert {f"csrc/{name}" for name in csrc} <= in_archive
     assert {f"kernels/{name}" for name in kernels} <= in_archive
+    assert "fastmmkd/_docs/paper_results.json" in in_wheel
+    assert "docs/paper_results.json" in in_archive
     assert {"setup.py", "pyproject.toml", "fastmmkd/building.py"} <= in_archive
 
 
