@@ -69,7 +69,7 @@ def crossmodal_layer(
             )
         if mask.shape != (models, rows):
             raise ValueError(f"mask {i} is {tuple(mask.shape)}; expected {(models, rows)}")
-    for name, weight in zip(weights._fields, weights, strict=True):
+    for name, weight in zip(CrossmodalWeights._fields, weights, strict=True):
         if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"{name} is {weight.dtype}; streams are {x.dtype}")
     return implementation(OP, x)(streams, masks, layout, heads, weights, eps)

@@ -50,7 +50,7 @@ def encoder_layer(
         raise ValueError(f"x is {tuple(x.shape)}; the layout has {layout.rows} rows of {len(layout.starts)} models")
     if mask.dim() != 2 or mask.shape[1] != rows or not len(mask) or groups % len(mask):
         raise ValueError(f"mask is {tuple(mask.shape)}; expected {(groups, rows)}, or a divisor of {groups}")
-    for name, weight in zip(weights._fields, weights, strict=True):
+    for name, weight in zip(EncoderWeights._fields, weights, strict=True):
         if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(f"{name} is {weight.dtype}; x is {x.dtype}")
     return implementation(OP, x)(x, mask, layout, heads, weights, eps)
