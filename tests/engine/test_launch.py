@@ -384,5 +384,5 @@ def test_every_combination_trains_and_repeats_itself(
         assert_same(parameters(first, phase=phase), parameters(second, phase=phase))
         lines = records(first, phase=phase)
         assert without_timings(lines) == without_timings(records(second, phase=phase))
-        assert lines[-1]["train"]["loss"] < lines[0]["train"]["loss"]
+        assert lines[-1]["train"]["task"] < lines[0]["train"]["task"]  # the loss may gain parts on the way
     assert json.loads((first / "run.json").read_text())["precision"] == precision
