@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -21,13 +23,18 @@ from fastmmkd.ops.composition import somebodys
 from fastmmkd.ops.layout import Layout
 from fastmmkd.ops.philox import DrawKeys
 
+Attention = Callable[..., torch.Tensor]
+"""`fastmmkd.ops.cross_attention`, or another with its arguments."""
+
 
 class DecoderAttention(nn.Module):
     """`LN(X + dropout(CA(Y, X)))`: queries of X, keys and values of Y."""
 
-    def __init__(self, groups: tuple[int, ...], d: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, groups: tuple[int, ...], d: int, heads: int, dropout: float = 0.0, attention: Attention = cross_attention
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.attention = heads, attention
         self.query = projection(groups, d, d)
         self.key_value = projection(groups, d, 2 * d, fan_out=d)
         self.out = GroupedLinear(groups, d, d)
@@ -47,7 +54,7 @@ class DecoderAttention(nn.Module):
         """`[G, R, d]`, what it reads `[G, R', d]` and the mask of that, `[G, R']` or `[S, R']` bool -> `[G, R, d]`."""
         query = grouped_linear(x, of_part(self.query, at))
         key, value = grouped_linear(source, of_part(self.key_value, at)).chunk(2, dim=-1)
-        attended = cross_attention(query, [key], [value], [mask], self.heads, layout, [source_layout])
+        attended = self.attention(query, [key], [value], [mask], self.heads, layout, [source_layout])
         return self.norm(self.dropout(self.out(attended, at), layout, draw, start(at)), x, at)
 
 

@@ -5,15 +5,13 @@ Shape legend: S models, R_m rows of modality m, d width.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import nn
 
 from fastmmkd.nn.causal import causal_attention
-from fastmmkd.nn.dropout import Dropout
-from fastmmkd.nn.grouped import WHOLE, FeedForward, GroupedLinear, Part, ResidualNorm, of_part, projection, start
-from fastmmkd.ops import cross_attention, grouped_linear
+from fastmmkd.nn.decoder import DecoderAttention
+from fastmmkd.nn.grouped import WHOLE, FeedForward, Part
+from fastmmkd.ops import cross_attention
 from fastmmkd.ops.composition import OTHERS
 from fastmmkd.ops.layout import Layout
 from fastmmkd.ops.philox import DrawKeys
@@ -22,34 +20,27 @@ PAIRS = tuple((target, source) for target in range(3) for source in OTHERS[targe
 """Each modality with each of the others: the one that is complemented, and the one it attends to."""
 
 
-class CrossmodalLayer(nn.Module):
+class CrossmodalLayer(DecoderAttention):
     """`Z = LN(Z + dropout(CA(source, Z)))`, `Z = LN(Z + dropout(FFN(Z)))` for every pair, with weights of its own."""
 
     def __init__(self, models: int, d: int, heads: int, dropout: float = 0.0, causal: bool = False) -> None:
-        super().__init__()
-        groups, self.heads = (models, len(PAIRS)), heads
-        self.attention = causal_attention if causal else cross_attention
-        self.query, self.key_value = projection(groups, d, d), projection(groups, d, 2 * d, fan_out=d)
-        self.out, self.dropout, self.norm = GroupedLinear(groups, d, d), Dropout(dropout), ResidualNorm(groups, d)
+        groups = (models, len(PAIRS))
+        super().__init__(groups, d, heads, dropout, causal_attention if causal else cross_attention)
         self.feed_forward = FeedForward(groups, d, dropout)
 
     def forward(
         self,
-        z: torch.Tensor,
+        x: torch.Tensor,
+        layout: Layout,
         source: torch.Tensor,
         mask: torch.Tensor,
-        layout: Layout,
-        of_source: Layout,
+        source_layout: Layout,
         at: Part = WHOLE,
         draw: DrawKeys | None = None,
     ) -> torch.Tensor:
         """`[G, R, d]`, and of what is attended to `[G, R', d]` and a `[G, R']` bool mask -> `[G, R, d]`."""
-        query = grouped_linear(z, of_part(self.query, at))
-        key, value = grouped_linear(source, of_part(self.key_value, at)).chunk(2, dim=-1)
-        attended = self.attention(query, [key], [value], [mask], self.heads, layout, [of_source])
-        dropout = partial(self.dropout, layout=layout, draw=draw, first=start(at))
-        z = self.norm(dropout(self.out(attended, at)), z, at)
-        out: torch.Tensor = self.feed_forward(z, layout, at, draw)
+        attended = super().forward(x, layout, source, mask, source_layout, at, draw)
+        out: torch.Tensor = self.feed_forward(attended, layout, at, draw)
         return out
 
 
@@ -76,12 +67,12 @@ class CrossmodalTransformers(nn.Module):
                 for of, i in ((streams, 0), (streams, 1), (masks, 1))
             )
             for layer in self.layers:
-                z = layer(z, source, mask, layouts[0], layouts[0], draw=draw)
+                z = layer(z, layouts[0], source, mask, layouts[0], draw=draw)
             return list(z.unflatten(0, (-1, len(PAIRS))).unbind(1))
         complemented = []
         for i, (target, source_of) in enumerate(PAIRS):
             z, at = streams[target], (slice(None), slice(i, i + 1))
             for layer in self.layers:
-                z = layer(z, streams[source_of], masks[source_of], layouts[target], layouts[source_of], at, draw)
+                z = layer(z, layouts[target], streams[source_of], masks[source_of], layouts[source_of], at, draw)
             complemented.append(z)
         return complemented
