@@ -37,6 +37,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="besides, the compared systems trained on missing versions, and masked, where they are not so by default",
     )
     parser.add_argument(
+        "--optim",
+        choices=["own", "shared"],
+        default="own",
+        help="shared: all with the batch, epochs, optimiser and rates of the hrlf_<data>.json that lies beside them",
+    )
+    parser.add_argument(
         "--folds",
         nargs="+",
         type=Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ CONFIGS = Path("configs")
 """Where the shipped configs are, of a checkout that one is in."""
 CONTROLS = ("+ missing training", "masked")
 """Rows of ablation tables that give a system what ours have: training on missing versions, masks of what is missing."""
+SCHEDULE_OF = "hrlf"
+"""Whose config has the schedule that `--optim shared` gives to all."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,12 @@ def run_suite(args: argparse.Namespace) -> int:
             folder = args.out / file.stem
             raise UserError(f"--config {files[file.stem]} {file}: both would go to {folder}; expected other file names")
         files[file.stem] = file
-    members = [Member(name, load_config(file, common), args.out / name) for name, file in files.items()]
+    overrides = {
+        name: [*shared_schedule(file), *common] if args.optim == "shared" else common for name, file in files.items()
+    }
+    members = [Member(name, load_config(file, overrides[name]), args.out / name) for name, file in files.items()]
     if args.controls:
-        members = [of for member in members for of in [member, *controls(member, files[member.name], common)]]
+        members = [of for m in members for of in [m, *controls(m, files[m.name], overrides[m.name])]]
     if args.folds:
         members = on_folds(members, args)
     train_and_report(members, args.out, papers_asked_for(args))
@@ -102,6 +108,27 @@ def controls(member: Member, file: Path, common: Sequence[str]) -> list[Member]:
         for row in CONTROLS
         if row in rows
     ]
+
+
+def shared_schedule(file: Path) -> list[str]:
+    """The overrides that give a config `<method>_<data>.json` the schedule of `hrlf_<data>.json` beside it.
+
+    That is its batch, epochs (all of them, in every phase), optimiser, warm-up and clipping: the HRLF paper trains what
+    it compares with under one schedule. Precision and ZeRO stay the config's own.
+
+    Raises:
+        UserError: there is no such file, or it has no such block.
+    """
+    own = read_config(file)
+    data = file.stem.removeprefix(f"{own.get('method')}_")
+    if data == file.stem:
+        raise UserError(f"--optim shared: {file}: expected a file named <method>_<data>.json")
+    config = load_config(file.with_name(f"{SCHEDULE_OF}_{data}.json"))
+    train: dict[str, object] = {"batch_size": config.train.batch_size, "epochs": config.train.epochs, "patience": None}
+    engine = {key: config.deepspeed.get(key) for key in ("optimizer", "scheduler", "gradient_clipping")}
+    teacher = {"epochs": None, "patience": None} if own.get("teacher") else {}
+    blocks = {"train": train, "deepspeed": engine, "teacher": teacher}
+    return [f"{block}.{key}={json.dumps(value)}" for block, values in blocks.items() for key, value in values.items()]
 
 
 def on_folds(members: Sequence[Member], args: argparse.Namespace) -> list[Member]:

@@ -13,11 +13,12 @@ import torch
 from run_records import assert_same, parameters, progress
 
 from fastmmkd.cli import main
-from fastmmkd.config import parse_config
+from fastmmkd.config import load_config, parse_config
 from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.engine import interruption, run
-from fastmmkd.engine.suite import Member, controls, plan
+from fastmmkd.engine.suite import Member, controls, plan, shared_schedule
+from fastmmkd.methods import METHODS
 
 pytestmark = pytest.mark.usefixtures("process_state", "without_pictures")
 
@@ -141,6 +142,45 @@ def test_controls_are_the_same_system_under_other_terms(tiny_config: dict, tmp_p
     assert not masked.config.missing.enabled
     of_umdf = Member("tiny", parse_config(tiny_config), tmp_path / "out" / "tiny")
     assert controls(of_umdf, file, []) == []
+
+
+@pytest.mark.parametrize("data", ["mosi", "mosei", "iemocap", "ict_mmmo", "cmu_mosi"])
+def test_a_shared_schedule_is_that_of_hrlf(data: str) -> None:
+    shipped = Path(__file__).parents[2] / "configs"
+    lead = load_config(shipped / f"hrlf_{data}.json")
+    files = sorted(shipped.glob(f"*_{data}.json"))
+    files = [file for file in files if file.stem.removesuffix(f"_{data}") in METHODS]
+    assert len(files) == 10
+    for file in files:
+        own, shared = load_config(file), load_config(file, shared_schedule(file))
+        assert (shared.train.batch_size, shared.train.epochs, shared.train.patience) == (
+            lead.train.batch_size,
+            lead.train.epochs,
+            None,
+        )
+        for key in ("optimizer", "scheduler", "gradient_clipping"):
+            assert shared.deepspeed.get(key) == lead.deepspeed.get(key)
+        assert shared.teacher is None or (shared.teacher.epochs, shared.teacher.patience) == (None, None)
+        assert (shared.teacher is None) == (own.teacher is None)
+        for block in ("method", "data", "model", "missing", "loss", "eval"):
+            assert getattr(shared, block) == getattr(own, block)
+        assert shared.deepspeed.get("fp16") == own.deepspeed.get("fp16")
+
+
+def test_a_suite_under_one_schedule(
+    configs: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = configs(umdf_tiny={"train": {"patience": 1}})
+    assert suite(files, tmp_path / "out", "--optim", "shared") == 2
+    assert "hrlf_tiny.json: no such config file" in capsys.readouterr().err
+    (lead,) = configs(hrlf_tiny={"train": {"epochs": 2, "batch_size": 4}})
+    assert suite(files, tmp_path / "out", "--optim", "shared") == 0
+    recorded = json.loads((tmp_path / "out" / "umdf_tiny" / "run.json").read_text())["config"]["train"]
+    assert (recorded["epochs"], recorded["batch_size"], recorded["patience"]) == (2, 4, None)
+    assert suite(files, tmp_path / "out") == 2
+    assert "another config" in capsys.readouterr().err
+    assert suite([lead.rename(tmp_path / "tiny.json")], tmp_path / "out", "--optim", "shared") == 2
+    assert "tiny.json: expected a file named <method>_<data>.json" in capsys.readouterr().err
 
 
 def test_an_interrupted_suite_continues_where_it_stopped(
