@@ -126,7 +126,7 @@ def shared_schedule(file: Path) -> list[str]:
     config = load_config(file.with_name(f"{SCHEDULE_OF}_{data}.json"))
     train: dict[str, object] = {"batch_size": config.train.batch_size, "epochs": config.train.epochs, "patience": None}
     engine = {key: config.deepspeed.get(key) for key in ("optimizer", "scheduler", "gradient_clipping")}
-    teacher = {"epochs": None, "patience": None} if own.get("teacher") else {}
+    teacher: dict[str, object] = {"epochs": None, "patience": None} if own.get("teacher") else {}
     blocks = {"train": train, "deepspeed": engine, "teacher": teacher}
     return [f"{block}.{key}={json.dumps(value)}" for block, values in blocks.items() for key, value in values.items()]
 
