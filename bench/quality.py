@@ -30,6 +30,8 @@ COMPARED = "compare"
 """Folder of every method on synthetic MOSI, and the generated part."""
 REAL = ("ict_mmmo", "cmu_mosi")
 """Real data, as configs and records name them."""
+COMPARISONS = (*REAL, COMPARED)
+"""Folders that hold every method on the same data."""
 
 
 def take_study(folder: Path) -> None:
@@ -84,7 +86,9 @@ def parts() -> dict[str, str]:
     """Every generated part about results, by name: what the records say."""
     studies = {f"study_{method}": study_table(method) for method in ABLATIONS}
     compared = {"methods": methods_table("study"), "fresh": methods_table(FRESH)}
-    return studies | compared | {data: table_of_methods(data) for data in (*REAL, COMPARED)}
+    f1 = {data: table_of_methods(data) for data in COMPARISONS}
+    errors = {f"{data}_mae": errors_of_methods(data) for data in COMPARISONS}
+    return studies | compared | f1 | errors
 
 
 def study_table(method: str) -> str:
@@ -118,17 +122,30 @@ def methods_table(study: str) -> str:
 
 
 def table_of_methods(data: str) -> str:
-    """Every method that is recorded on the same data, and the best of them against each other one."""
-    records = _recorded({name: RECORDS / data / method for method, name in FULL.items()})
+    """F1 of every method that is recorded on the same data, and the best of many against each other one."""
+    records = _records_on(data)
     if not records:
         return NOT_YET
-    with_mae = [name for name, _ in tables.with_metric("mae", _runs(records))]
     parts = [_table(records, "f1_non0")]
-    if with_mae:
-        parts.append(_table({name: records[name] for name in with_mae}, "mae"))
     if len(records) > report.MOST_PAIRED:
         parts.append(_best_against_others(_runs(records), "f1_non0"))
     return "\n".join(parts)
+
+
+def errors_of_methods(data: str) -> str:
+    """Mean absolute errors of the regressions among them."""
+    records = _records_on(data)
+    with_mae = [name for name, _ in tables.with_metric("mae", _runs(records))]
+    return _table({name: records[name] for name in with_mae}, "mae") if with_mae else NOT_YET
+
+
+def runs_on(data: str) -> list[Run]:
+    """The results of every method that is recorded on a data set, under its name."""
+    return _runs(_records_on(data))
+
+
+def _records_on(data: str) -> dict[str, Path]:
+    return _recorded({name: RECORDS / data / method for method, name in FULL.items()})
 
 
 def _best_against_others(runs: list[Run], key: str) -> str:

@@ -151,11 +151,16 @@ def slug(device: Record) -> str:
 
 def described(record: Record) -> str:
     """One line on what a record was taken on and when."""
+    return f"{device_of(record)}, torch {record['versions']['torch']}, {record['date']}"
+
+
+def device_of(record: Record) -> str:
+    """What a record was taken on: "AMD EPYC, 2 threads, avx512", "NVIDIA H100"."""
     device = record["device"]
     words = [device["name"]]
     if "threads" in device:
         words += [f"{device['threads']} thread{'s' if device['threads'] > 1 else ''}", device["instruction set"]]
-    return ", ".join([*words, f"torch {record['versions']['torch']}", record["date"]])
+    return ", ".join(words)
 
 
 def _named(directory: Path) -> list[re.Match[str]]:

@@ -16,22 +16,24 @@ import argparse
 import re
 from pathlib import Path
 
-from bench import entry, features, full, literal, quality, speed, speed_plots, volume
+from bench import entry, features, full, literal, quality, quality_plots, speed, speed_plots, volume
 from bench.quality import ABLATIONS
 from bench.status import status_table
 from fastmmkd.files import write_text
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
-    ROOT / "README.md": ("methods", "fresh", *quality.REAL, "speed", "status"),
-    ROOT / "docs" / "speed.md": ("train_steps", "kernels", "epochs", "scaling", "data_path"),
+    ROOT / "README.md": ("cmu_mosi", quality.COMPARED, "speed", "status"),
+    ROOT / "docs" / "speed.md": ("whole_steps", "train_steps", "kernels", "epochs", "scaling", "data_path"),
     ROOT / "docs" / "parity.md": ("parity",),
     ROOT / "docs" / "full_runs.md": ("full",),
-    ROOT / "docs" / "methods.md": ("features", quality.COMPARED),
+    ROOT / "docs" / "methods.md": ("features", "cmu_mosi_mae", "compare_mae", "ict_mmmo", "ict_mmmo_mae"),
     ROOT / "docs" / "hosts.md": ("volume",),
     ROOT / "docs" / "fidelity.md": literal.names(),
-    ROOT / "docs" / "ablations.md": tuple(
-        f"study_{method}" for method in ABLATIONS if (ROOT / "configs" / f"study_{method}.json").exists()
+    ROOT / "docs" / "ablations.md": (
+        "methods",
+        "fresh",
+        *(f"study_{method}" for method in ABLATIONS if (ROOT / "configs" / f"study_{method}.json").exists()),
     ),
 }
 """File -> its generated parts, in `<!-- begin: NAME ... -->` marks; of the methods that have such configs."""
@@ -56,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         quality.take_real(args.real)
     if not args.check:
         speed_plots.draw_all()
+        quality_plots.draw_all()
     bodies = parts()
     stale = False
     for path, names in DOCUMENTS.items():

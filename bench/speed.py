@@ -13,7 +13,7 @@ from bench.workload import FULL
 from fastmmkd.evaluation import tables
 
 HEADLINES = ("cross_attention", "pairwise_contrastive", "five seeds")
-"""Groups of benchmarks that the README shows."""
+"""Groups of benchmarks that stand with the whole steps."""
 STEPS, SCALING = "train_step_", "scaling_"
 COMPARED = (REFERENCE, SDPA, CROPPED, JAGGED, COMPILED)
 REAL = "Whole training steps at real lengths (samples as long as the data set's, on average as the table says)"
@@ -26,7 +26,8 @@ def parts() -> dict[str, str]:
     """Every generated part about speed and parity, by name."""
     newest = {key: record for key, record in records.newest().items() if record.get("variants") != []}
     return {
-        "speed": headline(newest),
+        "speed": overview(newest),
+        "whole_steps": headline(newest),
         "train_steps": _each(newest, STEPS, _pictured(train_step.render)),
         "kernels": _each(newest, table.KIND, table.render),
         "epochs": _each(newest, epoch.KIND, epoch.render),
@@ -36,9 +37,32 @@ def parts() -> dict[str, str]:
     }
 
 
+def overview(newest: dict[tuple[str, str], Record]) -> str:
+    """What the README shows: how many times as long as ours the others' whole steps take at real lengths."""
+    whole = [
+        (record, as_users_take_it({v["name"]: v for v in record["variants"]}))
+        for (kind, _), record in newest.items()
+        if kind.startswith(STEPS) and lengths_of(record["workload"]) != FULL
+    ]
+    timed = [(record, train_step.times_as_long(record["variants"], ours["name"])) for record, ours in whole]
+    timed = sorted(((record, times) for record, times in timed if times), key=lambda of: of[0]["config"])
+    if not timed:
+        return NOT_YET
+    compared = [name for name in COMPARED if any(name in times for _, times in timed)]
+    rows = [
+        [
+            f"{record['config']} ({record['workload']['batch']} x {frames_of(record['workload'])})",
+            records.device_of(record),
+            *(f"{times[name]:.1f}" if name in times else tables.NONE for name in compared),
+        ]
+        for record, times in timed
+    ]
+    return tables.markdown_table(["config (batch x frames)", "on", *compared], rows)
+
+
 def headline(newest: dict[tuple[str, str], Record]) -> str:
-    """What the README shows, of every device: whole steps at real lengths, whole steps of samples that are all as long
-    as the longest, and the kernels that matter most."""
+    """Of every device: whole steps at real lengths, whole steps of samples that are all as long as the longest, and
+    the kernels that matter most."""
     bodies, devices = [], list(dict.fromkeys(device for _, device in newest))
     whole = {key: record for key, record in newest.items() if key[0].startswith(STEPS)}
     # One that was cut short has nothing to compare.
