@@ -8,6 +8,7 @@ methods and training, and a training of a small config. Downloads gigabytes; min
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -54,7 +55,8 @@ def main(sets: list[str]) -> int:
             run(found, "-m", "venv", folder)
         run(python, "-m", "pip", "install", "-q", *requirements(which))
         run(python, "-m", "fastmmkd.cli", "build")
-        run(python, "-m", "pytest", "-q", "-m", "not slow and not gpu", *TESTS)
+        one_thread = {"env": os.environ | {"OMP_NUM_THREADS": "1"}}
+        run(python, "-m", "pytest", "-n", "2", "-q", "-m", "not slow and not gpu", *TESTS, **one_thread)
         data, out = folder / "demo.h5", folder / "run"
         shutil.rmtree(out, ignore_errors=True)
         run(
