@@ -22,8 +22,10 @@ FILES = (RESULTS_FILE, RUN_FILE)
 ABLATIONS = {name: method.ablations for name, method in METHODS.items() if method.ablations}
 FULL = {method: next(iter(rows)) for method, rows in ABLATIONS.items()}
 """Method -> its name for people, which is the first row of its ablation table."""
-FRESH = "fresh"
-"""Folder of the comparisons that were repeated on another draw of the data."""
+STUDY, FRESH = "study", "fresh"
+"""Folders of the ablations on two draws of the data."""
+DRAWS = {STUDY: "", FRESH: FRESH}
+"""The same, and where `make study` leaves them."""
 ALONE, COMPLETE_TRAINING = "without distillation", "complete training"
 NOT_YET = "Not yet run.\n"
 COMPARED = "compare"
@@ -35,13 +37,12 @@ COMPARISONS = (*REAL, COMPARED)
 
 
 def take_study(folder: Path) -> None:
-    """Take over what `make study` left in a folder, of the methods that are there."""
-    for method, runs in _present({method: folder / method for method in ABLATIONS}).items():
-        for name in ABLATIONS[method]:
-            take(runs / slug(name), _study_record(method, name))
-    for file in sorted((folder / FRESH).glob(f"*/*/{RESULTS_FILE}")):
-        run = file.parent
-        take(run, RECORDS / FRESH / run.parent.name / run.name)
+    """Take over what `make study` left in a folder: of both draws, every finished row of the methods that are there."""
+    wanted = {(draw, method): folder / place / method for draw, place in DRAWS.items() for method in ABLATIONS}
+    for (draw, method), runs in _present(wanted).items():
+        for row in map(slug, ABLATIONS[method]):
+            if (runs / row / RESULTS_FILE).exists():
+                take(runs / row, RECORDS / draw / method / row)
 
 
 def take_real(folder: Path) -> None:
@@ -84,29 +85,29 @@ def take(run: Path, record: Path) -> None:
 
 def parts() -> dict[str, str]:
     """Every generated part about results, by name: what the records say."""
-    studies = {f"study_{method}": study_table(method) for method in ABLATIONS}
-    compared = {"methods": methods_table("study"), "fresh": methods_table(FRESH)}
+    studies = {f"{draw}_{method}": study_table(draw, method) for draw in DRAWS for method in ABLATIONS}
+    compared = {"methods": methods_table(STUDY), "fresh": methods_table(FRESH)}
     f1 = {data: table_of_methods(data) for data in COMPARISONS}
     errors = {f"{data}_mae": errors_of_methods(data) for data in COMPARISONS}
     return studies | compared | f1 | errors
 
 
-def study_table(method: str) -> str:
-    """A method, its ablations and its baselines on synthetic MOSI, and the method against each of them."""
-    records = _recorded({name: _study_record(method, name) for name in ABLATIONS[method]})
+def study_table(draw: str, method: str) -> str:
+    """A method, its ablations and its baselines on one draw of synthetic MOSI, and the method against each of them."""
+    records = _recorded({name: RECORDS / draw / method / slug(name) for name in ABLATIONS[method]})
     if not records:
         return NOT_YET
     runs = _runs(records)
     return _table(records, "f1_non0") + "\n" + _differences([(runs[0], other) for other in runs[1:]], "f1_non0")
 
 
-def methods_table(study: str) -> str:
-    """The methods and their baselines on the same synthetic MOSI; each compared with its own, and with the others.
+def methods_table(draw: str) -> str:
+    """The methods and their baselines on one draw of synthetic MOSI; each compared with its own, and with the others.
 
     Baselines: UMDF's network trained on complete samples, the others' trained without distillation.
     """
     folders = {
-        (method, row): RECORDS / study / method / slug(row)
+        (method, row): RECORDS / draw / method / slug(row)
         for method, rows in ABLATIONS.items()
         for row in (FULL[method], COMPLETE_TRAINING, ALONE)
         if row in rows
@@ -164,10 +165,6 @@ def _best_against_others(runs: list[Run], key: str) -> str:
     return tables.markdown_table(header, rows)
 
 
-def _study_record(method: str, row: str) -> Path:
-    return RECORDS / "study" / method / slug(row)
-
-
 def _recorded(wanted: dict[str, Path]) -> dict[str, Path]:
     """Those whose results have been taken over."""
     return {name: folder for name, folder in wanted.items() if _of_runs(folder)}
@@ -210,7 +207,7 @@ def _table(records: dict[str, Path], key: str) -> str:
     """A caption that says what was run on what, and one metric of all records, which must be on the same data."""
     runs = _runs(records)
     if len(report.comparable(runs)) != 1:
-        raise ValueError(f"{', '.join(records)} were not evaluated on the same data; they cannot share a table")
+        raise UserError(f"{', '.join(records)} were not evaluated on the same data; they cannot share a table")
     table = tables.metric_table(key, runs)
     made = {name: read_json(_of_runs(folder)[0] / RUN_FILE, "a run.json") for name, folder in records.items()}
     seeds = {name: report.which(content) for name, content in runs}

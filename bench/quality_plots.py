@@ -67,7 +67,7 @@ def _averages(axis: Axes, runs: list[Run], hues: dict[str, str]) -> None:
         value = row.cells[tables.COLUMNS.index("average")].mean
         if value is not None:
             axis.axvline(value, color="#555555", linestyle="--" if row.name.startswith("floor") else ":", linewidth=1.4)
-            axis.text(value, -0.75, f" {row.name}", fontsize=9, color="#555555", va="center")
+            axis.text(value, -0.75, f" {row.name.split()[0]}", fontsize=9, color="#555555", va="center")
     axis.set_ylim(-1.1, len(runs) - 0.5)
 
 

@@ -33,7 +33,12 @@ DOCUMENTS = {
     ROOT / "docs" / "ablations.md": (
         "methods",
         "fresh",
-        *(f"study_{method}" for method in ABLATIONS if (ROOT / "configs" / f"study_{method}.json").exists()),
+        *(
+            f"{draw}_{method}"
+            for draw in quality.DRAWS
+            for method in ABLATIONS
+            if (ROOT / "configs" / f"study_{method}.json").exists()
+        ),
     ),
 }
 """File -> its generated parts, in `<!-- begin: NAME ... -->` marks; of the methods that have such configs."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import quality, records, report
+from bench import quality, quality_plots, records, report
 from bench.quality import ABLATIONS
 from fastmmkd.engine.suite import slug
 from fastmmkd.errors import UserError
@@ -16,8 +16,9 @@ from fastmmkd.evaluation.schema import Results
 
 UMDF = quality.RECORDS / "study" / "umdf"
 PARTS = (
-    *("study_umdf", "study_corrkd", "study_hrlf", "methods", "fresh", "ict_mmmo", "cmu_mosi"),
-    *("speed", "train_steps", "kernels", "epochs", "scaling", "data_path", "parity"),
+    *("study_umdf", "study_corrkd", "study_hrlf", "fresh_umdf", "fresh_corrkd", "fresh_hrlf", "methods", "fresh"),
+    *("ict_mmmo", "ict_mmmo_mae", "cmu_mosi", "cmu_mosi_mae", "compare", "compare_mae"),
+    *("speed", "whole_steps", "train_steps", "kernels", "epochs", "scaling", "data_path", "parity"),
 )
 
 
@@ -47,6 +48,7 @@ class TestOtherRecords:
     def records(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(quality, "RECORDS", tmp_path / "records")
         monkeypatch.setattr(records, "FOLDER", tmp_path / "speed")
+        monkeypatch.setattr(quality_plots, "FOLDER", tmp_path / "pictures")
         self.document = tmp_path / "README.md"
         monkeypatch.setattr(report, "DOCUMENTS", {self.document: PARTS})
         parts = [f"<!-- begin: {part} (generated) -->\n<!-- end: {part} -->\n" for part in PARTS]
@@ -125,13 +127,14 @@ class TestOtherRecords:
 
     def test_only_regressions_are_in_the_table_of_mae(self, records: Path, runs: Path) -> None:
         report.main(["--real", str(runs)])
-        assert "MAE" not in self.parts()["ict_mmmo"]
+        assert self.parts()["ict_mmmo_mae"] == "Not yet run.\n"
         shutil.copytree(runs / "umdf" / "umdf", runs / "ict_mmmo" / "umdf_ict_mmmo")
         shutil.copytree(runs / "umdf" / "umdf", runs / "cmu_mosi" / "umdf_cmu_mosi")
         report.main(["--real", str(runs)])
         assert "| UMDF " in self.parts()["cmu_mosi"]
-        f1, mae = self.parts()["ict_mmmo"].split("MAE (lower is better) on ")
-        assert "| CorrKD " in f1
+        mae = self.parts()["ict_mmmo_mae"]
+        assert mae.startswith("MAE (lower is better) on ")
+        assert "| CorrKD " in self.parts()["ict_mmmo"]
         assert "| CorrKD " not in mae
         assert "| UMDF " in mae
 
@@ -156,8 +159,23 @@ class TestOtherRecords:
     def test_runs_on_different_data_share_no_table(self, records: Path, runs: Path) -> None:
         path = runs / "corrkd" / "corrkd" / "results.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"data_hash": "0" * 64}))
-        with pytest.raises(ValueError, match="not evaluated on the same data"):
+        with pytest.raises(UserError, match="not evaluated on the same data"):
             report.main(["--study", str(runs)])
+
+    def test_rows_that_are_not_finished_are_left_out(self, records: Path, runs: Path) -> None:
+        (runs / "corrkd" / "without_scd" / "results.json").unlink()
+        report.main(["--study", str(runs)])
+        assert "w/o SCD" not in self.parts()["study_corrkd"]
+        assert "w/o CPD" in self.parts()["study_corrkd"]
+
+    def test_many_systems_are_drawn_and_compared_with_the_best(self, records: Path, runs: Path, tmp_path: Path) -> None:
+        for method in ("umdf", "hrlf", "dmd", "smil"):
+            shutil.copytree(runs / "umdf" / "umdf", runs / "ict_mmmo" / f"{method}_ict_mmmo")
+        report.main(["--real", str(runs)])
+        assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["ict_mmmo.png"]
+        compared = [line.split("|")[1] for line in self.parts()["ict_mmmo"].splitlines() if " − " in line]
+        assert len(compared) == 4
+        assert len({line.split(" − ")[0] for line in compared}) == 1
 
     def test_a_folder_without_runs_is_refused(self, records: Path, tmp_path: Path) -> None:
         folders = ", ".join(f"{method}_ict_mmmo" for method in ABLATIONS)
