@@ -54,6 +54,8 @@ def draw(path: Path, runs: list[Run]) -> None:
 def _averages(axis: Axes, runs: list[Run], hues: dict[str, str]) -> None:
     for place, (name, results) in enumerate(runs):
         statistic = results.average.metrics[KEY]
+        if statistic.mean is None:
+            continue
         values = [value for value in statistic.per_seed if value is not None]
         spread = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else [0.0]
         axis.plot(values, place + np.asarray(spread), ".", color=hues[name], markersize=5, alpha=0.55, zorder=3)
