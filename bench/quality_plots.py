@@ -39,9 +39,8 @@ def draw(path: Path, runs: list[Run]) -> None:
     """Left: every model's average over the incomplete conditions, by system. Right: the systems' means against p."""
     make_directory(path.parent)
     runs = sorted(runs, key=lambda run: run[1].average.metrics[KEY].mean or 0.0)
-    first = [name for name in OWN if name in dict(runs)]
-    order = first + [name for name, _ in runs if name not in first]
-    hues = {name: HUES[i] for i, name in enumerate(order)}
+    order = [*OWN, *(name for name in quality.FULL.values() if name not in OWN)]
+    hues = {name: HUES[i] for i, name in enumerate(order) if name in dict(runs)}
     with rc_context(STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
