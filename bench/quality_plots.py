@@ -14,10 +14,11 @@ from fastmmkd.evaluation import metrics, tables
 from fastmmkd.evaluation.plots import COLOURS, MARKERS, STYLE, save
 from fastmmkd.evaluation.report import Run
 from fastmmkd.files import make_directory
+from fastmmkd.methods import METHODS
 
 FOLDER = Path(__file__).parents[1] / "docs" / "quality"
 KEY = "f1_non0"
-OWN = ("UMDF", "CorrKD", "HRLF")
+OWN = tuple(method.title for method in METHODS.values() if not method.compared)
 """Drawn with thick, unbroken lines; the systems that their papers compare with are dashed."""
 HUES = (*COLOURS, "#999999", "#882255", "#6B4C11")
 

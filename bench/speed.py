@@ -39,13 +39,14 @@ def parts() -> dict[str, str]:
 
 def overview(newest: dict[tuple[str, str], Record]) -> str:
     """What the README shows: how many times as long as ours the others' whole steps take at real lengths."""
-    whole = [
-        (record, as_users_take_it({v["name"]: v for v in record["variants"]}))
-        for (kind, _), record in newest.items()
-        if kind.startswith(STEPS) and lengths_of(record["workload"]) != FULL
-    ]
-    timed = [(record, train_step.times_as_long(record["variants"], ours["name"])) for record, ours in whole]
-    timed = sorted(((record, times) for record, times in timed if times), key=lambda of: of[0]["config"])
+    timed = []
+    for (kind, _), record in newest.items():
+        # One that was cut short, or of which ours is excluded, has nothing to compare.
+        if kind.startswith(STEPS) and train_step.times_as_long(record["variants"]):
+            ours = as_users_take_it({v["name"]: v for v in record["variants"]})
+            if lengths_of(record["workload"]) != FULL:
+                timed.append((record, train_step.times_as_long(record["variants"], ours["name"])))
+    timed.sort(key=lambda of: of[0]["config"])
     if not timed:
         return NOT_YET
     compared = [name for name in COMPARED if any(name in times for _, times in timed)]

@@ -28,8 +28,6 @@ CONFIGS = Path("configs")
 """Where the shipped configs are, of a checkout that one is in."""
 CONTROLS = ("+ missing training", "masked")
 """Rows of ablation tables that give a system what ours have: training on missing versions, masks of what is missing."""
-SCHEDULE_OF = "hrlf"
-"""Whose config has the schedule that `--optim shared` gives to all."""
 
 
 @dataclass(frozen=True)
@@ -111,19 +109,22 @@ def controls(member: Member, file: Path, common: Sequence[str]) -> list[Member]:
 
 
 def shared_schedule(file: Path) -> list[str]:
-    """The overrides that give a config `<method>_<data>.json` the schedule of `hrlf_<data>.json` beside it.
+    """The overrides that give `<method>_<data>.json` the schedule of HRLF's config for the same data, beside it.
 
-    That is its batch, epochs (all of them, in every phase), optimiser, warm-up and clipping: the HRLF paper trains what
-    it compares with under one schedule. Precision and ZeRO stay the config's own.
+    That is its batch, epochs (all of them, in every phase), optimiser, warm-up and clipping: the paper, the newest,
+    trains what it compares with under one schedule. Precision and ZeRO stay the config's own.
 
     Raises:
-        UserError: there is no such file, or it has no such block.
+        UserError: there is no such file, or another name.
     """
+    from fastmmkd.methods import METHODS
+
+    *_, newest = (name for name, method in METHODS.items() if not method.compared)
     own = read_config(file)
     data = file.stem.removeprefix(f"{own.get('method')}_")
     if data == file.stem:
         raise UserError(f"--optim shared: {file}: expected a file named <method>_<data>.json")
-    config = load_config(file.with_name(f"{SCHEDULE_OF}_{data}.json"))
+    config = load_config(file.with_name(f"{newest}_{data}.json"))
     train: dict[str, object] = {"batch_size": config.train.batch_size, "epochs": config.train.epochs, "patience": None}
     engine = {key: config.deepspeed.get(key) for key in ("optimizer", "scheduler", "gradient_clipping")}
     teacher: dict[str, object] = {"epochs": None, "patience": None} if own.get("teacher") else {}

@@ -203,6 +203,7 @@ METHOD = Method(
     name="cubemlp",
     title="CubeMLP",
     published="2022-10",
+    compared=True,
     config=CubemlpConfig,
     network=network,
     phases=(PhaseSpec("network", lambda config, dims, _: network(config, dims), (View.MISSING,)),),

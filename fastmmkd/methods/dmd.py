@@ -343,6 +343,7 @@ METHOD = Method(
     name="dmd",
     title="DMD",
     published="2023-06",
+    compared=True,
     config=DmdConfig,
     network=network,
     phases=(PhaseSpec("network", lambda config, dims, _: trainable(config, dims), (View.MISSING,)),),

@@ -245,6 +245,7 @@ METHOD = Method(
     name="gcnet",
     title="GCNet",
     published="2023-07",
+    compared=True,
     config=GcnetConfig,
     network=network,
     phases=(PhaseSpec("network", lambda config, dims, _: network(config, dims), (View.MISSING, View.COMPLETE)),),

@@ -270,6 +270,7 @@ METHOD = Method(
     name="mctn",
     title="MCTN",
     published="2019-01",
+    compared=True,
     config=MctnConfig,
     network=network,
     phases=(PhaseSpec("network", lambda config, dims, _: network(config, dims), (View.MISSING,)),),

@@ -370,6 +370,7 @@ METHOD = Method(
     name="selfmm",
     title="Self-MM",
     published="2021-02",
+    compared=True,
     config=SelfmmConfig,
     network=network,
     phases=(PhaseSpec("network", lambda config, dims, _: trainable(config, dims), (View.MISSING,)),),

@@ -475,6 +475,7 @@ METHOD = Method(
     name="smil",
     title="SMIL",
     published="2021-05",
+    compared=True,
     config=SmilConfig,
     network=network,
     phases=(

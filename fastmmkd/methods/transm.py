@@ -238,6 +238,7 @@ METHOD = Method(
     name="transm",
     title="TransM",
     published="2020-04",
+    compared=True,
     config=TransmConfig,
     network=network,
     phases=(PhaseSpec("network", lambda config, dims, _: network(config, dims), (View.MISSING, View.COMPLETE)),),

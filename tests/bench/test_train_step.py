@@ -298,13 +298,16 @@ class TestCommands:
             assert train_step.main([*given, "--lengths", lengths]) == 0
         newest = records.newest()
         (full,) = (record for (kind, _), record in newest.items() if kind.endswith(FULL))
-        text = report.parts()["speed"]
+        text = report.parts()["whole_steps"]
         assert text.index(speed.REAL) < text.index("| tiny (8 x 3 of 4) ") < text.index(speed.AS_LONG)
         assert text.index(speed.AS_LONG) < text.index("| tiny (8 x 4) ")
         before_lengths = {key: value for key, value in full["workload"].items() if key != "lengths"}
         records.put(full | {"kind": "train_step_tiny", "workload": before_lengths})
         assert records.newest() == newest
-        assert report.parts()["speed"] == text
+        parts = report.parts()
+        assert parts["whole_steps"] == text
+        assert "| tiny (8 x 3 of 4) " in parts["speed"]
+        assert "| tiny (8 x 4) " not in parts["speed"]
 
     def test_an_epoch_is_timed_with_its_validation(
         self, arguments: list[str], tiny_store: Path, capsys: pytest.CaptureFixture[str]
