@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ def dataset(request: pytest.FixtureRequest) -> Dataset:
     return request.getfixturevalue(request.param)
 
 
+@cache
 def sampled_posteriors(like: str, samples: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Labels (indices) and ideal posteriors of many test clips, without their features."""
     kind, rng = KINDS[like], np.random.default_rng(seed)
@@ -264,7 +266,7 @@ class TestIdeal:
     @pytest.mark.parametrize("like", ["mosi", "iemocap"])
     def test_is_calibrated(self, like: str) -> None:
         """Where the ideal says that a label (group) has probability p, it holds in a share p of the clips."""
-        label, posteriors = sampled_posteriors(like, 2500, seed=2)
+        label, posteriors = sampled_posteriors(like, 1500, seed=2)
         support = np.array(KINDS[like].support)
         event = support > 0 if like == "mosi" else support == 3
         for condition, p in posteriors.items():
@@ -279,7 +281,7 @@ class TestIdeal:
             assert abs(surprise.mean()) < 3.5 * surprise.std() / np.sqrt(len(p)), condition
 
     def test_more_modalities_tell_more(self) -> None:
-        label, posteriors = sampled_posteriors("mosi", 2500, seed=3)
+        label, posteriors = sampled_posteriors("mosi", 1500, seed=2)
         mean_log = {c: np.log(p[np.arange(len(p)), label]).mean() for c, p in posteriors.items()}
         prior = np.log(np.array(KINDS["mosi"].prior)[label]).mean()
         assert prior < mean_log["v"] < mean_log["a"] < mean_log["l"] < mean_log["lav"]
@@ -320,11 +322,12 @@ class TestIdeal:
         assert np.allclose(p["lav"], data.ideal["l"], atol=1e-4)
         assert np.allclose(p["av"], KINDS["mosi"].prior, atol=1e-4)
 
-    @pytest.mark.parametrize(("like", "samples"), [("mosi", 3000), ("mosei", 4000)])
+    @pytest.mark.parametrize(("like", "samples"), [("mosi", 1000), ("mosei", 1000)])
     def test_reaches_the_targets(self, like: str, samples: int) -> None:
+        """F1 of so few samples scatters by more than a point; the slow test has sixty times as many."""
         measured = monte_carlo_ideal(like, samples, seed=1)
         for condition, target in TARGETS.items():
-            assert abs(measured[condition] - target) < 2, measured
+            assert abs(measured[condition] - target) < 3, measured
 
     @pytest.mark.slow
     @pytest.mark.parametrize("like", ["mosi", "mosei"])

@@ -218,7 +218,8 @@ def test_without_create_graph_the_kernels_run(name, monkeypatch) -> None:
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "gaussian_mmd"])  # its bandwidth is a constant
 def test_the_definition_is_differentiated_twice_as_finite_differences_say(name) -> None:
     function, inputs = FUNCTIONS[name](getattr(reference, name))
-    assert torch.autograd.gradgradcheck(function, [x.double().requires_grad_() for x in inputs])
+    many = sum(x.numel() for x in inputs) > 200  # then along random directions
+    assert torch.autograd.gradgradcheck(function, [x.double().requires_grad_() for x in inputs], fast_mode=many)
 
 
 @needs("missing_draw")
