@@ -44,12 +44,18 @@ STAR = -0.07
 """Where the ideal on complete data stands: beside p = 0, whose points it would cover."""
 
 
+MOST_IN_ONE_PANEL = 6
+"""Runs whose bands can be told apart."""
+COLUMNS = 5
+
+
 def curves(path: Path, results: Results | Sequence[tuple[str, Results]]) -> None:
     """Metrics against the ratio p of missing frames, as PNG.
 
     One line per run with a band of one standard deviation over its seeds, the floor dashed, and the ideal on complete
     data as a star beside p = 0 where it is known. Panels: the headline F1 of scores, and MAE of regressions;
-    one F1 per emotion; F1 of the single label.
+    one F1 per emotion; F1 of the single label. Of more runs than `MOST_IN_ONE_PANEL` each has panels of its own, with
+    the others behind it in grey.
 
     Args:
         path: the PNG to write.
@@ -60,6 +66,9 @@ def curves(path: Path, results: Results | Sequence[tuple[str, Results]]) -> None
     """
     runs = [(results.method, results)] if isinstance(results, Results) else list(results)
     keys = list(dict.fromkeys(key for _, content in runs for key in _curve_keys(Task(content.task))))
+    if len(runs) > MOST_IN_ONE_PANEL:
+        _curves_apart(path, runs, keys)
+        return
     columns = min(2, len(keys))
     rows = -(-len(keys) // columns)
     width = 5.2 * columns if columns > 1 else 6.4
@@ -75,6 +84,39 @@ def curves(path: Path, results: Results | Sequence[tuple[str, Results]]) -> None
             names.append("± standard deviation over seeds")
         figure.suptitle(_shortened(runs[0][1].data), fontsize=12)
         figure.legend(handles, names, loc="outside lower center", ncols=_legend_columns(names, width))
+        save(figure, path)
+
+
+def _curves_apart(path: Path, runs: Sequence[tuple[str, Results]], keys: Sequence[str]) -> None:
+    """A panel for every metric and run that has it; the panels of a metric share their axes."""
+    having = {key: tables.with_metric(key, runs) for key in keys}
+    rows = {key: -(-len(members) // COLUMNS) for key, members in having.items()}
+    with rc_context(STYLE):
+        figure = Figure(figsize=(3.0 * COLUMNS, 2.5 * sum(rows.values()) + 0.7), layout="constrained")
+        grid = figure.add_gridspec(sum(rows.values()), COLUMNS)
+        top = 0
+        for key, members in having.items():
+            first: Axes | None = None
+            for i, (name, results) in enumerate(members):
+                axis = figure.add_subplot(grid[top + i // COLUMNS, i % COLUMNS], sharex=first, sharey=first)
+                first = first or axis
+                for other in (content for _, content in members if content is not results):
+                    p, mean, _ = _points(other, key)
+                    axis.plot(p, mean, color="#c8c8c8", linewidth=1, zorder=2)
+                _curve(axis, 0, name, *_points(results, key))
+                for row in tables.metric_table(key, [(name, results)]).references:
+                    value = row.cells[tables.COLUMNS.index("lav")].mean
+                    if value is not None and row.name.startswith("floor"):
+                        axis.axhline(value, color="#555555", linestyle="--", linewidth=1.2)
+                axis.set_title(_shortened(name, 32), fontsize=11)
+                if i % COLUMNS == 0:
+                    axis.set_ylabel(metrics.title(key) + ("" if metrics.higher_is_better(key) else "\nlower is better"))
+            top += rows[key]
+        figure.suptitle(_shortened(runs[0][1].data), fontsize=12)
+        figure.supxlabel(
+            "ratio p of missing frames; ± standard deviation over seeds; the others in grey, the floor dashed",
+            fontsize=11,
+        )
         save(figure, path)
 
 
@@ -142,8 +184,8 @@ def _confusion_panel(axis: Axes, title: str, matrix: Confusion | None, rows: Seq
         axis.set_yticks(ticks, rows, fontsize=small)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 70 else text[:69] + "…"
+def _shortened(text: str, most: int = 70) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _curve_keys(task: Task) -> list[str]:
@@ -158,18 +200,25 @@ def _curve_panel(axis: Axes, key: str, runs: Sequence[tuple[str, Results]]) -> N
     for i, (name, results) in enumerate(runs):
         if key not in metrics.keys(Task(results.task)):
             continue
-        known = [(point.p, point.metrics[key]) for point in results.sweep if key in point.metrics]
-        points = [(q, s.mean, s.std or 0.0) for q, s in known if s.mean is not None]
-        p, mean, deviation = np.array(points).reshape(-1, 3).T
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
-        axis.plot(p, mean, color=colour, marker=marker, markersize=5, linewidth=1.8, label=name, zorder=3)
-        axis.fill_between(p, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
+        _curve(axis, i, name, *_points(results, key))
     axis.set(
         xlabel="ratio p of missing frames",
         title=metrics.title(key) + ("" if metrics.higher_is_better(key) else ", lower is better"),
         xlim=(STAR - 0.03, 1.03),
         xticks=np.linspace(0, 1, 6),
     )
+
+
+def _points(results: Results, key: str) -> np.ndarray:
+    """Ratio, mean and standard deviation of a metric at every point of a sweep, `[3, P]`."""
+    known = [(point.p, point.metrics[key]) for point in results.sweep if key in point.metrics]
+    return np.array([(p, s.mean, s.std or 0.0) for p, s in known if s.mean is not None]).reshape(-1, 3).T
+
+
+def _curve(axis: Axes, i: int, name: str, p: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> None:
+    colour, marker = COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
+    axis.plot(p, mean, color=colour, marker=marker, markersize=5, linewidth=1.8, label=name, zorder=3)
+    axis.fill_between(p, mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
 
 
 def _draw_references(axis: Axes, key: str, runs: Sequence[tuple[str, Results]]) -> None:

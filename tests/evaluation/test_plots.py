@@ -60,13 +60,30 @@ def test_the_star_covers_no_point(tmp_path, simulate, monkeypatch):
             assert axis.transAxes.transform((0, 0))[0] < centre - 0.8 * radii[1]
 
 
-def test_ten_runs_look_different(tmp_path, simulate, monkeypatch):
+def test_six_runs_look_different(tmp_path, simulate, monkeypatch):
     figures = []
     monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
-    plots.curves(tmp_path / "c.png", [(f"run {i}", simulate(seeds=(1,))) for i in range(10)])
-    lines = figures[0].axes[0].get_lines()[:10]
-    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 10
+    plots.curves(tmp_path / "c.png", [(f"run {i}", simulate(seeds=(1,))) for i in range(6)])
+    lines = figures[0].axes[0].get_lines()[:6]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 6
     assert "± standard deviation over seeds" not in [t.get_text() for t in figures[0].legends[0].get_texts()]
+
+
+def test_more_runs_have_panels_of_their_own(tmp_path, simulate, monkeypatch):
+    """One that classifies has no MAE; one was not evaluated over ratios."""
+    figures = []
+    save = plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    runs = [(f"run {i}", simulate(noise=0.1 * i)) for i in range(5)]
+    runs += [("classes", simulate(task="classification-2")), ("none", simulate().model_copy(update={"sweep": []}))]
+    plots.curves(tmp_path / "c.png", runs)
+    scores = [name for name, _ in runs if name != "classes"]
+    assert [axis.get_title() for axis in figures[0].axes] == [*(name for name, _ in runs), *scores]
+    for axis, (_, run) in zip(figures[0].axes, runs, strict=False):
+        (own,) = [line for line in axis.get_lines() if line.get_marker() == plots.MARKERS[0]]
+        np.testing.assert_allclose(own.get_ydata(), [s.metrics["f1_non0"].mean for s in run.sweep])
+        assert len(axis.get_lines()) == len(runs) + 1  # and the floor
+    assert imread(tmp_path / "c.png").ndim == 3
 
 
 @pytest.mark.parametrize(("task", "panels", "classes"), [("regression", 7, 7), ("emotions-binary", 28, 2)])
