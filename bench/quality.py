@@ -7,11 +7,13 @@ from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from fastmmkd.engine.suite import slug
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation import folds, report, tables
 from fastmmkd.evaluation.report import Run
-from fastmmkd.evaluation.significance import holm
+from fastmmkd.evaluation.significance import holm, paired_test
 from fastmmkd.files import make_directory, read_json
 from fastmmkd.methods import METHODS
 from fastmmkd.run_folder import RESULTS_FILE, RUN_FILE
@@ -89,7 +91,7 @@ def parts() -> dict[str, str]:
     compared = {"methods": methods_table(STUDY), "fresh": methods_table(FRESH)}
     f1 = {data: table_of_methods(data) for data in COMPARISONS}
     errors = {f"{data}_mae": errors_of_methods(data) for data in COMPARISONS}
-    return studies | compared | f1 | errors
+    return studies | compared | f1 | errors | {"losses": losses_table()}
 
 
 def study_table(draw: str, method: str) -> str:
@@ -120,6 +122,41 @@ def methods_table(draw: str) -> str:
         return NOT_YET
     own = [(m, run) for m in methods for run in runs if run[0].startswith(f"{m[0]} ")]
     return _table(records, "f1_non0") + "\n" + _differences(own + list(combinations(methods, 2)), "f1_non0")
+
+
+def losses_table() -> str:
+    """What every row of the ablation tables lacks, by method: the full method against it, on both draws together."""
+    rows, tests = [], []
+    for method, names in ABLATIONS.items():
+        full, *others = names
+        for name in others:
+            by_draw = {draw: _differences_on(draw, method, full, name) for draw in DRAWS}
+            if not any(by_draw.values()):
+                continue
+            together = [x for differences in by_draw.values() for x in differences]
+            test = paired_test(together, [0.0] * len(together))
+            means = [_signed(float(np.mean(x)) if x else None) for x in by_draw.values()]
+            deviation = f"{np.std(together, ddof=1):.2f}" if len(together) > 1 else tables.NONE
+            rows.append([f"{full} − {name}", *means, _signed(test.mean_difference), deviation])
+            tests.append(test)
+    if not rows:
+        return NOT_YET
+    corrected = holm([test.t_p for test in tests])
+    rows = [[*row, _p(test.t_p), _p(p), str(test.n)] for row, test, p in zip(rows, tests, corrected, strict=True)]
+    header = ["difference on Avg.", "a draw", "another", "both", "std of pairs", "t-test p", "Holm", "pairs"]
+    return tables.markdown_table(header, rows)
+
+
+def _differences_on(draw: str, method: str, full: str, other: str) -> list[float]:
+    """On "Avg.", of every seed that both have on a draw; none where either was not run."""
+    records = _recorded({name: RECORDS / draw / method / slug(name) for name in (full, other)})
+    if len(records) < 2:
+        return []
+    a, b = (
+        dict(zip(content.seeds, content.average.metrics["f1_non0"].per_seed, strict=True))
+        for _, content in _runs(records)
+    )
+    return [x - y for seed in a if (x := a[seed]) is not None and (y := b.get(seed)) is not None]
 
 
 def table_of_methods(data: str) -> str:

@@ -31,6 +31,7 @@ DOCUMENTS = {
     ROOT / "docs" / "hosts.md": ("volume",),
     ROOT / "docs" / "fidelity.md": literal.names(),
     ROOT / "docs" / "ablations.md": (
+        "losses",
         "methods",
         "fresh",
         *(

@@ -17,6 +17,7 @@ from fastmmkd.evaluation.schema import Results
 UMDF = quality.RECORDS / "study" / "umdf"
 PARTS = (
     *("study_umdf", "study_corrkd", "study_hrlf", "fresh_umdf", "fresh_corrkd", "fresh_hrlf", "methods", "fresh"),
+    "losses",
     *("ict_mmmo", "ict_mmmo_mae", "cmu_mosi", "cmu_mosi_mae", "compare", "compare_mae"),
     *("speed", "whole_steps", "train_steps", "kernels", "epochs", "scaling", "data_path", "parity"),
 )
@@ -155,6 +156,26 @@ class TestOtherRecords:
         self.write(run, content)
         report.main(["--real", str(runs)])
         assert [path.parent.name for path in records.glob("cmu_mosi/**/run.json")] == ["umdf"]
+
+    def test_what_a_loss_adds_is_counted_on_both_draws(self, records: Path, runs: Path) -> None:
+        """Each row of CorrKD's table is the full method less 1 on one draw and less 2 on another, of two seeds."""
+        for draw, less in (("", 1), ("fresh", 2)):
+            for name in ABLATIONS["corrkd"]:
+                of_row = runs / draw / "corrkd" / slug(name)
+                content = results.read(runs / "umdf" / "umdf").model_copy(deep=True, update={"method": "corrkd"})
+                statistic = content.average.metrics["f1_non0"]
+                full = name == next(iter(ABLATIONS["corrkd"]))
+                statistic.per_seed = [x - (0 if full else less + 0.1 * i) for i, x in enumerate(statistic.per_seed)]
+                shutil.rmtree(of_row, ignore_errors=True)
+                self.write(of_row, content)
+        report.main(["--study", str(runs)])
+        (line,) = (line for line in self.parts()["losses"].splitlines() if line.startswith("| CorrKD − w/o SCD"))
+        seeds = len(results.read(UMDF / "umdf").seeds)
+        more = 0.1 * (seeds - 1) / 2
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        assert cells[1:4] == [f"{value:+.2f}" for value in (1 + more, 2 + more, 1.5 + more)]
+        assert float(cells[6].removeprefix("< ")) < 0.05
+        assert cells[7] == str(2 * seeds)
 
     def test_runs_on_different_data_share_no_table(self, records: Path, runs: Path) -> None:
         path = runs / "corrkd" / "corrkd" / "results.json"
