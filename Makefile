@@ -5,7 +5,7 @@ BIN := .venv/bin
 MMMO_DIR ?= ../shared/data/ict_mmmo
 CMU_MOSI_DIR ?= ../shared/data/cmu_mosi
 
-.PHONY: train test setup lint types check test-slow test-hosts real compare full study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme matrix fuzz clean
+.PHONY: train test setup lint types check test-triton test-slow test-hosts real compare full study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme matrix fuzz clean
 
 train: data/demo.h5
 	$(BIN)/python train.py --config configs/demo.json --out runs/demo --resume
@@ -29,6 +29,9 @@ types: setup
 
 check: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+# The parity wall once more, for the Triton kernels, in Triton's interpreter. CI runs it after `make test`.
+test-triton: setup
 	TRITON_INTERPRET=1 FASTMMKD_PARITY=triton OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -W ignore::RuntimeWarning tests/parity
 
 test-slow: setup

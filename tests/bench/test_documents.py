@@ -27,14 +27,19 @@ def test_tables_are_rendered_from_the_records() -> None:
     assert report.main(["--check"]) == 0
 
 
+@pytest.fixture(scope="module")
+def generated() -> dict[str, str]:
+    return report.parts()
+
+
 @pytest.mark.parametrize("part", PARTS)
-def test_render_replaces_only_the_marked_parts(part: str) -> None:
+def test_render_replaces_only_the_marked_parts(part: str, generated: dict[str, str]) -> None:
     (document,) = (path for path, names in report.DOCUMENTS.items() if part in names)
     text = document.read_text(encoding="utf-8")
     marked = rf"(<!-- begin: {part} [^\n]*-->\n).*?(<!-- end: {part} -->)"
     broken = re.sub(marked, r"\1stale\n\2", text, flags=re.DOTALL)
     assert broken != text
-    assert report.render(broken, {part: report.parts()[part]}, document.name) == text
+    assert report.render(broken, {part: generated[part]}, document.name) == text
 
 
 def test_a_part_that_is_missing_is_named() -> None:
