@@ -20,7 +20,7 @@ from fastmmkd.nn.models import models_of
 from tests.handmade import network_of, small_config_of
 from tests.methods.ragged_samples import CPU, DIMS, LONGEST, NORMALISATION, SAMPLES, make_split, resident
 
-BATCH, STEPS = 6, 6
+BATCH, STEPS = 6, 4
 SEEDS = (1, 2)
 SWITCHES = {
     "missing": {"attention_mask": "missing"},
