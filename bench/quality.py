@@ -91,7 +91,8 @@ def parts() -> dict[str, str]:
     compared = {"methods": methods_table(STUDY), "fresh": methods_table(FRESH)}
     f1 = {data: table_of_methods(data) for data in COMPARISONS}
     errors = {f"{data}_mae": errors_of_methods(data) for data in COMPARISONS}
-    return studies | compared | f1 | errors | {"losses": losses_table()}
+    of_folds = {"cmu_mosi_folds": folds_table("cmu_mosi")}
+    return studies | compared | f1 | errors | of_folds | {"losses": losses_table()}
 
 
 def study_table(draw: str, method: str) -> str:
@@ -152,11 +153,8 @@ def _differences_on(draw: str, method: str, full: str, other: str) -> list[float
     records = _recorded({name: RECORDS / draw / method / slug(name) for name in (full, other)})
     if len(records) < 2:
         return []
-    a, b = (
-        dict(zip(content.seeds, content.average.metrics["f1_non0"].per_seed, strict=True))
-        for _, content in _runs(records)
-    )
-    return [x - y for seed in a if (x := a[seed]) is not None and (y := b.get(seed)) is not None]
+    (_, a), (_, b) = _runs(records)
+    return [x - y for _, x, y in report.pairs_on_average(a, b, "f1_non0") if x is not None and y is not None]
 
 
 def table_of_methods(data: str) -> str:
@@ -175,6 +173,21 @@ def errors_of_methods(data: str) -> str:
     records = _records_on(data)
     with_mae = [name for name, _ in tables.with_metric("mae", _runs(records))]
     return _table({name: records[name] for name in with_mae}, "mae") if with_mae else NOT_YET
+
+
+def folds_table(data: str) -> str:
+    """Every method's "Avg." on each fold, mean and standard deviation over its seeds; and the folds' means."""
+    rows, means = [], []
+    for name, content in runs_on(data):
+        values = np.array(content.average.metrics["f1_non0"].per_seed, dtype=np.float64)
+        names = sorted(set(content.folds))
+        of_folds = [values[[fold == of for of in content.folds]] for fold in names]
+        rows.append([name, *(f"{x.mean():.2f} ± {x.std(ddof=1):.2f}" for x in of_folds), f"{values.mean():.2f}"])
+        means.append([*(x.mean() for x in of_folds), values.mean()])
+    if not rows or not names:
+        return NOT_YET
+    rows.append(["mean", *(f"{x:.2f}" for x in np.mean(means, axis=0))])
+    return tables.markdown_table(["F1 non0 (%), Avg.", *names, "all"], rows)
 
 
 def runs_on(data: str) -> list[Run]:

@@ -27,7 +27,14 @@ DOCUMENTS = {
     ROOT / "docs" / "speed.md": ("whole_steps", "train_steps", "kernels", "epochs", "scaling", "data_path"),
     ROOT / "docs" / "parity.md": ("parity",),
     ROOT / "docs" / "full_runs.md": ("full",),
-    ROOT / "docs" / "methods.md": ("features", "cmu_mosi_mae", "compare_mae", "ict_mmmo", "ict_mmmo_mae"),
+    ROOT / "docs" / "methods.md": (
+        "features",
+        "cmu_mosi_mae",
+        "cmu_mosi_folds",
+        "compare_mae",
+        "ict_mmmo",
+        "ict_mmmo_mae",
+    ),
     ROOT / "docs" / "hosts.md": ("volume",),
     ROOT / "docs" / "fidelity.md": literal.names(),
     ROOT / "docs" / "ablations.md": (

@@ -40,12 +40,10 @@ def parts() -> dict[str, str]:
 def overview(newest: dict[tuple[str, str], Record]) -> str:
     """What the README shows: how many times as long as ours the others' whole steps take at real lengths."""
     timed = []
-    for (kind, _), record in newest.items():
-        # One that was cut short, or of which ours is excluded, has nothing to compare.
-        if kind.startswith(STEPS) and train_step.times_as_long(record["variants"]):
-            ours = as_users_take_it({v["name"]: v for v in record["variants"]})
-            if lengths_of(record["workload"]) != FULL:
-                timed.append((record, train_step.times_as_long(record["variants"], ours["name"])))
+    for record in _whole_steps(newest).values():
+        ours = as_users_take_it({v["name"]: v for v in record["variants"]})
+        if lengths_of(record["workload"]) != FULL:
+            timed.append((record, train_step.times_as_long(record["variants"], ours["name"])))
     timed.sort(key=lambda of: of[0]["config"])
     if not timed:
         return NOT_YET
@@ -65,9 +63,7 @@ def headline(newest: dict[tuple[str, str], Record]) -> str:
     """Of every device: whole steps at real lengths, whole steps of samples that are all as long as the longest, and
     the kernels that matter most."""
     bodies, devices = [], list(dict.fromkeys(device for _, device in newest))
-    whole = {key: record for key, record in newest.items() if key[0].startswith(STEPS)}
-    # One that was cut short has nothing to compare.
-    whole = {key: record for key, record in whole.items() if train_step.times_as_long(record["variants"])}
+    whole = _whole_steps(newest)
     for at_real_lengths, what in ((True, REAL), (False, AS_LONG)):
         for device in devices:
             steps = [
@@ -84,6 +80,12 @@ def headline(newest: dict[tuple[str, str], Record]) -> str:
             ratios = table.ratios(kernels | {"benchmarks": chosen})
             bodies.append(f"Kernels, forward and backward, on {records.described(kernels)}.\n\n{ratios}")
     return "\n".join(bodies) or NOT_YET
+
+
+def _whole_steps(newest: dict[tuple[str, str], Record]) -> dict[tuple[str, str], Record]:
+    """Those with something to compare: one that was cut short, or of which ours is excluded, has nothing."""
+    whole = {key: record for key, record in newest.items() if key[0].startswith(STEPS)}
+    return {key: record for key, record in whole.items() if train_step.times_as_long(record["variants"])}
 
 
 def steps_table(steps: list[Record]) -> str:

@@ -308,21 +308,21 @@ def _paired(runs: Sequence[Run], key: str) -> Iterable[tuple[Run, Run]]:
 
 def paired_on_average(a: Results, b: Results, key: str) -> PairedTest:
     """Paired tests of two results on a metric's "Avg.", over the seeds (of each fold) that they have in common."""
-    pairs = _pairs(a, b, key)
+    pairs = pairs_on_average(a, b, key)
     return paired_test([x for _, x, _ in pairs], [y for _, _, y in pairs])
 
 
 def paired_over_folds(a: Results, b: Results, key: str) -> PairedTest:
     """The same over the folds' means."""
     of_folds: dict[str, list[tuple[float, float]]] = {}
-    for fold, x, y in _pairs(a, b, key):
+    for fold, x, y in pairs_on_average(a, b, key):
         if x is not None and y is not None:
             of_folds.setdefault(fold, []).append((x, y))
     means = [np.mean(values, axis=0).tolist() for values in of_folds.values()]
     return paired_test([x for x, _ in means], [y for _, y in means])
 
 
-def _pairs(a: Results, b: Results, key: str) -> list[tuple[str, float | None, float | None]]:
+def pairs_on_average(a: Results, b: Results, key: str) -> list[tuple[str, float | None, float | None]]:
     """Fold and both values on "Avg." of every model that two results have in common."""
     common = [model for model in a.models if model in b.models]
 

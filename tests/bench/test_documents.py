@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench import quality, quality_plots, records, report
@@ -18,7 +19,7 @@ UMDF = quality.RECORDS / "study" / "umdf"
 PARTS = (
     *("study_umdf", "study_corrkd", "study_hrlf", "fresh_umdf", "fresh_corrkd", "fresh_hrlf", "methods", "fresh"),
     "losses",
-    *("ict_mmmo", "ict_mmmo_mae", "cmu_mosi", "cmu_mosi_mae", "compare", "compare_mae"),
+    *("ict_mmmo", "ict_mmmo_mae", "cmu_mosi", "cmu_mosi_mae", "cmu_mosi_folds", "compare", "compare_mae"),
     *("speed", "whole_steps", "train_steps", "kernels", "epochs", "scaling", "data_path", "parity"),
 )
 
@@ -157,6 +158,10 @@ class TestOtherRecords:
             assert held == ["umdf/fold_0", "umdf/fold_1"]
         assert " on MOSI, fold, 2 folds; mean ± standard deviation over seeds " in self.parts()["cmu_mosi"]
         assert f"{', '.join(map(str, content.seeds))} on each of 2 folds; " in self.parts()["cmu_mosi"]
+        header, _, row, _ = self.parts()["cmu_mosi_folds"].splitlines()
+        assert [cell.strip() for cell in header.split("|")[2:5]] == ["fold_0", "fold_1", "all"]
+        average = np.mean(content.average.metrics["f1_non0"].per_seed)
+        assert [float(cell.split("±")[0]) for cell in row.split("|")[2:5]] == pytest.approx([average] * 3, abs=0.01)
         shutil.rmtree(run)
         self.write(run, content)
         report.main(["--real", str(runs)])
