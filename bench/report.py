@@ -23,16 +23,20 @@ from fastmmkd.files import write_text
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = {
-    ROOT / "README.md": ("cmu_mosi", quality.COMPARED, "speed", "status"),
+    ROOT / "README.md": ("cmu_mosi", quality.COMPARED, "speed"),
     ROOT / "docs" / "speed.md": ("whole_steps", "train_steps", "kernels", "epochs", "scaling", "data_path"),
     ROOT / "docs" / "parity.md": ("parity",),
     ROOT / "docs" / "full_runs.md": ("full",),
+    ROOT / "docs" / "gpu.md": ("status",),
     ROOT / "docs" / "methods.md": (
         "features",
+        "cmu_mosi_differences",
         "cmu_mosi_mae",
         "cmu_mosi_folds",
+        "compare_differences",
         "compare_mae",
         "ict_mmmo",
+        "ict_mmmo_differences",
         "ict_mmmo_mae",
     ),
     ROOT / "docs" / "hosts.md": ("volume",),

@@ -1,7 +1,7 @@
-"""The README's table of kernels: what holds up each operation on each provider and architecture.
+"""The table of kernels in docs/gpu.md: what holds up each operation on each provider and architecture.
 
-"parity" was measured on such a device; "interpreted" and "emulated" kernels are held to the same parity wall in `make
-test` without one (Triton's interpreter; csrc/cuda's threads as fibers of a CPU program), and compile for it.
+"parity" was measured on such a device; "interpreted" and "emulated" kernels are held to the same parity wall
+without one (Triton's interpreter; csrc/cuda's threads as fibers of a CPU program), and compile for it.
 """
 
 from __future__ import annotations

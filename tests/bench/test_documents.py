@@ -19,7 +19,8 @@ UMDF = quality.RECORDS / "study" / "umdf"
 PARTS = (
     *("study_umdf", "study_corrkd", "study_hrlf", "fresh_umdf", "fresh_corrkd", "fresh_hrlf", "methods", "fresh"),
     "losses",
-    *("ict_mmmo", "ict_mmmo_mae", "cmu_mosi", "cmu_mosi_mae", "cmu_mosi_folds", "compare", "compare_mae"),
+    *("ict_mmmo", "ict_mmmo_mae", "ict_mmmo_differences", "compare", "compare_mae", "compare_differences"),
+    *("cmu_mosi", "cmu_mosi_mae", "cmu_mosi_folds", "cmu_mosi_differences"),
     *("speed", "whole_steps", "train_steps", "kernels", "epochs", "scaling", "data_path", "parity"),
 )
 
@@ -204,7 +205,7 @@ class TestOtherRecords:
             shutil.copytree(runs / "umdf" / "umdf", runs / "ict_mmmo" / f"{method}_ict_mmmo")
         report.main(["--real", str(runs)])
         assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["ict_mmmo.png"]
-        compared = [line.split("|")[1] for line in self.parts()["ict_mmmo"].splitlines() if " − " in line]
+        compared = [line.split("|")[1] for line in self.parts()["ict_mmmo_differences"].splitlines() if " − " in line]
         assert len(compared) == 4
         assert len({line.split(" − ")[0] for line in compared}) == 1
 
