@@ -11,8 +11,9 @@ import numpy as np
 
 from fastmmkd.engine.suite import slug
 from fastmmkd.errors import UserError
-from fastmmkd.evaluation import folds, report, tables
+from fastmmkd.evaluation import folds, published, report, tables
 from fastmmkd.evaluation.report import Run
+from fastmmkd.evaluation.schema import Results
 from fastmmkd.evaluation.significance import holm, paired_test
 from fastmmkd.files import make_directory, read_json
 from fastmmkd.methods import METHODS
@@ -127,8 +128,9 @@ def methods_table(draw: str) -> str:
 
 
 def losses_table() -> str:
-    """What every row of the ablation tables lacks, by method: the full method against it, on both draws together."""
-    rows, tests = [], []
+    """What every row of the ablation tables lacks, by method: the full method against it, on both draws together, and
+    what its paper has on real MOSI."""
+    rows, tests, printed = [], [], _published_differences()
     for method, names in ABLATIONS.items():
         full, *others = names
         for name in others:
@@ -139,14 +141,40 @@ def losses_table() -> str:
             test = paired_test(together, [0.0] * len(together))
             means = [_signed(float(np.mean(x)) if x else None) for x in by_draw.values()]
             deviation = f"{np.std(together, ddof=1):.2f}" if len(together) > 1 else tables.NONE
-            rows.append([f"{full} − {name}", *means, _signed(test.mean_difference), deviation])
+            rows.append(
+                [
+                    f"{full} − {name}",
+                    _signed(printed.get((full, name))),
+                    *means,
+                    _signed(test.mean_difference),
+                    deviation,
+                ]
+            )
             tests.append(test)
     if not rows:
         return NOT_YET
     corrected = holm([test.t_p for test in tests])
     rows = [[*row, _p(test.t_p), _p(p), str(test.n)] for row, test, p in zip(rows, tests, corrected, strict=True)]
-    header = ["difference on Avg.", "a draw", "another", "both", "std of pairs", "t-test p", "Holm", "pairs"]
+    header = [
+        "difference on Avg.",
+        "paper, MOSI",
+        "a draw",
+        "another",
+        "both",
+        "std of pairs",
+        "t-test p",
+        "Holm",
+        "pairs",
+    ]
     return tables.markdown_table(header, rows)
+
+
+def _published_differences() -> dict[tuple[str, str], float]:
+    """(Method, row of its ablation table) -> how far the row is below the method on "Avg." in the method's paper."""
+    rows = [row for row in published.shipped().rows if row.paper == row.method and row.metric == "f1_non0"]
+    full = {(row.method, row.data): row.values["average"] for row in rows if row.variant is None}
+    ablated = [(row, row.variant) for row in rows if row.variant is not None]
+    return {(row.method, variant): full[row.method, row.data] - row.values["average"] for row, variant in ablated}
 
 
 def _differences_on(draw: str, method: str, full: str, other: str) -> list[float]:
@@ -270,7 +298,17 @@ def _table(records: dict[str, Path], key: str) -> str:
     tasks = {name: content.task for name, content in runs}
     if len(set(tasks.values())) > 1:
         facts.append(f"trained for {_stated(tasks)}")
+    learnt_nothing = [
+        f"{name} {_at_floor(content)} of {len(content.seeds)}" for name, content in runs if _at_floor(content)
+    ]
+    if learnt_nothing:
+        facts.append(f"no better than a constant on validation: {', '.join(learnt_nothing)}")
     return f"{table.title} on {runs[0][1].data}; {'; '.join(facts)}.\n\n{tables.markdown_metric(table)}"
+
+
+def _at_floor(content: Results) -> int:
+    """How many models have a phase that ended at the floor."""
+    return sum(any(of_model) for of_model in zip(*content.at_floor.values(), strict=True))
 
 
 def _stated(facts: dict[str, str]) -> str:

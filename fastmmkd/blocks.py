@@ -73,6 +73,18 @@ class ModelBlock(Block):
     """After the embedding and on every residual branch, in training (no paper mentions dropout)."""
 
 
+class UnplacedModel(ModelBlock):
+    """A network without position codes: recurrences and mixers know the order of frames."""
+
+    positions: Literal["first"] = "first"
+
+
+class MaskedOnceModel(UnplacedModel):
+    """One that masks missing frames where it reads the features, and has no later layers that attend to them."""
+
+    masked_layers: Literal["all"] = "all"
+
+
 class AttentionModel(ModelBlock):
     """A network of multi-head attention."""
 

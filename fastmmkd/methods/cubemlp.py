@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from fastmmkd.blocks import LARGEST_WIDTH, Config, ModelBlock
+from fastmmkd.blocks import LARGEST_WIDTH, Config, MaskedOnceModel
 from fastmmkd.data.batches import Batch, Inputs, Kept, ResidentSplit, View, by_layer
 from fastmmkd.errors import UserError
 from fastmmkd.methods.baselines import BaselineLoss, task_errors
@@ -44,7 +44,7 @@ AXES: dict[Axis, int] = {"time": 2, "modality": 3, "channel": 4}
 """Where they are in a batch of cubes `[S, B, T, 3, d]`, in the order in which a block mixes them."""
 
 
-class CubemlpModel(ModelBlock):
+class CubemlpModel(MaskedOnceModel):
     """CubeMLP's network."""
 
     width: int = Field(default=40, gt=1, le=LARGEST_WIDTH)

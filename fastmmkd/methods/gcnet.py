@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
-from fastmmkd.blocks import MOST_LAYERS, Config, ModelBlock
+from fastmmkd.blocks import MOST_LAYERS, Config, UnplacedModel
 from fastmmkd.data.batches import Batch, Inputs, ResidentSplit, View, by_layer
 from fastmmkd.errors import UserError
 from fastmmkd.methods.baselines import BaselineLoss, mean_where, task_errors
@@ -42,7 +42,7 @@ LANGUAGE = 0
 """The modality whose frames are the nodes."""
 
 
-class GcnetModel(ModelBlock):
+class GcnetModel(UnplacedModel):
     """GCNet's network. It has no positions, and no attention: what `attention_mask` masks are no nodes."""
 
     attention_mask: Literal["missing", "padding", "none"] = "padding"

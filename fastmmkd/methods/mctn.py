@@ -28,7 +28,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from fastmmkd.blocks import Config, ModelBlock
+from fastmmkd.blocks import Config, MaskedOnceModel
 from fastmmkd.data.batches import Batch, Inputs, Kept, View, by_layer
 from fastmmkd.methods.baselines import BaselineLoss, mean_where, of_rows, task_errors
 from fastmmkd.methods.method import FeatureDims, Method, Network, PhaseSpec
@@ -47,9 +47,13 @@ CHAINS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
 """Source, first and second target of each chain: indices of language, audio, visual."""
 
 
-class MctnModel(ModelBlock):
+class MctnModel(MaskedOnceModel):
     """MCTN's network; `dropout` is on what the input adapters make."""
 
+    readout: Literal["attention", "last"] = "attention"
+    """What the head reads. attention: `sum_t alpha_t R_t`, as in the code, whose sequences are the words of what is
+    labelled. last: R at the last frame that counts, for data whose frames are utterances and whose label is the last
+    one's; of twenty frames tanh lets it have 28 % of the weight at most (decision)."""
     second_level: bool = True
     """False: "w/o second level", the first encoding predicts, and the third modality is not translated into."""
     literal_decoder: bool = False
@@ -139,7 +143,7 @@ class Made(NamedTuple):
     second: torch.Tensor
     """Z `[S, R, d]`; H without a second level."""
     vector: torch.Tensor
-    """`sum_t alpha_t R_t`, `[S, B, d]`, what the head reads."""
+    """`sum_t alpha_t R_t`, or the last R, `[S, B, d]`: what the head reads."""
 
 
 class Chain(nn.Module):
@@ -151,6 +155,7 @@ class Chain(nn.Module):
         super().__init__()
         self.source, self.target, self.last = of
         self.task, self.weights, self.has_second_level = task, loss, model.second_level
+        self.readout = model.readout
         d, literal = model.width, model.literal_decoder
         d_source, d_target, d_last = (feature_dims[m] for m in of)
         self.adapter, self.dropout = GroupedLinear((1,), d_source, d), Dropout(model.dropout)
@@ -164,17 +169,20 @@ class Chain(nn.Module):
             if loss.lambda_second:
                 self.second_decoder = Decoder(d, (d_last,), literal)
         self.regressor = Recurrence("lstm", d, d)
-        self.attention = GroupedLinear((1,), d, 1)
+        if model.readout == "attention":
+            self.attention = GroupedLinear((1,), d, 1)
         self.head = GroupedLinear((1,), d, task.outputs)
 
     def forward(self, inputs: Inputs, draw: DrawKeys | None = None) -> Made:
-        """`H = E_1(X)`, `Z = E_2(H)`, `R = LSTM(Z)`, `alpha = softmax_t tanh(v R_t)`."""
+        """`H = E_1(X)`, `Z = E_2(H)`, `R = LSTM(Z)`, `alpha = softmax_t tanh(v R_t)`, or 1 at the last frame."""
         layout, mask = inputs.layouts[self.source], by_layer(inputs.masks)[0][self.source]
         adapted = self.dropout(self.adapter(inputs.features[self.source]), layout, draw)
         encoded = _both(self.encoder, adapted, mask, layout)
         second = _both(self.second_encoder, encoded, mask, layout) if self.has_second_level else encoded
-        (states,) = self.regressor(second, mask, layout).outputs
-        vector = attentive_mean(states, self.attention(states).tanh(), mask, layout)
+        read = self.regressor(second, mask, layout)
+        (states,), (vector,) = read.outputs, read.last
+        if self.readout == "attention":
+            vector = attentive_mean(states, self.attention(states).tanh(), mask, layout)
         return Made(encoded, second, vector)
 
     def losses(self, made: Made, vector: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Parts]:
@@ -279,6 +287,7 @@ METHOD = Method(
         "w/o cycle": ["loss.lambda_cycle=0.0"],
         "w/o second level": ["model.second_level=false"],
         "literal decoder": ["model.literal_decoder=true"],
+        "last frame": ["model.readout=last"],
         "+ missing training": ["missing.enabled=true"],
         "masked": ["model.attention_mask=missing"],
     },

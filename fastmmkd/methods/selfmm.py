@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
-from fastmmkd.blocks import LARGEST_WIDTH, Config, ModelBlock
+from fastmmkd.blocks import LARGEST_WIDTH, Config, MaskedOnceModel
 from fastmmkd.data.batches import Batch, Inputs, Kept, ResidentSplit, View, by_layer
 from fastmmkd.distributed import gather_rows
 from fastmmkd.labels import SCORE_LIMITS
@@ -46,7 +46,7 @@ NEAR = 1e-8
 """Added to what distances and their differences are divided by."""
 
 
-class SelfmmModel(ModelBlock):
+class SelfmmModel(MaskedOnceModel):
     """Self-MM's network."""
 
     fusion_width: int = Field(default=128, gt=0, le=LARGEST_WIDTH)

@@ -82,7 +82,9 @@ def encoded(chain: Chain, sample: Sample) -> tuple[Frames, Frames, torch.Tensor]
     counts = sample.counts[chain.source].tolist()
     h = both(chain.encoder, [linear(chain.adapter, x) for x in sample.features[chain.source]], counts)
     z = both(chain.second_encoder, h, counts) if chain.has_second_level else h
-    (r,), _ = literal(chain.regressor, torch.stack(z), torch.tensor(counts))
+    (r,), (last,) = literal(chain.regressor, torch.stack(z), torch.tensor(counts))
+    if chain.readout == "last":
+        return h, z, last
     return h, z, attended(list(r), [linear(chain.attention, x)[0].tanh() for x in r], counts)
 
 
@@ -123,6 +125,8 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "w/o cycle": ({}, {"lambda_cycle": 0.0}),
     "w/o second level": ({"second_level": False}, {}),
     "masked": ({"attention_mask": "missing"}, {}),
+    "last frame": ({"readout": "last"}, {}),
+    "last frame, masked": ({"readout": "last", "attention_mask": "missing"}, {}),
 }
 
 

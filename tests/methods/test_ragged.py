@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -35,9 +35,20 @@ def split(request: pytest.FixtureRequest) -> Split:
     return make_split(request.param)
 
 
-@pytest.fixture(params=SWITCHES)
-def model(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return SWITCHES[request.param]
+def takes(method: str, model: dict[str, Any]) -> bool:
+    """Whether a method's networks have such a switch."""
+    fields = METHODS[method].config.model_fields["model"].annotation.model_fields  # type: ignore[union-attr]
+    return all(value in get_args(fields[key].annotation) for key, value in model.items())
+
+
+FORMS = [(method, name) for method in METHODS for name, model in SWITCHES.items() if takes(method, model)]
+
+
+@pytest.fixture(params=FORMS, ids="-".join)
+def form(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """A method, and one of the switches that it has."""
+    method, name = request.param
+    return method, SWITCHES[name]
 
 
 @pytest.fixture(params=METHODS)
@@ -97,7 +108,8 @@ def assert_same_training(a: Any, b: Any) -> None:
     torch.testing.assert_close(a[0], b[0], rtol=1e-10, atol=1e-10)
 
 
-def test_training_does_not_depend_on_padding_or_on_rows_of_nobody(method, split, model) -> None:
+def test_training_does_not_depend_on_padding_or_on_rows_of_nobody(form, split) -> None:
+    method, model = form
     config, steps = config_of(method, model), STEPS if model == SWITCHES["missing"] else 2
     ragged, *others = (
         trained(objective_of(split, config, padded, room=room), torch.optim.SGD, 0.01, steps)
@@ -133,8 +145,9 @@ def test_nor_do_umdfs_other_forms(split, model) -> None:
 
 
 @pytest.mark.parametrize("p", [0.0, 0.5])
-def test_a_prediction_depends_on_its_own_sample_alone(method, split, model, p) -> None:
+def test_a_prediction_depends_on_its_own_sample_alone(form, split, p) -> None:
     """Not on how long the others are, on their order or number, or on padding."""
+    method, model = form
     config = config_of(method, model)
     network = network_of(config, DIMS, seed=1).double().eval()
     of_rows, of_padding = resident(split, config), resident(split, config, padded=True)
@@ -159,8 +172,9 @@ def test_a_prediction_depends_on_its_own_sample_alone(method, split, model, p) -
 
 
 @torch.no_grad()
-def test_nor_on_the_other_subsets_of_modalities(method, split, model) -> None:
+def test_nor_on_the_other_subsets_of_modalities(form, split) -> None:
     """Those that a sample lacks a part of, too."""
+    method, model = form
     config = config_of(method, model)
     network, of = network_of(config, DIMS, seed=1).double().eval(), resident(split, config)
     subsets = [condition_modalities(condition) for condition in CONDITIONS]
@@ -170,8 +184,9 @@ def test_nor_on_the_other_subsets_of_modalities(method, split, model) -> None:
         torch.testing.assert_close(predictions, alone, rtol=1e-10, atol=1e-10)
 
 
-def test_a_prediction_does_not_depend_on_the_samples_of_its_split(method, split, model) -> None:
+def test_a_prediction_does_not_depend_on_the_samples_of_its_split(form, split) -> None:
     """Where the longest are left out, or come in."""
+    method, model = form
     config = config_of(method, model)
     network = network_of(config, DIMS, seed=1).double().eval()
     short = np.flatnonzero(split.lengths.max(axis=1) <= 4)
@@ -187,7 +202,8 @@ def test_a_prediction_does_not_depend_on_the_samples_of_its_split(method, split,
         torch.testing.assert_close(alone, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_a_prediction_does_not_depend_on_rows_of_nobody(method, split, model) -> None:
+def test_a_prediction_does_not_depend_on_rows_of_nobody(form, split) -> None:
+    method, model = form
     config = config_of(method, model)
     network = network_of(config, DIMS, seed=1).double().eval()
     of, rows = resident(split, config), torch.arange(BATCH)[None]
