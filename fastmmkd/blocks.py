@@ -194,6 +194,8 @@ class EvalBlock(Block):
     def _ratios(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if len(value) > LONGEST_SWEEP or not all(0 <= p <= 1 for p in value):
             raise ValueError(f"expected ratios between 0 and 1, at most {LONGEST_SWEEP} of them")
+        if len(set(value)) < len(value):
+            raise ValueError("expected every ratio once")
         return value
 
 

@@ -151,12 +151,13 @@ def _register_masks(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 def _run_masks(args: argparse.Namespace) -> int:
     from fastmmkd.config import command_overrides, load_config
+    from fastmmkd.data.single_label import single_labelled
     from fastmmkd.data.training_file import read_data
     from fastmmkd.evaluation.masks import export
     from fastmmkd.files import make_directory
 
     config = load_config(args.config, command_overrides([], args.data, None))
-    dataset = read_data(Path(config.data.path))
+    dataset = single_labelled(read_data(Path(config.data.path)), config.task, config.data.ambiguous)
     make_directory(args.out.parent)
     export(config, dataset, args.out)
     samples, ratios = len(dataset.splits["test"]), ", ".join(f"{p:g}" for p in config.eval.sweep)

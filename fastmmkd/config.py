@@ -86,6 +86,8 @@ def parse_config(raw: dict[str, Any], name: str = "config") -> Config:
     from fastmmkd.methods import METHODS  # and torch with them
 
     method = raw.get("method")
+    if "method" not in raw and not any(nearest(key, ["method"]) for key in raw if key not in Config.model_fields):
+        raise UserError(f"{name}: method: missing; expected one of {', '.join(METHODS)}")
     if "method" in raw and not (isinstance(method, str) and method in METHODS):
         hint = nearest(str(method), METHODS)
         raise UserError(f"{name}: method: expected one of {', '.join(METHODS)}, got {shown(method)}{hint}")

@@ -98,6 +98,7 @@ EXPECTED = [
     ("missing.p_max", 1.5, "missing.p_max: expected a number less than or equal to 1, got 1.5"),
     ("loss.lambda_fea", float("inf"), "loss.lambda_fea: expected a finite number, got Infinity"),
     ("eval.sweep", [0.0, 1.1], "eval.sweep: expected ratios between 0 and 1, at most 1000 of them"),
+    ("eval.sweep", [0.5, 0, 0.5], "eval.sweep: expected every ratio once"),
     ("train.device", "gpu", "train.device: expected 'auto', 'cpu' or 'cuda', got \"gpu\""),
     ("model.dropout", 1, "model.dropout: expected a number less than 1, got 1"),
     ("model.dropout", -0.1, "model.dropout: expected a number greater than or equal to 0, got -0.1"),
@@ -160,7 +161,7 @@ def test_fp16_needs_a_gpu_and_excludes_bf16() -> None:
     assert complaint(raw) == ("my.json: deepspeed.bf16.enabled: fp16 and bf16 are both on; expected one of them")
 
 
-@pytest.mark.parametrize("key", ["method", "data", "train", "deepspeed", "train.task", "data.path"])
+@pytest.mark.parametrize("key", ["data", "train", "deepspeed", "train.task", "data.path"])
 def test_a_missing_key_is_named(key: str) -> None:
     raw = copy.deepcopy(MINIMAL)
     node = raw
@@ -169,6 +170,12 @@ def test_a_missing_key_is_named(key: str) -> None:
         node = node[parent]
     del node[last]
     assert complaint(raw) == f"my.json: {key}: missing"
+
+
+def test_without_a_method_nothing_else_is_judged() -> None:
+    raw = {key: value for key, value in MINIMAL.items() if key != "method"}
+    expected = f"my.json: method: missing; expected one of {', '.join(METHODS)}"
+    assert complaint(raw) == complaint(raw | {"model": {"heads": 4}}) == expected
 
 
 def test_a_required_key_that_is_misspelt_is_named_as_it_is_written() -> None:

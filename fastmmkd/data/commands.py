@@ -85,6 +85,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def run_import(args: argparse.Namespace) -> int:
     """`fastmmkd data import`: import, write, say what was written and cleaned."""
     from rich.console import Console
+    from rich.markup import escape
 
     from fastmmkd.data.importers import import_dataset
 
@@ -94,7 +95,7 @@ def run_import(args: argparse.Namespace) -> int:
         raise UserError(f"--by {args.by}: expected --resplit SEED with it, splits are the source's")
     make_directory(args.out.parent)  # before the long part, not after it
     console = Console()
-    with console.status(f"reading {args.source}"):
+    with console.status(escape(f"reading {args.source}")):
         dataset = import_dataset(args.format, args.source, args.resplit, args.by, args.labels, args.clip_labels)
     try:
         _write(console, dataset, args, only_predicted=args.format == "samples")
@@ -132,9 +133,11 @@ def run_synth(args: argparse.Namespace) -> int:
 
 
 def _write(console: Console, dataset: Dataset, args: argparse.Namespace, only_predicted: bool = False) -> None:
+    from rich.markup import escape
+
     from fastmmkd.data import store
 
-    with console.status(f"writing {args.out}"):
+    with console.status(escape(f"writing {args.out}")):
         write = store.write_samples if only_predicted else store.write
         written = write(dataset, args.out, args.dtype)
     sizes = "/".join(str(len(split)) for split in written.splits.values())
@@ -142,12 +145,12 @@ def _write(console: Console, dataset: Dataset, args: argparse.Namespace, only_pr
         f"{m} {frames} x {width}"
         for m, frames, width in zip(MODALITIES, written.longest, written.feature_dims, strict=True)
     )
-    console.print(f"wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)", soft_wrap=True, highlight=False)
-    console.print(
-        f"  {sizes} samples ({'/'.join(written.splits)}); longest x features: {shapes}", soft_wrap=True, highlight=False
-    )
-    for line in cleaned(written):
-        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
+    for line in (
+        f"wrote {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)",
+        f"  {sizes} samples ({'/'.join(written.splits)}); longest x features: {shapes}",
+        *(f"  {line}" for line in cleaned(written)),
+    ):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def cleaned(dataset: Dataset) -> list[str]:

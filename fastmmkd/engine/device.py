@@ -153,6 +153,8 @@ def start_deepspeed(placement: Placement, log_file: Path) -> Any:
 
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
+            if isinstance(handler, logging.FileHandler):  # of a run before
+                handler.close()
         to_file = logging.FileHandler(log_file)
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         to_screen = logging.StreamHandler(sys.__stderr__)

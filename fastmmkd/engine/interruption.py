@@ -12,7 +12,10 @@ from fastmmkd.distributed import world_size
 
 
 class InterruptionWatch:
-    """While entered, SIGINT and SIGTERM are remembered instead of acted on; a second SIGINT stops at once."""
+    """While entered, SIGINT and SIGTERM are remembered instead of acted on; a second SIGINT stops at once.
+
+    One within another knows what that one remembers, and leaves it what it has remembered itself.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -21,6 +24,7 @@ class InterruptionWatch:
     def __enter__(self) -> InterruptionWatch:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._remember)
+        self.requested = any(outer.requested for outer in self._outer())
         return self
 
     def __exit__(
@@ -28,6 +32,12 @@ class InterruptionWatch:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        for outer in self._outer():
+            outer.requested |= self.requested
+
+    def _outer(self) -> list[InterruptionWatch]:
+        watches = (getattr(handler, "__self__", None) for handler in self._previous.values())
+        return [watch for watch in watches if isinstance(watch, InterruptionWatch)]
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

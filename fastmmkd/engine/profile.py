@@ -66,7 +66,8 @@ def profile_config(config: Config, steps: int, out: Path) -> None:
     measured = profile_steps(config, steps, out)
     for table in tables(measured):
         console.print(table)
-    console.print(f"{out / 'trace.json'}: for chrome://tracing or ui.perfetto.dev", soft_wrap=True, highlight=False)
+    where = f"{out / 'trace.json'}: for chrome://tracing or ui.perfetto.dev"
+    console.print(where, soft_wrap=True, highlight=False, markup=False)
 
 
 def profile_steps(config: Config, steps: int, out: Path) -> Profile:

@@ -19,6 +19,7 @@ from fastmmkd.engine.interruption import InterruptionWatch
 from fastmmkd.engine.phases import phases_of
 from fastmmkd.errors import UserError
 from fastmmkd.evaluation.protocol import Evaluator
+from fastmmkd.methods import METHODS
 
 
 @dataclass
@@ -63,7 +64,7 @@ def check(config: Config, dataset: Dataset) -> None:
     """Refuse what would only fail after the first steps, or not at all.
 
     Raises:
-        UserError: labels, metric or sizes of the data do not fit the config.
+        UserError: labels, metric, sizes or lengths of the data do not fit the config.
     """
     train, batch_size, path = dataset.splits["train"], config.train.batch_size, dataset.path
     check_fit(config, dataset.label_kind, len(train), path)
@@ -74,5 +75,6 @@ def check(config: Config, dataset: Dataset) -> None:
                 f"train.batch_size: {batch_size}, but {path} has {rows} complete training samples for the {spec.name}; "
                 "expected at most that, or teacher.incomplete_samples=true"
             )
+    METHODS[config.method].check(config, dataset.splits)
     if batch_size % world_size():
         raise UserError(f"train.batch_size: {batch_size} does not divide by {world_size()} processes")

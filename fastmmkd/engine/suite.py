@@ -16,9 +16,10 @@ from fastmmkd.config import command_overrides, load_config, read_config
 from fastmmkd.data.single_label import single_labelled
 from fastmmkd.data.training_file import read_data, read_data_header
 from fastmmkd.engine.checks import check_fit
-from fastmmkd.errors import UserError
+from fastmmkd.errors import Interrupted, UserError
 from fastmmkd.evaluation.commands import papers_asked_for
-from fastmmkd.run_folder import is_evaluated, seed_directory
+from fastmmkd.evaluation.folds import folders
+from fastmmkd.run_folder import RUN_FILE, is_evaluated, seed_directory
 
 if TYPE_CHECKING:
     from fastmmkd.evaluation.report import AgainstPapers
@@ -136,7 +137,8 @@ def on_folds(members: Sequence[Member], args: argparse.Namespace) -> list[Member
     """Every member on every fold.
 
     Raises:
-        UserError: `--data` besides, fewer than two folds, or two whose names are the same.
+        UserError: `--data` besides, fewer than two folds, or two whose names are the same; a member's folder that holds
+            a run by itself, or runs on other folds.
     """
     if args.data:
         raise UserError("--folds: the folds are the data, expected no --data")
@@ -145,6 +147,12 @@ def on_folds(members: Sequence[Member], args: argparse.Namespace) -> list[Member
         raise UserError(f"--folds {' '.join(map(str, args.folds))}: expected two or more files of different names")
     of_folds = []
     for member in members:
+        if (member.folder / RUN_FILE).exists():
+            raise UserError(f"{member.folder}: holds a run of its own; expected another --out for runs on folds")
+        if others := sorted(folder.name for folder in folders(member.folder) if folder.name not in names):
+            raise UserError(
+                f"{member.folder}: holds a run on {others[0]}, too; expected it among --folds, or another --out"
+            )
         for fold in args.folds:
             data = member.config.data.model_copy(update={"path": str(fold)})
             config = member.config.model_copy(update={"data": data})
@@ -178,6 +186,7 @@ def train_and_report(members: Sequence[Member], out: Path, papers: AgainstPapers
             check_fit(member.config, headers[path].label_kind, headers[path].samples["train"], path)
 
     # Imported only now: what was refused so far did not need torch.
+    from fastmmkd.engine.interruption import InterruptionWatch
     from fastmmkd.engine.run import train_run
     from fastmmkd.engine.session import check
     from fastmmkd.evaluation.commands import print_headline
@@ -191,12 +200,15 @@ def train_and_report(members: Sequence[Member], out: Path, papers: AgainstPapers
     for member in members:
         print(f"{member.title}: {plan(member)}", flush=True)
     failed: dict[str, UserError] = {}
-    for member in members:
-        try:
-            train_run(member.config, member.folder, resume=True, teacher=trained_teachers(member))
-        except UserError as error:
-            failed[member.title] = error
-            print(f"{member.title}: failed: {error}", flush=True)
+    with InterruptionWatch() as watch:
+        for member in members:
+            try:
+                train_run(member.config, member.folder, resume=True, teacher=trained_teachers(member))
+            except UserError as error:
+                failed[member.title] = error
+                print(f"{member.title}: failed: {error}", flush=True)
+            if watch.requested:  # while it was evaluated, when there was nothing to save
+                raise Interrupted
     lost = {member.name for member in members if member.title in failed}  # without a fold, the others say less
     trained = list({member.name: member for member in members if member.name not in lost}.values())
     if trained:

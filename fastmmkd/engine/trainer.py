@@ -81,6 +81,7 @@ class Trainer:
                 load_checkpoint(self.engine, self.checkpoints, checkpoint)
             self._check_models()
         constants = dict(zip(phase.scenarios, session.valid.constants(list(phase.scenarios.values())), strict=True))
+        self._check_samples(constants)
         floor = mean_over_conditions(constants, session.select)
         self.books = [SeedBook(session, phase, i, progress, floor) for i, progress in enumerate(self.progress)]
         if self.live:  # for more epochs than those that were finished
@@ -97,6 +98,15 @@ class Trainer:
         self.usage = Usage(device)
         self.watched: Callable[[str], AbstractContextManager[Any]] = nullcontext
         self.step = STEPS[mode](self.engine, self.objective, session.placement.clip_each, session.say)
+
+    def _check_samples(self, constants: dict[str, Outcome]) -> None:
+        """Refuse a phase whose checkpoint is to be chosen on samples that the validation split does not have."""
+        if not any(outcome.samples for outcome in constants.values()):
+            raise UserError(
+                f"train.select_on: no validation sample of {self.session.dataset.path} has what the checkpoint of the "
+                f"{self.phase.spec.name} is chosen on ({', '.join(constants)}); expected train.select_on=missing, "
+                "teacher.incomplete_samples=true for a teacher, or other data"
+            )
 
     def _initialize(self, module: Trainable) -> Any:
         """DeepSpeed's engine; what it objects to in its part of the config becomes one line."""

@@ -75,11 +75,17 @@ def find_world(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
             "RANK": environment[of.rank],
             "LOCAL_RANK": environment.get(of.local_rank, "0"),
             "WORLD_SIZE": size,
-            "LOCAL_WORLD_SIZE": local if local.isdigit() else "1",
+            "LOCAL_WORLD_SIZE": of_this_host(local),
             "MASTER_ADDR": address,
             "MASTER_PORT": port,
         }
     return {}
+
+
+def of_this_host(local: str) -> str:
+    """How many processes a host has, of a launcher's word or Slurm's list: "4" and "4(x2)" -> "4"; "1" of none."""
+    match = re.match(r"\d+", local)
+    return match[0] if match else "1"
 
 
 def first_host(nodes: str) -> str:
@@ -93,8 +99,15 @@ def _number(job: str) -> int:
 
 
 def set_world() -> None:
-    """Put what `find_world` finds into the environment; a world of one process where nobody started several."""
+    """Put what `find_world` finds into the environment; a world of one process where nobody started several.
+
+    Raises:
+        UserError: what `find_world` refuses; a world that is said in part.
+    """
     os.environ.update(find_world())
+    lacking = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if "RANK" in os.environ and lacking:
+        raise UserError(f"RANK is set, {', '.join(lacking)} not; expected all that a launcher sets, or none of them")
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

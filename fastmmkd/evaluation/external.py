@@ -148,6 +148,8 @@ def _tested(test: Split, condition: str) -> np.ndarray:
 
 def _outcome(path: Path, task: Task, test: Split, said: Said, seed: int, condition: str) -> Outcome:
     rows = _tested(test, condition)
+    if not len(rows):
+        return Outcome(0, {})
     of_condition = said.get((seed, condition), {})
     if lacking := [test.ids[i] for i in rows if test.ids[i] not in of_condition]:
         raise UserError(

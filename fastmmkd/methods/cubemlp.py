@@ -14,7 +14,7 @@ Shape legend: S models (one), B samples, R_m rows of modality m, T frames of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -23,7 +23,8 @@ from pydantic import Field
 from torch import nn
 
 from fastmmkd.blocks import LARGEST_WIDTH, Config, MaskedOnceModel
-from fastmmkd.data.batches import Batch, Inputs, Kept, ResidentSplit, View, by_layer
+from fastmmkd.data.batches import Batch, Inputs, Kept, View, by_layer
+from fastmmkd.data.dataset import Split
 from fastmmkd.errors import UserError
 from fastmmkd.methods.baselines import BaselineLoss, task_errors
 from fastmmkd.methods.method import FeatureDims, Method, Network, PhaseSpec
@@ -125,10 +126,6 @@ class CubeMLP(Network):
         self.head = GroupedLinear((1,), 3 * (d // 2), task.outputs)
         number_dropouts(self)
 
-    def prepare(self, split: ResidentSplit) -> None:
-        """Refuse a training split that does not fit."""
-        self._check(split.longest[0])
-
     def losses(self, batch: Batch) -> Losses:
         """The task loss as a function of the streams' means `[S, B, 3 d / 2]`."""
         joint = self._mixed(self.encode(batch.inputs, batch.draw), batch.inputs.layouts[0], batch.draw)
@@ -151,19 +148,12 @@ class CubeMLP(Network):
 
     def _mixed(self, streams: list[torch.Tensor], layout: Layout, draw: DrawKeys | None = None) -> torch.Tensor:
         """From streams `[S, R_L, d]` to `[S, B, 3 d / 2]`."""
-        self._check(layout.longest)
+        refuse_longer(self.frames, layout.longest)
         cube = at_the_end(torch.stack(streams, dim=2), layout, self.frames)
         one = of_samples(layout)
         for mixing in self.mixings:
             cube = mixing(cube, one, draw)
         return cube.mean(2).flatten(2)
-
-    def _check(self, longest: int) -> None:
-        if longest > self.frames:
-            raise UserError(
-                f"model.frames: {self.frames}, but there are samples of {longest} frames; expected at most "
-                f"{self.frames}, what the time axis of this network has"
-            )
 
     def predict(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits `[S, B, O]` and joint representations `[S, B, 3 d / 2]`."""
@@ -193,6 +183,21 @@ def at_the_end(x: torch.Tensor, layout: Layout, frames: int) -> torch.Tensor:
     return move(x, places).unflatten(1, (layout.batch, frames))
 
 
+def refuse_longer(frames: int, longest: int) -> None:
+    """Refuse samples that are longer than the time axis."""
+    if longest > frames:
+        raise UserError(
+            f"model.frames: {frames}, but there are samples of {longest} frames; expected at most {frames}, what the "
+            "time axis of this network has"
+        )
+
+
+def check(config: Config, splits: Mapping[str, Split]) -> None:
+    """Refuse splits with longer samples, by their language, whose frames are the time axis."""
+    assert isinstance(config, CubemlpConfig)
+    refuse_longer(config.model.frames, max(int(split.lengths[:, 0].max(initial=0)) for split in splits.values()))
+
+
 def network(config: Config, feature_dims: FeatureDims) -> CubeMLP:
     """The network of a config."""
     assert isinstance(config, CubemlpConfig)
@@ -216,4 +221,5 @@ METHOD = Method(
         "masked": ["model.attention_mask=missing"],
     },
     grouped=False,
+    check=check,
 )

@@ -142,6 +142,8 @@ class Method:
     """The rows of its ablation table, the full method first, and the overrides (`--set`) that make each."""
     grouped: bool = True
     """Whether several models can be one module (`train.together`)."""
+    check: Callable[[Config, Mapping[str, Split]], None] = lambda config, splits: None
+    """Refuse splits that its network cannot read, before anything is trained."""
     compared: bool = False
     """Whether it is one of the systems that the papers of the others compare with."""
 

@@ -111,3 +111,9 @@ def test_bad_usage_exits_with_2(run: Run, words: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run(*words)
     assert stop.value.code == 2
+
+
+def test_a_name_that_looks_like_markup(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "dir[" / "b].h5"  # "[/b]" would close a tag
+    assert run("synth", "--like", "mosi", "--fraction", 0.01, "--out", out) == 0
+    assert f"wrote {out}" in capsys.readouterr().out

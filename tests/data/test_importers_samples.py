@@ -76,6 +76,29 @@ def test_one_split_of_a_pickle(clips, tmp_path: Path) -> None:
     assert load(dump({"test": part}, tmp_path / "new.pkl")).label_kind == ""
 
 
+def test_mmsa_files_are_read_as_their_importer_reads_them(tmp_path: Path) -> None:
+    """Token masks and lengths count: BERT fills padding, and zeros may be frames."""
+    rng, content = np.random.default_rng(1), {}
+    for name in SPLITS:
+        part = mmsa_split(random_clips(rng, 4, longest=8), [0.5, -1, 2, 0], name, dict.fromkeys(MODALITIES, 10))
+        part["audio_lengths"] = part["vision_lengths"] = (part["audio"] != 0).any(-1).sum(1) + 1
+        content[name] = part
+    path = dump(content, tmp_path / "mmsa.pkl")
+    theirs, ours = import_dataset("mmsa", path), load(path)
+    for name in SPLITS:
+        expected, split = theirs.splits[name], ours.splits[name]
+        np.testing.assert_array_equal(split.lengths, expected.lengths)
+        for modality in MODALITIES:
+            np.testing.assert_array_equal(split.features[modality], expected.features[modality])
+    assert (ours.splits["test"].lengths[:, 0] < 10).all()
+
+
+def test_padding_of_a_single_clip_is_no_frame(clips, tmp_path: Path) -> None:
+    part = mmsa_split(clips[:1], [0.5], "test", dict.fromkeys(MODALITIES, 9))
+    clip = {key: part[key][0] for key in ("text", "audio", "vision", "text_bert", "id")}
+    assert_holds(load(dump(clip, tmp_path / "clip.pkl")).splits["samples"], clips[:1])
+
+
 def test_emotions_of_a_pickle_are_no_scores(clips, tmp_path: Path) -> None:
     labels = np.zeros((4, 4, 2))
     dataset = load(dump({"valid": mult_split(clips, labels, STEPS)}, tmp_path / "new.pkl"))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
+from fastmmkd.cli import main
+from fastmmkd.data import store
 from fastmmkd.data.dataset import Dataset
 from fastmmkd.data.single_label import emotions_held, single_labelled
 from fastmmkd.errors import UserError
@@ -51,6 +55,18 @@ def test_they_are_dropped_from_every_split(dataset: Dataset) -> None:
     assert all((emotions_held(split) == 1).all() for split in single.splits.values())
     assert single.source == f"{dataset.source}, without 4 of 23 samples that hold no or several emotions"
     assert single.content_hash == dataset.content_hash
+
+
+def test_exported_masks_are_those_of_what_is_left(dataset: Dataset, tmp_path: Path) -> None:
+    store.write(dataset, tmp_path / "x.h5")
+    raw = json.loads(Path("configs/umdf_iemocap.json").read_text())
+    raw["train"]["task"], raw["data"] = "emotions-4way", raw["data"] | {"ambiguous": "drop"}
+    (tmp_path / "c.json").write_text(json.dumps(raw))
+    arguments = ["--config", tmp_path / "c.json", "--data", tmp_path / "x.h5", "--out", tmp_path / "masks.h5"]
+    assert main(["data", "masks", *map(str, arguments)]) == 0
+    with h5py.File(tmp_path / "masks.h5") as file:
+        ids = [i.decode() for i in file["ids"][()]]
+    assert ids == single_labelled(dataset, FOUR_WAY, "drop").splits["test"].ids
 
 
 def test_nothing_is_left_of_a_split(dataset: Dataset) -> None:

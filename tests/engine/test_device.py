@@ -163,6 +163,16 @@ class TestInterruptionWatch:
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
 
+    def test_one_within_another_hears_and_tells(self) -> None:
+        """What comes while a run is evaluated stops those after it; what came before a run, that run."""
+        with InterruptionWatch() as outer:
+            with InterruptionWatch() as inner:
+                signal.raise_signal(signal.SIGTERM)
+            assert inner.requested
+            assert outer.requested
+            with InterruptionWatch() as next_one:
+                assert next_one.requested
+
 
 class Layer(torch.nn.Linear, Trainable):
     """Every output is a model of its own, with a row of the weights and a bias."""

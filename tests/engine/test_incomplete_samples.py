@@ -66,6 +66,22 @@ def test_in_the_teacher_phase(
     assert validated[:2] == [list(selected_on), list(range(4, 12))]
 
 
+@pytest.mark.parametrize("phase", ["teacher", "network"])
+def test_nothing_complete_to_validate_on(
+    train_tiny: Train, raw: dict, tiny_dataset: Callable[..., Dataset], tmp_path: Path, phase: str
+) -> None:
+    path = stored(without_language(tiny_dataset(), train=8, valid=12), tmp_path / "incomplete.h5")
+    raw["data"]["path"] = path
+    raw["train"]["select_on"] = "complete"
+    raw["teacher"] = raw["teacher"] if phase == "teacher" else None
+    with pytest.raises(UserError) as caught:
+        train_tiny(raw, tmp_path / "run")
+    assert str(caught.value).startswith(
+        f"train.select_on: no validation sample of {path} has what the checkpoint of the {phase} is chosen on (lav); "
+    )
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
 def test_too_few_complete_ones(
     train_tiny: Train, raw: dict, tiny_dataset: Callable[..., Dataset], tmp_path: Path
 ) -> None:

@@ -107,6 +107,23 @@ def test_folds_that_cannot_be(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ("run.json", "one: holds a run of its own; expected another --out for runs on folds"),
+        ("c/results.json", "one: holds a run on c, too; expected it among --folds, or another --out"),
+    ],
+)
+def test_other_runs_where_folds_are_to_be(
+    there: str, said: str, configs: Callable[..., list[Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out" / "one" / there
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    assert suite(configs(one={}), tmp_path / "out", "--folds", "a.h5", "b.h5") == 2
+    assert said in capsys.readouterr().err
+
+
 def test_every_config_of_a_data_set(
     configs: Callable[..., list[Path]],
     tmp_path: Path,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmmkd.engine.world import find_world, first_host
+from fastmmkd.engine.world import find_world, first_host, set_world
 from fastmmkd.errors import UserError
 from tests.engine.run_records import parameters
 
@@ -43,6 +43,7 @@ def test_slurm_on_two_hosts() -> None:
     world = find_world(SLURM)
     assert (world["RANK"], world["LOCAL_RANK"], world["WORLD_SIZE"]) == ("3", "1", "4")
     assert (world["MASTER_ADDR"], world["MASTER_PORT"]) == ("gpu07", "23456")
+    assert world["LOCAL_WORLD_SIZE"] == "2"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,14 @@ def test_first_of_a_node_list(nodes, first) -> None:
 )
 def test_nothing_to_be_set(environment) -> None:
     assert find_world(environment) == {}
+
+
+def test_a_world_that_is_said_in_part_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match=r"^RANK is set, WORLD_SIZE, MASTER_ADDR, MASTER_PORT not; expected all "):
+        set_world()
 
 
 def test_hosts_without_a_first_one_are_refused() -> None:

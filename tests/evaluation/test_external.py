@@ -129,6 +129,23 @@ def say(path: Path, lines: list[list[str]]) -> Path:
     return path
 
 
+def test_where_no_sample_has_everything_ratios_say_nothing(
+    lines: list[list[str]], dataset: Dataset, tmp_path: Path
+) -> None:
+    test = dataset.splits["test"]
+    present, lengths = test.present.copy(), test.lengths.copy()
+    present[:, 2], lengths[:, 2] = False, 0
+    features = test.features | {"visual": test.features["visual"][:0]}
+    blind = replace(test, features=features, present=present, lengths=lengths)
+    shown_to_them = [line for line in lines if line[1] in ("condition", "l", "a", "la")]
+    shown_to_them += [[i, "p=0.5", "0.0"] for i in test.ids]
+    without = replace(dataset, splits=dataset.splits | {"test": blind})
+    content = external.read(say(tmp_path / "a.csv", shown_to_them), without, "zeros")
+    assert content.conditions["la"].metrics["mae"].mean is not None
+    assert content.conditions["lav"].metrics["mae"].mean is None
+    assert [entry.metrics["mae"].mean for entry in content.sweep] == [None]
+
+
 def test_seed_and_ratios_may_be_left_out(lines: list[list[str]], dataset: Dataset, tmp_path: Path) -> None:
     content = external.read(say(tmp_path / "a.csv", lines), dataset, "zeros")
     assert (content.seeds, content.sweep) == ([1], [])

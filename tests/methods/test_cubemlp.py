@@ -22,6 +22,7 @@ from whole_batches import (
 
 from fastmmkd.engine.step import Objective
 from fastmmkd.errors import UserError
+from fastmmkd.methods import METHODS
 from fastmmkd.methods.cubemlp import AXES, CubeMLP, at_the_end
 from tests.handmade import ragged_layout
 from tests.literal_recurrence import literal
@@ -110,7 +111,7 @@ def test_a_sample_that_is_longer_than_the_cube_is_refused_by_both_numbers() -> N
     config, split = config_of("cubemlp", model=MODEL | {"frames": 6}), split_of()
     message = r"model\.frames: 6, but there are samples of 7 frames; expected at most 6"
     with pytest.raises(UserError, match=message):
-        objective_of(config, split)
+        METHODS["cubemlp"].check(config, {"train": split.take(split.lengths.max(axis=1) < 7), "test": split})
     short = split.take(split.lengths.max(axis=1) < 7)
     objective = objective_of(config, short)
     batch = drawn(objective, rows=torch.tensor([[0, 1, 2, 3, 4, 5]]))

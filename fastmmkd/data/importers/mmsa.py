@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastmmkd.data.store import SPLITS, Dataset
 from fastmmkd.errors import UserError
 
 LABELS = "regression_labels"
+LENGTHS = tuple(f"{pickled.KEYS[modality]}_lengths" for modality in ("audio", "visual"))
 TOKEN_MASK_ROW = 1
 """`text_bert` holds token ids, mask and segment ids, in this order."""
 
@@ -37,13 +39,21 @@ def _raw_split(split: dict[str, Any], where: str) -> RawSplit:
     raw = RawSplit(features=pickled.take_features(split, where), labels=labels)
     if split.get("id") is not None:
         raw.ids = text_ids(split["id"], f"{where} id")
-    for modality in ("audio", "visual"):
-        key = f"{pickled.KEYS[modality]}_lengths"
+    tell_lengths(raw, split, where)
+    return raw
+
+
+def tell_lengths(raw: RawSplit, split: Mapping[str, Any], where: str) -> None:
+    """Take what a split says of how many frames are real: the tokens of language, the lengths of audio and visual.
+
+    Raises:
+        UserError: it does not fit the features.
+    """
+    for modality, key in zip(("audio", "visual"), LENGTHS, strict=True):
         if split.get(key) is not None and modality in raw.features:
-            raw.lengths[modality] = _per_sample(split[key], len(labels), f"{where} {key}")
+            raw.lengths[modality] = _per_sample(split[key], len(raw.labels), f"{where} {key}")
     if split.get("text_bert") is not None and "language" in raw.features:
         raw.tokens = _token_mask(split["text_bert"], raw.features["language"].shape[:2], f"{where} text_bert")
-    return raw
 
 
 def _per_sample(values: Any, samples: int, where: str) -> np.ndarray:

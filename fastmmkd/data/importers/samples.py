@@ -23,7 +23,7 @@ import numpy as np
 
 from fastmmkd.data import store
 from fastmmkd.data.dataset import SPLITS, Dataset
-from fastmmkd.data.importers import csd, restricted_pickle
+from fastmmkd.data.importers import csd, mmsa, restricted_pickle
 from fastmmkd.data.importers.assemble import RawSplit, assemble, numeric, plain_array, require_scores, text_ids
 from fastmmkd.data.importers.pickled import KEYS, MIDDLE
 from fastmmkd.errors import UserError
@@ -88,8 +88,16 @@ def _from_pickle(path: Path) -> Dataset:
         features = {m: numeric(part[key], f"{where} {key}") for m, key in KEYS.items() if part.get(key) is not None}
         labels = _scores_in(part, where, next((x.shape[0] for x in features.values() if len(x.shape) == 3), 1))
         raw[name] = _raw(where, features, part.get("id"), labels)
+        of_clip = all(len(x.shape) == 2 for x in features.values())
+        mmsa.tell_lengths(raw[name], _as_split(part) if of_clip else part, where)
         labelled &= labels is not None
     return assemble(raw, source=str(path), importer="mmsa", label_kind="score" if labelled else "")
+
+
+def _as_split(clip: Mapping[str, Any]) -> dict[str, Any]:
+    """What MMSA says of a single clip's frames, as of a split of one."""
+    told = {key: value for key, value in clip.items() if key == "text_bert" or key in mmsa.LENGTHS}
+    return {key: np.asarray(value)[None] for key, value in told.items() if value is not None}
 
 
 def _scores_in(part: Mapping[str, Any], where: str, samples: int) -> Any:
