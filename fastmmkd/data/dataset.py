@@ -17,7 +17,7 @@ import numpy as np
 from fastmmkd.data.packing import pack, padded_right, unpack
 from fastmmkd.errors import UserError
 from fastmmkd.labels import EMOTIONS
-from fastmmkd.modalities import MODALITIES
+from fastmmkd.modalities import MODALITIES, condition_modalities
 
 __all__ = ["DTYPES", "EMOTIONS", "SPLITS", "Dataset", "Split"]
 
@@ -97,6 +97,10 @@ class Split:
     def aligned(self) -> bool:
         """Whether the modalities that a sample has are of the same length, in every sample (word-aligned data)."""
         return bool((~self.present | (self.lengths == self.lengths.max(axis=1, keepdims=True))).all())
+
+    def tested(self, condition: str) -> np.ndarray:
+        """`[n]` int64, the samples that a testing condition counts: those that have all that it keeps."""
+        return np.flatnonzero(self.present[:, list(condition_modalities(condition))].all(axis=1))
 
     def starts(self, modality: str) -> np.ndarray:
         """`[N + 1]` int64: the rows of sample i are `starts[i]` to `starts[i + 1]`, and `starts[N]` is R_m."""

@@ -13,7 +13,7 @@ from fastmmkd.errors import UserError
 from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
 from fastmmkd.files import read_json
-from fastmmkd.modalities import CONDITIONS, condition_modalities
+from fastmmkd.modalities import CONDITIONS
 from fastmmkd.run_folder import EVALUATION_FILE
 from fastmmkd.tasks import Task
 
@@ -114,8 +114,8 @@ def read_evaluation(session: Session, seed: int, directory: Path) -> SeedEvaluat
     path = directory / EVALUATION_FILE
     if not path.exists():
         return None
-    present, sweep = session.dataset.splits["test"].present, list(session.config.eval.sweep)
-    samples = {name: int(present[:, list(condition_modalities(name))].all(axis=1).sum()) for name in CONDITIONS}
+    test, sweep = session.dataset.splits["test"], list(session.config.eval.sweep)
+    samples = {name: len(test.tested(name)) for name in CONDITIONS}
     try:
         evaluation = evaluation_from_json(read_json(path, "a seed's evaluation"))
         counts = {name: outcome.samples for name, outcome in evaluation.conditions.items()}

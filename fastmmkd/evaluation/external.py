@@ -28,7 +28,7 @@ from fastmmkd.evaluation import floors, metrics, results
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
 from fastmmkd.evaluation.schema import Results
 from fastmmkd.files import refuse_special
-from fastmmkd.modalities import CONDITIONS, condition_modalities
+from fastmmkd.modalities import CONDITIONS
 from fastmmkd.tasks import TASKS, Task
 
 Said = dict[tuple[int, str], dict[str, list[float]]]
@@ -56,9 +56,9 @@ def read(path: Path, dataset: Dataset, name: str) -> Results:
     evaluations = [
         SeedEvaluation(
             seed,
-            {c: _outcome(path, task, test, said, seed, c) for c in CONDITIONS if len(_tested(test, c))},
+            {c: _outcome(path, task, test, said, seed, c) for c in CONDITIONS if len(test.tested(c))},
             [(p, _outcome(path, task, test, said, seed, f"p={p:g}").metrics) for p in ratios],
-            len(_tested(test, "lav")),
+            len(test.tested("lav")),
         )
         for seed in seeds
     ]
@@ -140,14 +140,8 @@ def _ratio(condition: str) -> float:
     return _number(condition.removeprefix("p=")) if condition.startswith("p=") else math.nan
 
 
-def _tested(test: Split, condition: str) -> np.ndarray:
-    """`[n]` int64, the samples that a condition is evaluated on."""
-    kept = condition_modalities(condition) if condition in CONDITIONS else (True, True, True)
-    return np.flatnonzero(test.present[:, list(kept)].all(axis=1))
-
-
 def _outcome(path: Path, task: Task, test: Split, said: Said, seed: int, condition: str) -> Outcome:
-    rows = _tested(test, condition)
+    rows = test.tested(condition if condition in CONDITIONS else "lav")
     if not len(rows):
         return Outcome(0, {})
     of_condition = said.get((seed, condition), {})

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastmmkd.data.dataset import EMOTIONS, Dataset
 from fastmmkd.evaluation import metrics
-from fastmmkd.modalities import CONDITIONS, condition_modalities
+from fastmmkd.modalities import CONDITIONS
 from fastmmkd.tasks import Task
 
 BINNED = ("acc7", "acc5", "acc3", "acc2_sims", "f1_sims", "acc3_sims", "acc5_sims")
@@ -56,7 +56,7 @@ def references(task: Task, dataset: Dataset) -> References:
     test, train = dataset.splits["test"], dataset.splits["train"]
     of_floor, of_ideal, used = {}, {}, {}
     for condition in CONDITIONS:
-        rows = np.flatnonzero(test.present[:, list(condition_modalities(condition))].all(axis=1))
+        rows = test.tested(condition)
         used[condition] = metrics.used(task, test.labels[rows])
         if len(rows):
             of_floor[condition] = floor(task, test.labels[rows], train.labels)

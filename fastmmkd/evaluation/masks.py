@@ -66,7 +66,7 @@ def export(config: Config, dataset: Dataset, path: Path) -> None:
         for condition in CONDITIONS:
             kept = np.array(condition_modalities(condition))
             group = file.create_group(f"conditions/{condition}")
-            group["kept"], group["samples"] = kept, np.flatnonzero(test.present[:, kept].all(axis=1))
+            group["kept"], group["samples"] = kept, test.tested(condition)
         for index, (p, of_modalities) in enumerate(frames_that_stay(config, dataset).items()):
             group = file.create_group(f"sweep/{index}")
             group.attrs["p"] = p
