@@ -195,6 +195,9 @@ def _tsne(points: np.ndarray) -> np.ndarray:
     """`[n, D]` -> `[n, 2]`, n >= 4. The perplexity is 30, or a third of the neighbours where there are fewer."""
     from sklearn.manifold import TSNE  # seconds, which drawing a stored map need not wait for
 
+    largest = float(np.abs(points).max())
+    if 0 < largest < 1e-10:  # their squares would be 0 in float32
+        points = points / largest
     # The PCA start divides by the spread, which one feature or equal points do not have.
     spread = points.shape[1] > 1 and bool(np.ptp(points, axis=0).any())
     perplexity = min(30.0, (len(points) - 1) / 3)

@@ -90,7 +90,12 @@ def test_few_samples(tmp_path: Path, n: int) -> None:
     assert imread(tmp_path / "e.png").ndim == 3
 
 
-@pytest.mark.parametrize("points", [np.ones((12, 3)), np.arange(12.0)[:, None]], ids=["equal points", "one feature"])
+TINY = 1e-30 * np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "points", [np.ones((12, 3)), np.arange(12.0)[:, None], TINY], ids=["equal points", "one feature", "next to nothing"]
+)
 def test_degenerate_points(points: np.ndarray) -> None:
     found = embedding._tsne(points)
     assert found.shape == (12, 2)
