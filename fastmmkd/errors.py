@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 LONGEST_SHOWN = 100
 """Characters."""
@@ -38,6 +41,14 @@ def shown(value: Any) -> str:
     """A value as JSON, for a message: cut off where it is long."""
     text = json.dumps(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of what pydantic objects to, as one line: `"sweep.0.p: Input should be a valid number"`."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    what = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

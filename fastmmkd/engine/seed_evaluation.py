@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from fastmmkd.engine.session import Session
-from fastmmkd.errors import UserError
+from fastmmkd.errors import UserError, first_problem
 from fastmmkd.evaluation import metrics
 from fastmmkd.evaluation.results import Outcome, SeedEvaluation
 from fastmmkd.files import read_json
@@ -68,8 +68,7 @@ def evaluation_from_json(value: Any) -> SeedEvaluation:
     try:
         saved = _Evaluation.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(": ".join((".".join(map(str, first["loc"])), first["msg"])).lstrip(": ")) from None
+        raise ValueError(first_problem(error)) from None
 
     def with_nan(values: dict[str, float | None]) -> dict[str, float]:
         return {key: math.nan if value is None else value for key, value in values.items()}

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pydantic import NonNegativeInt, ValidationError, model_validator
 
-from fastmmkd.errors import UserError
+from fastmmkd.errors import UserError, first_problem
 from fastmmkd.evaluation.plots import STYLE, save
 from fastmmkd.evaluation.schema import Block
 from fastmmkd.files import read_json, write_text
@@ -128,10 +128,7 @@ def read(path: Path) -> Embedding:
     try:
         return Embedding.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        what = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{path}: {where}: {what}" if where else f"{path}: {what}") from None
+        raise UserError(f"{path}: {first_problem(error)}") from None
 
 
 def draw(path: Path, maps: Sequence[tuple[str, Embedding]]) -> None:

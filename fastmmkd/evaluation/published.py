@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
 from scipy import stats
 
-from fastmmkd.errors import UserError
+from fastmmkd.errors import UserError, first_problem
 from fastmmkd.evaluation import floors, metrics, tables
 from fastmmkd.evaluation.schema import Results, Statistic
 from fastmmkd.evaluation.tables import COLUMNS, Cell, Row
@@ -150,10 +150,7 @@ def read(file: Path) -> PaperResults:
     try:
         return PaperResults.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        what = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{file}: {where}: {what}" if where else f"{file}: {what}") from None
+        raise UserError(f"{file}: {first_problem(error)}") from None
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from fastmmkd.blocks import LONGEST_SWEEP
-from fastmmkd.errors import shown
+from fastmmkd.errors import first_problem, shown
 from fastmmkd.evaluation import metrics
 from fastmmkd.modalities import CONDITIONS
 from fastmmkd.tasks import TASKS
@@ -180,7 +180,4 @@ def parse(value: Any) -> Results:
     try:
         return Results.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{where}: {what}" if where else what) from None
+        raise ValueError(first_problem(error)) from None
