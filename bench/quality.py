@@ -15,13 +15,12 @@ from fastmmkd.evaluation import folds, published, report, tables
 from fastmmkd.evaluation.report import Run
 from fastmmkd.evaluation.schema import Results
 from fastmmkd.evaluation.significance import holm, paired_test
-from fastmmkd.files import make_directory, read_json
+from fastmmkd.files import make_directory, read_json, write_json
 from fastmmkd.methods import METHODS
 from fastmmkd.run_folder import RESULTS_FILE, RUN_FILE
 
 Key = TypeVar("Key")
 RECORDS = Path(__file__).parent / "results" / "quality"
-FILES = (RESULTS_FILE, RUN_FILE)
 ABLATIONS = {name: method.ablations for name, method in METHODS.items() if method.ablations}
 FULL = {method: next(iter(rows)) for method, rows in ABLATIONS.items()}
 """Method -> its name for people, which is the first row of its ablation table."""
@@ -82,8 +81,10 @@ def take(run: Path, record: Path) -> None:
         shutil.rmtree(record, ignore_errors=True)
     for folder in of_folds or [run]:
         place = make_directory(record / folder.name if of_folds else record)
-        for name in FILES:
-            shutil.copyfile(folder / name, place / name)
+        shutil.copyfile(folder / RESULTS_FILE, place / RESULTS_FILE)
+        facts = read_json(folder / RUN_FILE, "a run.json")
+        facts.pop("hosts", None)  # whose machines they were is nobody's business
+        write_json(place / RUN_FILE, facts)
 
 
 def parts() -> dict[str, str]:
