@@ -5,7 +5,7 @@ BIN := .venv/bin
 MMMO_DIR ?= ../shared/data/ict_mmmo
 CMU_MOSI_DIR ?= ../shared/data/cmu_mosi
 
-.PHONY: train test setup lint types check test-triton test-slow test-hosts real compare compare-synthetic full study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme matrix fuzz clean
+.PHONY: train test setup lint types check test-triton test-slow test-hosts real compare compare-synthetic full warm-up study bench cross-compile gpu-check gpu-rehearse gpu-bundle readme matrix fuzz clean
 
 train: data/demo.h5
 	$(BIN)/python train.py --config configs/demo.json --out runs/demo --resume
@@ -97,6 +97,12 @@ full: $(DATA:%=data/full_%.h5)
 	for data in $(DATA); do for method in $(METHODS); do \
 		$(BIN)/python train.py --config configs/$${method}_$$data.json --data data/full_$$data.h5 --seeds 1 \
 		--out runs/full/$${method}_$$data --resume || exit; done; done
+
+# The same of IEMOCAP, with a warm-up of 200 steps in place of 2000.
+warm-up: data/full_iemocap.h5
+	for method in $(METHODS); do \
+		$(BIN)/python train.py --config configs/$${method}_iemocap.json --data data/full_iemocap.h5 --seeds 1 \
+		--set deepspeed.scheduler.params.warmup_num_steps=200 --out runs/warm_up/$${method}_iemocap --resume || exit; done
 
 # The study of docs/ablations.md: every method and its ablations, six seeds, on two draws of the data: an hour on two cores.
 # Go on by calling again. METHODS chooses some.

@@ -1,5 +1,5 @@
 """What the papers' configs took and reached, trained to their end at full size: `make full`, then
-`python -m bench.report --full runs/full`.
+`python -m bench.report --full runs/full`; and what those of IEMOCAP reach with a short warm-up: `make warm-up`.
 
 Of every run its results, its `run.json` and `phases.json`, which is read off the run's journals, go into the records.
 """
@@ -19,14 +19,15 @@ from fastmmkd.model_file import read_facts
 from fastmmkd.run_folder import JOURNAL_FILE, MODEL_FILE, RESULTS_FILE, RUN_FILE, seed_directory
 from fastmmkd.tasks import Task
 
-FOLDER = RECORDS / "full"
+FULL, WARM_UP = "full", "warm_up"
+"""Folders of the records, and the generated parts: the configs as they are shipped, and with a short warm-up."""
 PHASES_FILE = "phases.json"
 LAST = "last"
 """What the phase is called that a run ends with: `student`, or `network` where it has no teacher."""
 
 
-def take_full(folder: Path) -> None:
-    """Take over the finished runs that `make full` has left in a folder.
+def take_full(folder: Path, which: str = FULL) -> None:
+    """Take over the finished runs that `make full` (or `make warm-up`) has left in a folder.
 
     Raises:
         UserError: there is none.
@@ -35,8 +36,9 @@ def take_full(folder: Path) -> None:
     if not runs:
         raise UserError(f"{folder}: holds no finished run, expected what `make full` leaves")
     for run in runs:
-        take(run, FOLDER / run.name)
-        write_text(FOLDER / run.name / PHASES_FILE, json.dumps(phases(run), indent=1) + "\n")
+        record = RECORDS / which / run.name
+        take(run, record)
+        write_text(record / PHASES_FILE, json.dumps(phases(run), indent=1) + "\n")
 
 
 def phases(run: Path) -> list[dict[str, Any]]:
@@ -69,11 +71,15 @@ def phase(folder: Path, name: str) -> dict[str, Any]:
 
 
 def parts() -> dict[str, str]:
-    """The generated part: a row for every phase of every run that is recorded."""
-    rows = [row for record in sorted(FOLDER.glob(f"*/{PHASES_FILE}")) for row in _rows(record.parent)]
+    """The generated parts: a row for every phase of every run that is recorded."""
+    return {which: _table(RECORDS / which) for which in (FULL, WARM_UP)}
+
+
+def _table(folder: Path) -> str:
+    rows = [row for record in sorted(folder.glob(f"*/{PHASES_FILE}")) for row in _rows(record.parent)]
     header = ["config", "phase", "epochs (best)", "best on validation", "constant", "training", "validation"]
     header += ["samples/s", "peak MB", "kJ", "test, Avg.", "{l,a,v}"]
-    return {"full": tables.markdown_table(header, rows) if rows else NOT_YET}
+    return tables.markdown_table(header, rows) if rows else NOT_YET
 
 
 def _rows(record: Path) -> list[list[str]]:

@@ -6,6 +6,7 @@ python -m bench.report --study runs/study       first take over the results of `
 python -m bench.report --real runs/real         first take over the results of `make real`
 python -m bench.report --compare runs/compare   first take over the results of `make compare` on synthetic MOSI
 python -m bench.report --full runs/full         first take over the results of `make full`
+python -m bench.report --warm-up runs/warm_up   first take over the results of `make warm-up`
 
 Results are taken of the methods that are there; the records of others stay.
 """
@@ -26,7 +27,7 @@ DOCUMENTS = {
     ROOT / "README.md": ("cmu_mosi", quality.COMPARED, "speed"),
     ROOT / "docs" / "speed.md": ("whole_steps", "train_steps", "kernels", "epochs", "scaling", "data_path"),
     ROOT / "docs" / "parity.md": ("parity",),
-    ROOT / "docs" / "full_runs.md": ("full",),
+    ROOT / "docs" / "full_runs.md": (full.FULL, full.WARM_UP),
     ROOT / "docs" / "gpu.md": ("status",),
     ROOT / "docs" / "methods.md": (
         "features",
@@ -64,11 +65,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--real", type=Path, metavar="DIR", help="folder of `make real` to take results from")
     parser.add_argument("--compare", type=Path, metavar="DIR", help="folder of `make compare`, of synthetic MOSI")
     parser.add_argument("--full", type=Path, metavar="DIR", help="folder of `make full` to take results from")
+    parser.add_argument("--warm-up", type=Path, metavar="DIR", help="folder of `make warm-up` to take results from")
     args = parser.parse_args(argv)
     if args.compare:
         quality.take_compare(args.compare)
     if args.full:
         full.take_full(args.full)
+    if args.warm_up:
+        full.take_full(args.warm_up, full.WARM_UP)
     if args.study:
         quality.take_study(args.study)
     if args.real:

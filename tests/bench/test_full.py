@@ -14,8 +14,8 @@ from fastmmkd.errors import UserError
 
 @pytest.fixture
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(full, "FOLDER", tmp_path / "records")
-    return tmp_path / "records"
+    monkeypatch.setattr(full, "RECORDS", tmp_path / "records")
+    return tmp_path / "records" / full.FULL
 
 
 def test_a_run_becomes_a_row_for_each_phase(records: Path, trained: Path, tmp_path: Path) -> None:
@@ -41,4 +41,4 @@ def test_a_run_becomes_a_row_for_each_phase(records: Path, trained: Path, tmp_pa
 def test_nothing_to_take(records: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no finished run, expected what `make full` leaves"):
         full.take_full(tmp_path)
-    assert full.parts()["full"] == "Not yet run.\n"
+    assert set(full.parts().values()) == {"Not yet run.\n"}
