@@ -142,31 +142,15 @@ def losses_table() -> str:
             test = paired_test(together, [0.0] * len(together))
             means = [_signed(float(np.mean(x)) if x else None) for x in by_draw.values()]
             deviation = f"{np.std(together, ddof=1):.2f}" if len(together) > 1 else tables.NONE
-            rows.append(
-                [
-                    f"{full} − {name}",
-                    _signed(printed.get((full, name))),
-                    *means,
-                    _signed(test.mean_difference),
-                    deviation,
-                ]
-            )
+            named = [f"{full} − {name}", _signed(printed.get((full, name)))]
+            rows.append([*named, *means, _signed(test.mean_difference), deviation])
             tests.append(test)
     if not rows:
         return NOT_YET
     corrected = holm([test.t_p for test in tests])
     rows = [[*row, _p(test.t_p), _p(p), str(test.n)] for row, test, p in zip(rows, tests, corrected, strict=True)]
-    header = [
-        "difference on Avg.",
-        "paper, MOSI",
-        "a draw",
-        "another",
-        "both",
-        "std of pairs",
-        "t-test p",
-        "Holm",
-        "pairs",
-    ]
+    header = ["difference on Avg.", "paper, MOSI", "a draw", "another", "both"]
+    header += ["std of pairs", "t-test p", "Holm", "pairs"]
     return tables.markdown_table(header, rows)
 
 

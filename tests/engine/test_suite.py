@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,22 @@ def test_an_interrupted_suite_continues_where_it_stopped(
     assert finished(out / "first") == before
     assert suite(files[1:], tmp_path / "whole") == 0
     assert_same(parameters(out / "second"), parameters(tmp_path / "whole" / "second"))
+
+
+def test_a_signal_while_a_member_is_evaluated_stops_those_after_it(
+    configs: Callable[..., list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to save then, and the member ends as if nobody had asked."""
+    trained: list[str] = []
+
+    def train_run(config: Any, folder: Path, **how: Any) -> None:
+        trained.append(folder.name)
+        with interruption.InterruptionWatch():
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(run, "train_run", train_run)
+    assert suite(configs(one={}, two={}), tmp_path / "out") == 130
+    assert trained == ["one"]
 
 
 def test_a_run_that_diverges_is_named_and_the_others_go_on(
